@@ -1,0 +1,56 @@
+"""The exceptions that the command line turns into one line and an exit status.
+
+They stand alone, import nothing but the standard library, and may be raised from any module;
+`launch.py` is the only place that catches them.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend, told in one line: what was given, what is allowed, closest match.
+
+    It is a `ValueError`, so that callers of the library need not know of the class.
+    """
+
+
+class TrainingDiverged(Exception):
+    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """The process was told to stop and did so once its state was saved; it may be started again."""
+
+
+def closest_name(given: str, allowed: Iterable[str]) -> str | None:
+    """Returns the allowed name most like the given one, letter case aside; None if none is like it.
+
+    Example:
+        >>> closest_name("Restnet20", ["resnet20", "vgg11"])
+        'resnet20'
+    """
+    by_lower_case = {name.lower(): name for name in allowed}
+    matches = difflib.get_close_matches(given.lower(), by_lower_case, n=1, cutoff=0.5)
+    return by_lower_case[matches[0]] if matches else None
+
+
+def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:
+    """Builds the error for a name that is not one of those allowed. The caller raises it.
+
+    Args:
+        kind: What the name stands for, e.g. "pool".
+        given: What the user wrote.
+        allowed: Every valid name, in the order in which they are to be listed.
+
+    Returns:
+        An error whose message names the closest match, where there is one, and all valid names.
+
+    Example:
+        >>> print(unknown_name("pool", "flexpol", ["avg", "flexpool"]))
+        unknown pool 'flexpol'; did you mean 'flexpool'? allowed: avg, flexpool
+    """
+    names = list(allowed)
+    match = closest_name(str(given), names)
+    hint = f" did you mean {match!r}?" if match else ""
+    return UserError(f"unknown {kind} {given!r};{hint} allowed: {', '.join(names)}")
