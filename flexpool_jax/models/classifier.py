@@ -1,0 +1,95 @@
+"""From stage maps to logits: a pool, dropout and a dense layer on the last stage, or on every one.
+
+It is its own module since it is the same for every backbone: a Simple Auxiliary Classifier is this
+head on an earlier stage, with no convolution or dense layer before its pool (the paper, section 3.2
+and Fig. 3).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flexpool_jax.pooling import create_pool
+
+Array = jax.Array
+
+
+class Head(nn.Module):
+    """Global pool, dropout on the pooled vector, dense layer: ``[B, H, W, C] -> [B, num_classes]``.
+
+    Attributes:
+      num_classes: width of the logits.
+      pool: a name out of `flexpool_jax.pooling.POOLS`.
+      dropout_rate: of the pooled vector; acts in training only.
+      hidden_features: widths of dense layers with ReLU (and dropout) ahead of the last one.
+      dtype: compute dtype; logits are float32.
+    """
+
+    num_classes: int
+    pool: str
+    dropout_rate: float = 0.0
+    hidden_features: tuple[int, ...] = ()
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+    @nn.compact
+    def __call__(self, feature_map: Array, train: bool = False) -> Array:
+        x = create_pool(self.pool, name="pool")(feature_map)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        for index, features in enumerate(self.hidden_features, start=1):
+            x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden{index}")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x).astype(
+            jnp.promote_types(self.dtype, jnp.float32)
+        )
+
+
+class Classifier(nn.Module):
+    """A backbone with a head on its last stage and, with SAC, an auxiliary one on each of the others.
+
+    Attributes:
+      backbone: module called as ``backbone(images, train=bool)``; returns named stage maps in order.
+      num_classes, pool, dropout_rate, hidden_features, dtype: of the heads, see `Head`. The hidden
+        layers belong to the last head only: an auxiliary classifier is simple by definition.
+      sac: whether the earlier stages have classifiers.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    pool: str = "flexpool"
+    sac: bool = False
+    dropout_rate: float = 0.0
+    hidden_features: tuple[int, ...] = ()
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Maps images ``[B, H, W, C]`` to float32 logits ``[B, num_classes]``.
+
+        With ``sac`` and ``train`` the collection ``aux_logits`` (if mutable) receives under
+        ``logits`` the tuple of the auxiliary logits, first stage first.
+        """
+        if images.ndim != 4:
+            raise ValueError(f"images must be [B, H, W, C]; got shape {tuple(images.shape)}")
+        stages = self.backbone(images.astype(self.dtype), train=train)
+        *earlier, last = stages.items()
+        if self.sac and (train or self.is_initializing()):
+            for name, feature_map in earlier:
+                logits = Head(
+                    self.num_classes,
+                    self.pool,
+                    self.dropout_rate,
+                    dtype=self.dtype,
+                    name=f"aux_head_{name}",
+                )(feature_map, train)
+                if not self.is_initializing():
+                    self.sow("aux_logits", "logits", logits)
+        return Head(
+            self.num_classes,
+            self.pool,
+            self.dropout_rate,
+            self.hidden_features,
+            dtype=self.dtype,
+            name="head",
+        )(last[1], train)

@@ -1,0 +1,165 @@
+"""Backbones by name. Listing the names imports no JAX, so that a command line can check them first.
+
+A backbone is a Flax module that maps images to its named stage maps,
+``{"stage1": [B, H1, W1, C1], "stage2": ..., ...}`` in order from first to last; everything after
+that (pools, dropout, classifiers, SAC) is `flexpool_jax.models.classifier.Classifier`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flexpool_jax import errors
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A backbone's builder, or where it is (``"module:function"``), and its number of stages."""
+
+    build: str | Callable[..., nn.Module]
+    num_stages: int
+    head_features: tuple[int, ...] = ()
+
+
+def _family(module: str, names: str, num_stages: int, **fields: Any) -> dict[str, Entry]:
+    path = f"flexpool_jax.models.{module}"
+    return {name: Entry(f"{path}:{name}", num_stages, **fields) for name in names.split()}
+
+
+MODELS: dict[str, Entry] = {
+    **_family("resnet_cifar", "resnet20 resnet32 resnet44 resnet56 resnet110", num_stages=3),
+}
+
+
+def register_model(
+    name: str, *, num_stages: int, head_features: tuple[int, ...] = ()
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Registers a function that builds a backbone, so that `create_model` and configs know its name.
+
+    Args:
+      name: what ``config.model`` and `create_model` call it.
+      num_stages: how many stage maps the backbone returns; SAC needs one weight for each.
+      head_features: widths of hidden dense layers between the pooled vector and the classifier.
+
+    Returns:
+      A decorator for ``build(*, dtype, norm_axis_name, **options) -> flax.linen.Module``. ``dtype``
+      is the compute dtype, ``norm_axis_name`` the pmapped axis over which batch statistics are
+      to be synchronised (or None), and ``options`` are `create_model`'s remaining keywords. The
+      module is called as ``backbone(images, train=bool)``.
+
+    Raises:
+      UserError: the name is taken.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> class OneStage(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, images, train):
+      ...         return {"stage1": nn.relu(nn.Conv(8, (3, 3))(images))}
+      >>> @register_model("one_stage", num_stages=1)
+      ... def one_stage(*, dtype, norm_axis_name):
+      ...     return OneStage()
+    """
+    if name in MODELS:
+        raise errors.UserError(f"a model named {name!r} is registered already")
+
+    def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        MODELS[name] = Entry(build, num_stages, head_features)
+        return build
+
+    return register
+
+
+def _entry(name: str) -> Entry:
+    if name not in MODELS:
+        raise errors.unknown_name("model", name, MODELS)
+    return MODELS[name]
+
+
+def num_stages(name: str) -> int:
+    """How many stage maps, and so classifiers with SAC, the model of that name has.
+
+    Raises:
+      UserError: unknown name.
+    """
+    return _entry(name).num_stages
+
+
+def create_model(
+    name: str,
+    num_classes: int = 10,
+    pool: str = "flexpool",
+    sac: bool = False,
+    dropout_rate: float = 0.0,
+    *,
+    dtype: Any = None,
+    norm_axis_name: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A classifier: the backbone of that name, a global pool, dropout and a dense layer.
+
+    ``model.apply(variables, images, train=False)`` maps images ``[B, H, W, C]`` (normalised,
+    floating) to logits ``[B, num_classes]`` in float32. With ``sac=True`` and ``train=True`` the
+    logits of the auxiliary classifiers are sown into the collection ``aux_logits``, first stage
+    first; at evaluation they are not computed.
+
+    Args:
+      name: one of `MODELS`.
+      num_classes: width of the logits.
+      pool: one of `flexpool_jax.pooling.POOLS`; every classifier has one of its own.
+      sac: attach a Simple Auxiliary Classifier to every stage but the last (the paper, section 3.2).
+      dropout_rate: on each pooled vector, ahead of its classifier (the paper, section 4.4.1: 0.25).
+      dtype: compute dtype, float32 by default; parameters and statistics are float32 throughout.
+      norm_axis_name: pmapped axis over which BatchNorm statistics are synchronised; None for none.
+      **options: the backbone's own, such as ``norm_after_relu`` of the CIFAR ResNets.
+
+    Returns:
+      A Flax module with collections ``params`` and ``batch_stats``.
+
+    Raises:
+      UserError: unknown model or pool, or an option that the backbone does not have.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> model = create_model("resnet20", num_classes=10, pool="flexpool", sac=True)
+      >>> images = jnp.zeros((1, 32, 32, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> variables["params"]["head"]["pool"]["w_fp"].shape
+      (8, 8, 64)
+    """
+    import jax.numpy as jnp
+
+    from flexpool_jax.models.classifier import Classifier
+    from flexpool_jax.pooling import POOLS
+
+    entry = _entry(name)
+    if pool not in POOLS:
+        raise errors.unknown_name("pool", pool, POOLS)
+    build = entry.build
+    if isinstance(build, str):
+        module, function = build.split(":")
+        build = getattr(importlib.import_module(module), function)
+    dtype = jnp.dtype(dtype or jnp.float32)
+    try:
+        backbone = build(dtype=dtype, norm_axis_name=norm_axis_name, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise errors.UserError(
+            f"model {name!r} does not take these options: {options} ({error})"
+        ) from error
+    return Classifier(
+        backbone=backbone,
+        num_classes=num_classes,
+        pool=pool,
+        sac=sac,
+        dropout_rate=dropout_rate,
+        hidden_features=entry.head_features,
+        dtype=dtype,
+    )
