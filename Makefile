@@ -1,0 +1,66 @@
+# `make train` and `make test` are all that a fresh clone needs; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/digits.py:flexpool,reg
+WORKDIR ?= runs/digits
+PYTEST_ARGS ?=
+
+# The CUDA build of JAX where there is an NVIDIA GPU; REQUIREMENTS=requirements.txt forces it, on
+# a cluster's login node for example.
+NVIDIA_GPU := $(shell nvidia-smi -L 2>/dev/null | grep '^GPU' || ls /proc/driver/nvidia/version 2>/dev/null)
+REQUIREMENTS ?= $(if $(NVIDIA_GPU),requirements.txt,requirements-cpu.txt)
+
+BIN := $(VENV)/bin
+# A stamp is newer than the requirements that it stands for, so a change of theirs installs again.
+RUN_STAMP := $(VENV)/.installed-$(REQUIREMENTS)
+DEV_STAMP := $(VENV)/.installed-requirements-dev.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: help env env-dev train test test-slow lint format figures clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
+
+env: $(RUN_STAMP) ## make the virtual environment .venv, once
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: needs Python 3.11 or newer, but $(PYTHON) is older; try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): requirements-cpu.txt requirements.txt | $(BIN)/python
+	$(INSTALL) -r $(REQUIREMENTS)
+	@touch $@
+
+env-dev: $(DEV_STAMP)
+
+$(DEV_STAMP): requirements-dev.txt $(RUN_STAMP)
+	$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+train: env ## train FlexPool ResNet20 on the digits; CONFIG=... WORKDIR=... choose another run
+	$(BIN)/python launch.py --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: env-dev ## run the tests and the examples in the docstrings
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: env-dev ## run the tests that take longer than half a minute each
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: env-dev ## check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: env-dev ## rewrite the files in the project's format
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+figures: env-dev ## draw the figures in docs/ again
+	$(BIN)/python docs/draw_method.py
+
+clean: ## remove the environment and every cache; runs and data sets stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
