@@ -1,0 +1,196 @@
+"""The augmentation's distribution, its exact cases, and that a split batch changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexpool_jax.data.augment import make_augment, make_normalise
+
+
+def jitted(**options):
+    """As a step runs it; one compilation is quicker than one for each operation."""
+    return jax.jit(make_augment(**options))
+
+
+def keys_for(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def random_images(*shape, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    if dtype == np.uint8:
+        return jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8))
+    return jnp.asarray(rng.standard_normal(shape), dtype)
+
+
+def within_four_deviations(count, total, probability):
+    """Binomial: false once in some 16,000 fair draws, and the keys are fixed."""
+    return abs(count - total * probability) < 4 * np.sqrt(total * probability * (1 - probability))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, jnp.bfloat16])
+def test_everything_off_changes_nothing(dtype):
+    images = random_images(4, 6, 5, 3, dtype=dtype)
+    augmented = jitted(flip=False, scale=(1.0, 1.0), crop=0)(images, keys_for(4))
+    np.testing.assert_array_equal(augmented, images)
+    assert augmented.dtype == images.dtype
+
+
+def test_each_image_is_mirrored_with_probability_one_half():
+    images = random_images(2000, 2, 3, 1)
+    augmented = np.asarray(jitted(flip=True, scale=(1.0, 1.0))(images, keys_for(2000)))
+    mirrored = (augmented == np.asarray(images)[:, :, ::-1]).all(axis=(1, 2, 3))
+    untouched = (augmented == np.asarray(images)).all(axis=(1, 2, 3))
+    assert (mirrored ^ untouched).all()
+    assert within_four_deviations(mirrored.sum(), 2000, 0.5)
+
+
+def test_crop_is_a_window_of_the_zero_padded_image_uniform_over_all_places():
+    crop, count = 2, 5000
+    images = random_images(count, 6, 7, 1)
+    augmented = np.asarray(jitted(crop=crop)(images, keys_for(count)))
+    padded = np.pad(np.asarray(images), [(0, 0), (crop, crop), (crop, crop), (0, 0)])
+    windows = [
+        padded[:, y : y + 6, x : x + 7] for y in range(2 * crop + 1) for x in range(2 * crop + 1)
+    ]
+    matches = np.array([(window == augmented).all(axis=(1, 2, 3)) for window in windows])
+    assert (matches.sum(axis=0) == 1).all()
+    for times_chosen in matches.sum(axis=1):
+        assert within_four_deviations(times_chosen, count, 1 / len(windows))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_flip_and_crop_together_move_pixels_without_changing_them(dtype):
+    images = random_images(64, 8, 8, 3, dtype=dtype) + 1
+    augmented = np.asarray(jitted(flip=True, crop=3)(images, keys_for(64)))
+    assert augmented.dtype == dtype
+    for before, after in zip(np.asarray(images), augmented, strict=True):
+        assert np.isin(after, np.append(before, 0)).all()
+
+
+def footprint(low, high, count=4000, size=64):
+    """Where an image of ones lies after scaling: its first and last row, and its sides' lengths."""
+    ones = jnp.ones((count, size, size, 1))
+    seen = np.asarray(jitted(scale=(low, high))(ones, keys_for(count)))[..., 0] > 0
+    rows, columns = seen.any(axis=2), seen.any(axis=1)
+    return rows.argmax(axis=1), rows.sum(axis=1), columns.argmax(axis=1), columns.sum(axis=1)
+
+
+def test_shrinking_factor_is_uniform_and_the_same_for_both_sides():
+    _, heights, _, widths = footprint(0.5, 1.0)
+    # A length is counted in whole pixels, so two sides of one length may differ by one.
+    assert np.abs(heights - widths).max() <= 1
+    factors = heights / 64
+    np.testing.assert_allclose(factors.mean(), 0.75, atol=0.01)
+    np.testing.assert_allclose(factors.std(), 0.5 / np.sqrt(12), atol=0.005)
+    assert factors.min() < 0.52
+    assert factors.max() > 0.98
+
+
+def test_a_shrunken_image_lies_anywhere_in_the_frame_independently_in_each_axis():
+    tops, heights, lefts, widths = footprint(0.5, 0.5)
+    assert set(heights) | set(widths) <= {31, 32, 33}
+    for starts in (tops, lefts):
+        np.testing.assert_allclose(starts.mean(), 16, atol=0.7)
+        np.testing.assert_allclose(starts.std(), 32 / np.sqrt(12), atol=0.4)
+        assert starts.min() == 0
+        assert starts.max() == 32
+    assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.06
+
+
+def test_an_enlarged_image_fills_the_frame_and_shows_a_window_anywhere():
+    size, count = 32, 2000
+    ramp = jnp.broadcast_to(jnp.arange(1.0, size + 1)[:, None, None], (count, size, size, 1))
+    augmented = np.asarray(jitted(scale=(2.0, 2.0))(ramp, keys_for(count)))[..., 0]
+    assert (augmented > 0).all()
+    # Enlarged twice, a row of the frame is half a row of the image.
+    np.testing.assert_allclose(np.diff(augmented[:, 2:-2], axis=1), 0.5, atol=1e-4)
+    centres = augmented.mean(axis=(1, 2))
+    np.testing.assert_allclose(centres.mean(), (size + 1) / 2, atol=0.5)
+    np.testing.assert_allclose(centres.std(), size / 2 / np.sqrt(12), atol=0.2)
+
+
+def test_enlarging_equals_the_librarys_resampling():
+    """Above 1 the library's antialiasing filter is plain linear interpolation too."""
+    factor, image = 1.25, random_images(12, 10, 3)
+    for key in keys_for(5):
+        place = jax.random.uniform(jax.random.split(key, 4)[2], (2,))
+        expected = jax.image.scale_and_translate(
+            image,
+            image.shape,
+            (0, 1),
+            jnp.full(2, factor),
+            place * (1 - factor) * jnp.array([12, 10]),
+            "linear",
+        )
+        augmented = jitted(scale=(factor, factor))(image[None], key[None])[0]
+        np.testing.assert_allclose(augmented, expected, atol=1e-5)
+
+
+def test_integer_images_get_the_rounded_values_of_floating_ones():
+    images = random_images(16, 9, 9, 3, dtype=np.uint8)
+    augment = jitted(flip=True, scale=(0.7, 1.4), crop=2)
+    as_float = np.asarray(augment(images.astype(jnp.float32), keys_for(16)))
+    augmented = augment(images, keys_for(16))
+    assert augmented.dtype == jnp.uint8
+    np.testing.assert_array_equal(np.round(as_float).astype(np.uint8), augmented)
+
+
+def test_bfloat16_images_stay_bfloat16_and_are_interpolated_in_float32():
+    images = random_images(16, 9, 9, 3).astype(jnp.bfloat16)
+    augment = jitted(flip=True, scale=(0.7, 1.4), crop=2)
+    expected = augment(images.astype(jnp.float32), keys_for(16)).astype(jnp.bfloat16)
+    augmented = augment(images, keys_for(16))
+    assert augmented.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(augmented, expected)
+
+
+def test_an_image_is_augmented_alike_in_any_part_of_a_batch():
+    images, keys = random_images(8, 16, 16, 3), keys_for(8)
+    augment = jitted(flip=True, scale=(0.8, 1.2), crop=2)
+    whole = augment(images, keys)
+    parts = [augment(images[i : i + 2], keys[i : i + 2]) for i in range(0, 8, 2)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
+    np.testing.assert_array_equal(whole, augment(images, keys))
+    assert not np.allclose(whole, augment(images, keys_for(8, seed=1)))
+
+
+def test_the_same_image_differs_under_different_keys():
+    images = jnp.broadcast_to(random_images(16, 16, 3), (32, 16, 16, 3))
+    augmented = jitted(scale=(0.8, 1.2))(images, keys_for(32))
+    assert len(np.unique(np.asarray(augmented), axis=0)) == 32
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (1.2, 0.8), (-1.0, 1.0), (float("nan"), 1.0)])
+def test_impossible_scales_are_refused(scale):
+    with pytest.raises(ValueError, match="scale needs"):
+        make_augment(scale=scale)
+
+
+def test_negative_crop_is_refused():
+    with pytest.raises(ValueError, match="crop needs"):
+        make_augment(crop=-1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_normalised_images_have_mean_0_and_deviation_1(dtype):
+    images = random_images(50, 8, 8, 3, dtype=np.uint8)
+    scaled = np.asarray(images, np.float64) / 255
+    mean, std = scaled.mean(axis=(0, 1, 2)), scaled.std(axis=(0, 1, 2))
+    normalised = make_normalise(mean, std, dtype)(images)
+    assert normalised.dtype == dtype
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(
+        np.asarray(normalised, np.float32), (scaled - mean) / std, rtol=0, atol=4 * tolerance
+    )
+
+
+def test_a_channel_that_never_varies_is_only_centred():
+    normalised = make_normalise([1.0], [0.0])(jnp.full((1, 2, 2, 1), 255, jnp.uint8))
+    np.testing.assert_array_equal(normalised, np.zeros((1, 2, 2, 1)))
+
+
+def test_deviations_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="deviation"):
+        make_normalise([0.5], [-0.1])
