@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend, told in one line: what was given, what is allowed, closest match.
+    """A mistake the user can mend, in one line: what was given, what is allowed, closest match.
 
     It is a `ValueError`, so that callers of the library need not know of the class.
     """

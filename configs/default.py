@@ -1,0 +1,177 @@
+"""Every field of a config, what it means, and why its default is what it is.
+
+    python launch.py --config=configs/default.py:flexpool,reg --workdir=runs/default
+
+The other files here start from this one and change what their experiment changes. Where the paper
+(FlexPooling with Simple Auxiliary Classifiers in Deep Networks, VISAPP 2023) gives a value, that
+value is the default, and the comment names the section; where it is silent, the comment says what
+was chosen instead. A field is set on the command line by `--config.FIELD=VALUE`, e.g.
+`--config.sac.weights=0.05,0.1,0.85`.
+"""
+
+from ml_collections import ConfigDict
+
+from flexpool_jax.errors import UserError, unknown_name
+
+# The coefficient of Eq. 2 that the variant `reg` switches on. The paper does not give it.
+DEFAULT_POOL_REG = 0.1
+
+# Section 4.4.1: "using drop out of 0.25".
+DEFAULT_DROPOUT_RATE = 0.25
+
+# What the argument after the colon may name: the column of Tables 1 and 2, word by word.
+POOL_OF_WORD = {"avg": "avg", "flexpool": "flexpool", "softmax": "flexpool_softmax"}
+VARIANT_WORDS = (*POOL_OF_WORD, "reg", "dropout", "sac")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the paper's settings with the variant's changes, e.g. "flexpool,reg,dropout,sac"."""
+    config = ConfigDict()
+
+    # Every random number (initial weights, order, augmentation, dropout) derives from this one.
+    config.seed = 0
+
+    # The network, by name. Sections 4.1 and 4.3: ResNet20, "we may use any other network".
+    config.model = "resnet20"
+    # False: conv, BatchNorm, ReLU (He et al. 2015). True: BatchNorm after ReLU and convolutions
+    # with biases, as in the authors' released code. Only the CIFAR ResNets have it.
+    config.norm_after_relu = False
+    # What turns the last stage's map [H, W, C] into a vector [C]: flexpool is the paper's (section
+    # 3), flexpool_softmax the released code's, avg the baseline of both tables.
+    config.pool = "flexpool"
+    # The coefficient of Eq. 2 in the loss; 0 leaves the weights unconstrained ("FlexPool"), the
+    # variant `reg` sets it ("FlexPool + Reg"). Only pool="flexpool" has weights for it to hold.
+    config.pool_reg = 0.0
+    # Probability of dropping an entry of the pooled vector ahead of its classifier. The variant
+    # `dropout` sets the paper's 0.25 (section 4.4.1); where it acts is this project's choice.
+    config.dropout_rate = 0.0
+
+    # Simple Auxiliary Classifiers: each stage's map is pooled and classified too (section 3.2).
+    config.sac = ConfigDict()
+    config.sac.enabled = False
+    # The weight of each stage's loss in Eq. 3, first stage first; the last head is the one that
+    # predicts. They must strictly increase and sum to 1. Section 4.1: 0.1, 0.2 and 0.7.
+    config.sac.weights = (0.1, 0.2, 0.7)
+
+    config.dataset = ConfigDict()
+    # digits, fashion_mnist, ... or any TFDS set prepared as ArrayRecord under data_dir. Default:
+    # the first row of both tables.
+    config.dataset.name = "cifar10"
+    # Where prepared data sets live; TFDS's own folder, so that what it prepared is found.
+    config.dataset.data_dir = "~/tensorflow_datasets"
+    # A folder with files downloaded by hand, or the image folder. Empty: download.
+    config.dataset.raw_dir = ""
+    # Side in pixels to which images are resized when prepared; 0 keeps them as they are stored.
+    config.dataset.image_size = 0
+    # This fraction of the training split (stratified, seeded) stands in for the test split: for
+    # choosing values without looking at test images. 0: the official splits (section 4.4).
+    config.dataset.holdout = 0.0
+
+    # Images a step, over all devices together. Section 4.2: 1000.
+    config.batch_size = 1000
+    # Section 4.2: 100.
+    config.num_epochs = 100
+    # Images an evaluation step; the result does not depend on it.
+    config.eval_batch_size = 1000
+
+    config.optimizer = ConfigDict()
+    # adam (section 4.2) or sgd.
+    config.optimizer.name = "adam"
+    # SGD's momentum; Adam does not use it.
+    config.optimizer.momentum = 0.9
+    # The paper names no weight decay, hence none. Biases, BatchNorm and w_fp are never decayed.
+    config.optimizer.weight_decay = 0.0
+    # l2: added to the gradient, ahead of momentum or Adam. decoupled: subtracted from the weights
+    # beside the step, scaled by the rate, as in AdamW.
+    config.optimizer.weight_decay_kind = "l2"
+    # The rate, at its highest. Sections 4.1 and 4.2: 0.1.
+    config.learning_rate = 0.1
+    # onecycle (section 4.1): up to learning_rate over the first 30 % of the steps, then down to
+    # almost nothing. cosine: down along a half cosine. constant. step: divided by ten at one half
+    # and at three quarters of the steps (He et al. 2015).
+    config.schedule = "onecycle"
+
+    # What the network computes in, float32 or bfloat16. Parameters, statistics, the pool's
+    # weights and the losses are float32 in either case.
+    config.dtype = "float32"
+    # Whether batch statistics are averaged over the devices; then a run on eight devices follows
+    # the same loss curve as on one. False spares the communication.
+    config.sync_batch_norm = True
+
+    # Drawn anew for every image and epoch, on the device. Section 4.2: "random flipping, scaling".
+    config.augment = ConfigDict()
+    # Mirror left and right with probability one half.
+    config.augment.flip = True
+    # Resize by a factor from this range, then crop or pad back to size; (1, 1) is off. The paper
+    # gives no range.
+    config.augment.scale = (0.8, 1.2)
+    # Pad by so many pixels on each side and crop back at a random place; 0 is off.
+    config.augment.crop = 0
+
+    # Super classing (section 4.2): train so many epochs on superclasses, then replace the head and
+    # train num_epochs on the classes. 0 is off; the paper's value is 10.
+    config.superclass = ConfigDict()
+    config.superclass.epochs = 0
+    # A file that maps classes to superclasses. Empty: the data set's own (cifar100 has them).
+    config.superclass.mapping = ""
+
+    # How often the test split is evaluated, and how often the state is saved.
+    config.eval_every_epochs = 1
+    config.checkpoint_every_epochs = 1
+    # How often a step's losses are written to metrics.jsonl.
+    config.log_every_steps = 50
+    # Steps that one call hands to the device; 0 chooses: one on CPU, many on accelerators.
+    config.steps_per_dispatch = 0
+    # Whether TensorBoard files are written beside metrics.jsonl.
+    config.tensorboard = True
+    # Where XLA keeps compiled programs between runs; empty: nowhere.
+    config.compilation_cache = "~/.cache/flexpool_jax/xla"
+
+    # From here on a misspelt field is an error, not a new field.
+    config.lock()
+    return apply_variant(config, variant)
+
+
+def apply_variant(config: ConfigDict, variant: str) -> ConfigDict:
+    """Changes a config as the argument after the colon says, and returns it.
+
+    `avg`, `flexpool` and `softmax` choose the pool (without one of them it stays as it is), `reg`
+    sets `pool_reg`, `dropout` sets `dropout_rate`, `sac` switches the auxiliary classifiers on.
+
+    Args:
+        config: The config to change in place.
+        variant: Words separated by commas, in any order; empty changes nothing.
+
+    Raises:
+        UserError: For an unknown or repeated word, two pools, or `reg` with a pool whose weights
+            Eq. 2 cannot constrain.
+
+    Example:
+        >>> config = get_config("flexpool,reg,dropout,sac")
+        >>> config.pool, config.pool_reg, config.dropout_rate, config.sac.enabled
+        ('flexpool', 0.1, 0.25, True)
+    """
+    words = [word.strip() for word in variant.split(",")] if variant.strip() else []
+    for word in words:
+        if word not in VARIANT_WORDS:
+            raise unknown_name("variant", word, VARIANT_WORDS)
+        if words.count(word) > 1:
+            raise UserError(f"variant {variant!r} names {word!r} twice")
+    pools = [word for word in words if word in POOL_OF_WORD]
+    if len(pools) > 1:
+        raise UserError(
+            f"variant {variant!r} names {len(pools)} pools; allowed: one of {', '.join(pools)}"
+        )
+    if pools:
+        config.pool = POOL_OF_WORD[pools[0]]
+    if "reg" in words and config.pool != "flexpool":
+        raise UserError(
+            f"variant {variant!r}: 'reg' (Eq. 2) constrains the weights of FlexPool and cannot go "
+            f"with pool {config.pool!r}; leave it out, or name 'flexpool' as the pool"
+        )
+    if "reg" in words:
+        config.pool_reg = DEFAULT_POOL_REG
+    if "dropout" in words:
+        config.dropout_rate = DEFAULT_DROPOUT_RATE
+    config.sac.enabled = config.sac.enabled or "sac" in words
+    return config

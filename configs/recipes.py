@@ -1,0 +1,46 @@
+"""How a training recipe takes up any data set's config: shared by the *_recipe.py files.
+
+A recipe's argument names a data set's config beside the variant's words, in any order:
+`configs/he_recipe.py:cifar100,flexpool,reg`. Without one it is CIFAR-10.
+"""
+
+import importlib
+
+from ml_collections import ConfigDict
+
+from configs.default import VARIANT_WORDS
+from flexpool_jax.errors import UserError, unknown_name
+
+DATASET_CONFIGS = (
+    "digits",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "tiny_imagenet",
+    "image_folder",
+)
+
+
+def split_argument(argument: str) -> tuple[ConfigDict, str]:
+    """Returns the config of the data set that the argument names, and the words of the variant.
+
+    Args:
+        argument: Words separated by commas: at most one of `DATASET_CONFIGS`, the rest a variant.
+
+    Raises:
+        UserError: For a word that is neither, or when two data sets are named.
+
+    Example:
+        >>> config, variant = split_argument("flexpool,cifar100,reg")
+        >>> config.dataset.name, variant
+        ('cifar100', 'flexpool,reg')
+    """
+    words = [word.strip() for word in argument.split(",")] if argument.strip() else []
+    for word in words:
+        if word not in (*DATASET_CONFIGS, *VARIANT_WORDS):
+            raise unknown_name("variant", word, (*DATASET_CONFIGS, *VARIANT_WORDS))
+    datasets = [word for word in words if word in DATASET_CONFIGS]
+    if len(datasets) > 1:
+        raise UserError(f"{argument!r} names {len(datasets)} data sets; allowed: one")
+    module = importlib.import_module(f"configs.{datasets[0] if datasets else 'cifar10'}")
+    return module.get_config(), ",".join(word for word in words if word not in DATASET_CONFIGS)
