@@ -1,0 +1,45 @@
+"""A run's configuration: read from files and the command line, checked, kept in the workdir.
+
+Nothing here imports JAX, so that every mistake that can be seen without it is answered at once.
+"""
+
+from flexpool_jax.configuration.fields import FIELDS
+from flexpool_jax.configuration.loading import config_files, load_config
+from flexpool_jax.configuration.overrides import apply_overrides
+from flexpool_jax.configuration.validation import (
+    check_batch_size,
+    check_files,
+    check_pool_reg_stability,
+    validate,
+)
+from flexpool_jax.configuration.workdir import (
+    Change,
+    check_resume,
+    check_workdir,
+    compare_with_workdir,
+    config_path,
+    digest,
+    has_checkpoint,
+    read_config,
+    write_config,
+)
+
+__all__ = [
+    "FIELDS",
+    "Change",
+    "apply_overrides",
+    "check_batch_size",
+    "check_files",
+    "check_pool_reg_stability",
+    "check_resume",
+    "check_workdir",
+    "compare_with_workdir",
+    "config_files",
+    "config_path",
+    "digest",
+    "has_checkpoint",
+    "load_config",
+    "read_config",
+    "validate",
+    "write_config",
+]

@@ -1,0 +1,117 @@
+"""Runs a config file and returns the ConfigDict that its `get_config` builds.
+
+A config file is Python and is executed as such. What goes wrong inside it is told as one line that
+names the file and the line, as what goes wrong with its path or its argument is.
+"""
+
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from flexpool_jax.errors import UserError, closest_name
+
+# Every config file is loaded under this name, so that none hides or replaces a real module.
+_MODULE_NAME = "flexpool_jax_config_file"
+
+
+def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDict:
+    """Runs the config file that a `--config` argument names.
+
+    Args:
+        argument: `PATH.py`, or `PATH.py:VARIANT` to hand VARIANT to its `get_config`. A relative
+            path is looked up from the current folder, then from the one that holds `configs_dir`.
+        configs_dir: The folder whose files are offered where the path is mistyped.
+
+    Returns:
+        The config, locked: a field that it does not have cannot be added by accident.
+
+    Raises:
+        UserError: When there is no such file, it fails, or it does not give a ConfigDict.
+    """
+    path_text, colon, variant = argument.partition(":")
+    path = _find(path_text, Path(configs_dir))
+    get_config = _get_config_function(path, path_text)
+    arguments = (variant,) if colon else ()
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        what = "takes no argument after the colon" if colon else "needs an argument after a colon"
+        raise UserError(f"--config={argument}: the get_config of this file {what}") from None
+    config = _run(lambda: get_config(*arguments), path, path_text)
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={argument}: get_config returned {type(config).__name__}; "
+            "it must return an ml_collections.ConfigDict"
+        )
+    config.lock()
+    return config
+
+
+def config_files(configs_dir: str | os.PathLike[str]) -> list[str]:
+    """Lists the names of the files in a folder that define `get_config`, alphabetically."""
+    files = sorted(Path(configs_dir).glob("*.py"))
+    return [file.name for file in files if b"\ndef get_config(" in file.read_bytes()]
+
+
+def _find(path_text: str, configs_dir: Path) -> Path:
+    """Returns the file a path names, or raises an error with the closest one."""
+    for path in (Path(path_text), configs_dir.parent / path_text):
+        if path.is_file():
+            return path
+    given = Path(path_text)
+    shown = configs_dir.name
+    names = config_files(configs_dir)
+    if given.parent.is_dir() and given.parent.name not in ("", shown):
+        names, shown = config_files(given.parent), str(given.parent)
+    match = closest_name(given.name, names)
+    hint = f" did you mean {shown}/{match}?" if match else ""
+    listed = f" allowed: {', '.join(names)} in {shown}/, or" if names else " allowed:"
+    kind = "is a folder" if given.is_dir() else "does not exist"
+    raise UserError(
+        f"config file {path_text!r} {kind};{hint}{listed} a Python file that defines get_config"
+    )
+
+
+def _get_config_function(path: Path, shown: str) -> Callable[..., object]:
+    """Executes the file and returns its `get_config`."""
+    spec = importlib.util.spec_from_file_location(_MODULE_NAME, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {shown!r} is not a Python file; its name must end in .py")
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickling look their module up by name while it is being executed.
+    sys.modules[_MODULE_NAME] = module
+    loader = spec.loader
+    _run(lambda: loader.exec_module(module), path, shown)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"config file {shown!r} defines no function get_config")
+    return get_config
+
+
+def _run(step: Callable[[], object], path: Path, shown: str) -> object:
+    """Runs a step of a config file; what it raises becomes one line that names file and line."""
+    try:
+        return step()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        where = f"{error.filename or shown}:{error.lineno}"
+        raise UserError(f"{where}: {type(error).__name__}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        # The innermost line of the user's own file says more than one deep inside a library.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if _is_same_file(frame.filename, path)]
+        where = f"{shown}:{lines[-1]}" if lines else shown
+        message = " ".join(str(error).split())
+        raise UserError(f"{where}: {type(error).__name__}: {message}") from error
+
+
+def _is_same_file(one: str, other: Path) -> bool:
+    return Path(one).exists() and Path(one).samefile(other)

@@ -1,0 +1,221 @@
+"""Overrides such as `--config.batch_size=1e3`, made unambiguous before ml_collections applies them.
+
+ml_collections' config_flags decides what an override does. But it reads `--config.flag False` as
+True with an argument left over, `--config.names=x,y` as one string, takes a following flag for the
+value of the one before it, and adds up repeated tuples. Each override is therefore first rewritten
+as `--config.FIELD=VALUE` with a value that can be read in one way only, or refused in one line.
+"""
+
+import ast
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from flexpool_jax.configuration.fields import field_names
+from flexpool_jax.errors import UserError, closest_name
+
+_OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+_TRUE = ("true", "t", "1", "yes", "on")
+_FALSE = ("false", "f", "0", "no", "off")
+_KIND_IN_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    tuple: "values separated by commas",
+    str: "a text",
+}
+
+
+def is_override(argument: str) -> bool:
+    """Whether a command-line argument sets a field of the config.
+
+    Example:
+        >>> is_override("--config.seed=1"), is_override("--config=configs/digits.py")
+        (True, False)
+    """
+    return _OVERRIDE.fullmatch(argument) is not None
+
+
+def split_overrides(arguments: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
+    """Separates a command line's overrides from its other arguments, in either order.
+
+    Args:
+        arguments: The command line without the program's name.
+        config: The config whose fields are to be overridden; it tells the type of each.
+
+    Returns:
+        The overrides, rewritten as `--config.FIELD=VALUE`, and everything else as it was.
+
+    Raises:
+        UserError: For an unknown field, or a value of the wrong type or missing.
+
+    Example:
+        >>> config = ConfigDict({"batch_size": 64, "tensorboard": True})
+        >>> split_overrides(["--config.batch_size=1e3", "--config.tensorboard", "no", "x"], config)
+        (['--config.batch_size=1000', '--config.tensorboard=False'], ['x'])
+    """
+    overrides: dict[str, str] = {}
+    others: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not is_override(argument):
+            others.append(argument)
+            continue
+        field, text = _field_and_text(argument, remaining, config)
+        current = _lookup(field, config)
+        if field in overrides and isinstance(current, tuple):
+            # ml_collections would join the two, absl's habit is that the last wins: ask.
+            raise UserError(
+                f"--config.{field} is given twice; write its values once, separated by commas"
+            )
+        overrides[field] = f"--config.{field}={_parse(field, text, current)}"
+    return list(overrides.values()), others
+
+
+def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Applies a command line's overrides to a config in place.
+
+    Of a field given twice the last value counts, as for every absl flag.
+
+    Args:
+        config: The config to change.
+        arguments: The command line without the program's name.
+
+    Returns:
+        The arguments that are not overrides, in their order.
+
+    Raises:
+        UserError: For an unknown field, or a value of the wrong type or missing.
+
+    Example:
+        >>> config = ConfigDict({"sac": {"weights": (0.1, 0.2, 0.7)}})
+        >>> apply_overrides(config, ["--config.sac.weights=0.05,0.1,0.85", "--mode=eval"])
+        ['--mode=eval']
+        >>> config.sac.weights
+        (0.05, 0.1, 0.85)
+    """
+    overrides, others = split_overrides(arguments, config)
+    argv = ["config", *overrides]
+    flag_values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+        flag_values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    return others
+
+
+def _field_and_text(argument: str, remaining: list[str], config: ConfigDict) -> tuple[str, str]:
+    """Returns the field and value of an override, taking the value from what follows if need be."""
+    match = _OVERRIDE.fullmatch(argument)
+    assert match is not None
+    field, text = match["field"], match["value"]
+    is_switch = isinstance(_lookup(field, config), bool)
+    if match["no"]:
+        if not is_switch or text is not None:
+            raise UserError(f"{argument}: only True-or-False fields take a 'no', and no value")
+        return field, "False"
+    if text is not None:
+        return field, text
+    following = remaining[0] if remaining else None
+    if is_switch:
+        is_value = following is not None and following.lower() in (*_TRUE, *_FALSE)
+        return field, remaining.pop(0) if is_value else "True"
+    if following is None or following.startswith("--"):
+        raise UserError(f"{argument} has no value; write {argument}=VALUE")
+    return field, remaining.pop(0)
+
+
+def _lookup(field: str, config: ConfigDict) -> Any:
+    """Returns the present value of a field that can be overridden."""
+    node: Any = config
+    for part in field.split("."):
+        if not isinstance(node, ConfigDict) or part not in node:
+            names = list(field_names(config))
+            match = closest_name(field, names) or _by_last_part(field, names)
+            hint = f"did you mean --config.{match}?" if match else f"allowed: {', '.join(names)};"
+            raise UserError(
+                f"unknown field --config.{field}; {hint} configs/default.py explains each"
+            )
+        node = node[part]
+    if isinstance(node, ConfigDict):
+        names = [f"--config.{field}.{name}" for name in field_names(node)]
+        raise UserError(f"--config.{field} is a group of fields; allowed: {', '.join(names)}")
+    if type(node) not in _KIND_IN_WORDS:
+        raise UserError(
+            f"--config.{field} is a {type(node).__name__} and cannot be set on the command line; "
+            "allowed: fields that hold True or False, a number, a text or a tuple"
+        )
+    return node
+
+
+def _by_last_part(field: str, names: Sequence[str]) -> str | None:
+    """The closest name by its last part: a user may forget the group, as in `--config.flip`."""
+    full_name = {name.rpartition(".")[2]: name for name in names}
+    match = closest_name(field.rpartition(".")[2], full_name)
+    return full_name[match] if match else None
+
+
+def _parse(field: str, text: str, current: Any) -> Any:
+    """Reads a value as the type the field has now; the result's str() reads in one way only."""
+    kind = type(current)
+    try:
+        if kind is tuple:
+            return _parse_tuple(text, current)
+        return _parse_scalar(text, kind)
+    except ValueError:
+        expected = _KIND_IN_WORDS[kind]
+        if kind is tuple and current:
+            expected = f"{expected}, e.g. {','.join(map(str, current))}"
+        raise UserError(f"--config.{field}={text!r}: expected {expected}") from None
+
+
+def _parse_scalar(text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in (*_TRUE, *_FALSE):
+            raise ValueError(text)
+        return text.lower() in _TRUE
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            # 1e3 and 64.0 are whole numbers too; 1.5, nan and inf are not.
+            number = float(text)
+            if not math.isfinite(number) or number != int(number):
+                raise
+            return int(number)
+    return float(text) if kind is float else text
+
+
+def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Reads `1,2`, `(1, 2)` or `[1, 2]`; elements have the type of the present ones."""
+    kinds = {type(value) for value in current}
+    inner = text.strip()
+    if inner[:1] + inner[-1:] in ("()", "[]"):
+        inner = inner[1:-1]
+    parts = [part.strip() for part in inner.split(",")]
+    if parts[-1] == "":
+        # A trailing comma, as in `(1,)`, or nothing at all.
+        parts.pop()
+    if len(kinds) == 1 and (kind := kinds.pop()) in (bool, int, float, str):
+        values = tuple(
+            _parse_scalar(_unquote(part) if kind is str else part, kind) for part in parts
+        )
+        if kind is float and not all(map(math.isfinite, values)):
+            raise ValueError(text)
+        return values
+    try:
+        value = ast.literal_eval(text)
+    except SyntaxError:
+        return tuple(map(_unquote, parts))
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _unquote(part: str) -> str:
+    quoted = len(part) >= 2 and part[0] == part[-1] and part[0] in "'\""
+    return part[1:-1] if quoted else part

@@ -1,0 +1,236 @@
+"""Checks a whole training config: its fields one by one, then what they say together."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from flexpool_jax.configuration.fields import (
+    DATASET_NAMES,
+    FIELDS,
+    check_field,
+    field_names,
+    get_field,
+)
+from flexpool_jax.errors import UserError, closest_name, unknown_name
+from flexpool_jax.models import registry
+
+# Weights are typed by hand: three thirds written as 0.333 are close enough to 1.
+_SAC_SUM_TOLERANCE = 2e-3
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field's type and range, and that the fields do not contradict each other.
+
+    What only the data and the devices can tell is left to `check_pool_reg_stability` and
+    `check_batch_size`.
+
+    Args:
+        config: A training config, as configs/default.py has it.
+
+    Raises:
+        UserError: For the first mistake found, naming the field, its value and what is allowed.
+
+    Example:
+        >>> from configs import default
+        >>> config = default.get_config("flexpool,reg")
+        >>> validate(config)
+        >>> config.learning_rate = -0.1
+        >>> validate(config)
+        Traceback (most recent call last):
+        ...
+        flexpool_jax.errors.UserError: config.learning_rate is -0.1; allowed: a number above 0 and \
+at most 1000
+    """
+    _check_names(list(field_names(config)))
+    for name in FIELDS:
+        check_field(name, get_field(config, name))
+    _check_dataset(config.dataset)
+    _check_pool(config)
+    if config.sac.enabled:
+        _check_sac_weights(config.model, config.sac.weights)
+    _check_norm_order(config)
+    _check_superclass(config)
+
+
+def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence[int]]) -> None:
+    """Refuses a `pool_reg` that SGD cannot hold.
+
+    Along the sum of one channel's weights, Eq. 2 is a parabola of curvature 2·H·W·pool_reg.
+    Gradient descent with rate lr and momentum μ settles on it only while
+    lr·2·H·W·pool_reg < 2·(1 + μ); beyond that it swings ever wider, and the loss is NaN within a
+    few steps. Adam's steps do not grow with the gradient, hence it is not concerned. With SAC every
+    stage is pooled, and the first has the largest map.
+
+    Args:
+        config: A config that `validate` has passed.
+        stage_shapes: Height and width first, e.g. [H, W, C], of each stage's map, first to last.
+
+    Raises:
+        UserError: Names the largest `pool_reg` that is stable.
+
+    Example:
+        >>> from configs import release_recipe
+        >>> config = release_recipe.get_config("flexpool,reg,sac")
+        >>> check_pool_reg_stability(config, [(32, 32, 16), (16, 16, 32), (8, 8, 64)])
+        Traceback (most recent call last):
+        ...
+        flexpool_jax.errors.UserError: config.pool_reg is 0.1, which SGD cannot hold: with \
+learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable value is 0.037
+    """
+    if config.optimizer.name != "sgd" or config.pool_reg == 0:
+        return
+    shapes = list(stage_shapes)
+    pooled = shapes if config.sac.enabled else shapes[-1:]
+    height, width = max(((shape[0], shape[1]) for shape in pooled), key=math.prod)
+    momentum = config.optimizer.momentum
+    bound = (1 + momentum) / (config.learning_rate * height * width)
+    if config.pool_reg >= bound:
+        raise UserError(
+            f"config.pool_reg is {config.pool_reg:g}, which SGD cannot hold: with learning_rate "
+            f"{config.learning_rate:g}, momentum {momentum:g} and a pooled map of {height}x{width} "
+            f"the largest stable value is {_round_down(bound):g}"
+        )
+
+
+def check_batch_size(config: ConfigDict, device_count: int, num_images: int | None = None) -> None:
+    """Checks that a batch can be dealt out evenly to the devices, and is not more than there is.
+
+    Args:
+        config: A config that `validate` has passed.
+        device_count: How many devices share a batch.
+        num_images: How many training images there are, where that is known.
+
+    Raises:
+        UserError: Names the closest sizes that are possible.
+
+    Example:
+        >>> check_batch_size(ConfigDict({"batch_size": 1000}), 8)
+        >>> check_batch_size(ConfigDict({"batch_size": 100}), 8)
+        Traceback (most recent call last):
+        ...
+        flexpool_jax.errors.UserError: config.batch_size is 100, which 8 devices cannot share \
+evenly; allowed: multiples of 8, e.g. 96 or 104
+    """
+    size = config.batch_size
+    if size % device_count:
+        below = size - size % device_count
+        nearest = f"{below} or {below + device_count}" if below else f"{device_count}"
+        raise UserError(
+            f"config.batch_size is {size}, which {device_count} devices cannot share evenly; "
+            f"allowed: multiples of {device_count}, e.g. {nearest}"
+        )
+    if num_images is not None and size > num_images:
+        raise UserError(
+            f"config.batch_size is {size}, more than the {num_images} training images; "
+            f"allowed: at most {num_images}"
+        )
+
+
+def check_files(config: ConfigDict) -> None:
+    """Checks that the files a training run reads are there; evaluation does without them.
+
+    Raises:
+        UserError: When the mapping to superclasses is missing.
+    """
+    mapping = config.superclass.mapping
+    if mapping and not _path(mapping).is_file():
+        raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuses a config with fields too many or too few, as a file written from scratch may have."""
+    for name in names:
+        if name not in FIELDS:
+            match = closest_name(name, FIELDS)
+            hint = f"; did you mean config.{match}?" if match else ""
+            raise UserError(f"unknown field config.{name}{hint} (see configs/default.py)")
+    missing = [f"config.{name}" for name in FIELDS if name not in names]
+    if missing:
+        raise UserError(f"the config has no {', '.join(missing)}; start from configs/default.py")
+
+
+def _check_dataset(dataset: ConfigDict) -> None:
+    """A name of no data set of ours must be that of one that TFDS has prepared."""
+    if dataset.name in DATASET_NAMES:
+        return
+    folder = dataset.name.partition("/")[0].partition(":")[0]
+    if not folder or not _path(dataset.data_dir, folder).is_dir():
+        error = unknown_name("config.dataset.name", dataset.name, DATASET_NAMES)
+        raise UserError(f"{error}, or a TFDS data set prepared under {dataset.data_dir}")
+
+
+def _check_pool(config: ConfigDict) -> None:
+    if config.pool_reg == 0 or config.pool == "flexpool":
+        return
+    why = (
+        "whose softmax makes every channel's weights sum to 1 already (Eq. 2)"
+        if config.pool == "flexpool_softmax"
+        else "which has no weights for Eq. 2 to constrain"
+    )
+    raise UserError(
+        f"config.pool_reg is {config.pool_reg:g} with pool {config.pool!r}, {why}; "
+        "allowed: pool_reg 0, or pool 'flexpool'"
+    )
+
+
+def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
+    """Eq. 3 asks for λ1 < λ2 < ..., one for each stage; here they are also a weighted mean."""
+    num_stages = registry.num_stages(model)
+    if num_stages < 2:
+        raise UserError(
+            f"config.sac.enabled is True, but {model} has one stage, so that there is no auxiliary "
+            "classifier to add; allowed: False"
+        )
+    given = f"config.sac.weights is {weights!r}"
+    ramp = [2 * (i + 1) / (num_stages * (num_stages + 1)) for i in range(num_stages)]
+    example = "0.1,0.2,0.7" if num_stages == 3 else ",".join(f"{weight:.4f}" for weight in ramp)
+    allowed = (
+        f"allowed: {num_stages} positive numbers, strictly increasing, that sum to 1 (Eq. 3), "
+        f"e.g. --config.sac.weights={example}"
+    )
+    if len(weights) != num_stages:
+        raise UserError(f"{given}, but {model} has {num_stages} stages; {allowed}")
+    if weights[0] <= 0 or any(a >= b for a, b in itertools.pairwise(weights)):
+        raise UserError(f"{given}; {allowed}")
+    if abs(sum(weights) - 1) > _SAC_SUM_TOLERANCE:
+        raise UserError(f"{given}, which sum to {sum(weights):g}; {allowed}")
+
+
+def _check_norm_order(config: ConfigDict) -> None:
+    cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    if config.norm_after_relu and config.model not in cifar_resnets:
+        raise UserError(
+            f"config.norm_after_relu is True with model {config.model!r}; allowed: False, or one "
+            f"of {', '.join(cifar_resnets)}"
+        )
+
+
+def _check_superclass(config: ConfigDict) -> None:
+    epochs, mapping = config.superclass.epochs, config.superclass.mapping
+    if mapping and not epochs:
+        raise UserError(
+            f"config.superclass.mapping is {mapping!r}, but superclass.epochs is 0, so that it has "
+            "no effect; allowed: superclass.epochs above 0, or no mapping"
+        )
+    if not epochs:
+        return
+    if not mapping and config.dataset.name != "cifar100":
+        raise UserError(
+            f"config.superclass.epochs is {epochs}, but {config.dataset.name} has no superclasses "
+            "of its own; allowed: 0, or a file in config.superclass.mapping"
+        )
+
+
+def _path(*parts: str) -> Path:
+    """Joins parts to a path, with `~` read as a shell reads it."""
+    return Path(os.path.expanduser(os.path.join(*parts)))  # noqa: PTH111, PTH118 (~ may be unknown)
+
+
+def _round_down(value: float) -> float:
+    """The largest number of two significant digits below a positive value, safely inside it."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value * (1 - 1e-9) / unit) * unit

@@ -1,0 +1,257 @@
+"""What a workdir remembers of its run's config, and whether a run may go on with another one."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flexpool_jax.configuration.fields import FIELDS, field_names, get_field
+from flexpool_jax.errors import UserError
+
+# Fields that make the model or the data, their order included, what they are: a run that has begun
+# cannot change them, for its checkpoints would mean something else. Groups end in a dot.
+_FIXED = (
+    "seed",
+    "model",
+    "norm_after_relu",
+    "pool",
+    "sac.enabled",
+    "dataset.name",
+    "dataset.image_size",
+    "dataset.holdout",
+    "batch_size",
+    "optimizer.name",
+    "dtype",
+    "augment.",
+    "superclass.",
+)
+
+# Fields that say where and how a run goes, not what comes out: the digest leaves them out, so that
+# the same experiment has the same digest on every machine.
+_WITHOUT_EFFECT = (
+    "dataset.data_dir",
+    "dataset.raw_dir",
+    "eval_batch_size",
+    "log_every_steps",
+    "steps_per_dispatch",
+    "tensorboard",
+    "compilation_cache",
+)
+
+# Fields that came after the first release, with the value that means what a run did before: a
+# config.json that was written without them is read as if it held these.
+_ADDED_SINCE: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A field in which a config differs from the one a workdir was begun with."""
+
+    field: str
+    saved: Any
+    given: Any
+
+    def __str__(self) -> str:
+        """Says it in the words of a log line."""
+        return f"config.{self.field} is {self.given!r} (was {self.saved!r})"
+
+
+def config_path(workdir: str | os.PathLike[str]) -> Path:
+    """Returns where a workdir keeps its config."""
+    return Path(workdir) / "config.json"
+
+
+def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a workdir holds a finished checkpoint; Orbax names each folder after its step."""
+    checkpoints = Path(workdir) / "checkpoints"
+    return checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
+
+
+def check_workdir(workdir: str) -> None:
+    """Checks that a run can write to a folder, or create it. Nothing is written.
+
+    Raises:
+        UserError: When a file is in the way, or a permission is missing.
+    """
+    if "://" in workdir or "\0" in workdir:
+        raise UserError(f"--workdir={workdir!r}; allowed: the path of a folder on this machine")
+    folder = Path(workdir).absolute()
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"--workdir={workdir}: {folder} is a file; allowed: a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: no permission to write to {folder}")
+
+
+def write_config(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
+    """Writes a workdir's config.json, which is whole or absent at every moment.
+
+    Args:
+        config: The config to write.
+        workdir: An existing folder.
+
+    Raises:
+        OSError: When the folder cannot be written to; a config that was there stays as it was.
+    """
+    path = config_path(workdir)
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    descriptor, temporary = tempfile.mkstemp(prefix=".config-", suffix=".json", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes a file for its owner alone; a config is for whoever may read the folder.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
+    """Reads a workdir's config.json back into the config that was written.
+
+    Returns:
+        The config, locked, its tuples tuples again.
+
+    Raises:
+        UserError: When the file is missing or damaged.
+    """
+    path = config_path(workdir)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is no workdir of a run: it has no config.json") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    config = ConfigDict(_with_tuples(values))
+    names = set(field_names(config))
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {name: value for name, value in _ADDED_SINCE.items() if name not in names}
+        )
+    config.lock()
+    return config
+
+
+def digest(config: ConfigDict) -> str:
+    """Names a config by what it computes: sixteen hexadecimal digits of a SHA-256.
+
+    Folders, cadences of logging and the like do not count. An image folder's path does, for there
+    it is the data set.
+
+    Example:
+        >>> from configs import default
+        >>> one, other = default.get_config(), default.get_config()
+        >>> other.tensorboard = False
+        >>> digest(one) == digest(other)
+        True
+    """
+    values: dict[str, Any] = {}
+    for name in sorted(field_names(config)):
+        if name in _WITHOUT_EFFECT and not (
+            name == "dataset.raw_dir" and config.dataset.name == "image_folder"
+        ):
+            continue
+        values[name] = _canonical(name, get_field(config, name))
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
+    """Checks that a run may go on with a config other than the one it was begun with.
+
+    Args:
+        config: The config now given.
+        saved: The one its workdir holds, as `read_config` returns it.
+
+    Returns:
+        The differences that are allowed, to be logged: rates, schedule, epochs, cadences, folders.
+
+    Raises:
+        UserError: When fields differ that make the model or the data; names all, with both values.
+
+    Example:
+        >>> from configs import digits
+        >>> config, saved = digits.get_config(), digits.get_config()
+        >>> config.num_epochs = 20
+        >>> [str(change) for change in compare_with_workdir(config, saved)]
+        ['config.num_epochs is 20 (was 12)']
+    """
+    given_values, saved_values = _flat(config), _flat(saved)
+    absent = object()
+    changes = [
+        Change(name, saved_values.get(name), given_values.get(name))
+        for name in sorted(given_values.keys() | saved_values.keys())
+        if given_values.get(name, absent) != saved_values.get(name, absent)
+    ]
+    refused = [change for change in changes if _is_fixed(change.field)]
+    if refused:
+        listed = "; ".join(map(str, refused))
+        raise UserError(
+            f"the workdir's run was begun with another model or data: {listed}; "
+            "give these values again, or another --workdir"
+        )
+    return changes
+
+
+def check_resume(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Change]:
+    """Checks that a run in this workdir may begin or go on with this config.
+
+    Returns:
+        What `compare_with_workdir` returns; empty for a workdir in which no run has begun.
+
+    Raises:
+        UserError: As `compare_with_workdir`, or when there are checkpoints without a config.json
+            that would say what they are checkpoints of.
+    """
+    if config_path(workdir).is_file():
+        return compare_with_workdir(config, read_config(workdir))
+    if has_checkpoint(workdir):
+        raise UserError(
+            f"{workdir} holds checkpoints, but no config.json that says of which model and data; "
+            "put it back, or give another --workdir"
+        )
+    return []
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    return {name: _canonical(name, get_field(config, name)) for name in field_names(config)}
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """Makes 1 and 1.0 the same value in a field that holds numbers, as JSON does not."""
+    if isinstance(value, tuple):
+        return tuple(float(v) if isinstance(v, int | float) else v for v in value)
+    if name in FIELDS and FIELDS[name].type is float and isinstance(value, int):
+        return float(value)
+    return value
+
+
+def _is_fixed(name: str) -> bool:
+    return any(
+        name == fixed or (fixed.endswith(".") and name.startswith(fixed)) for fixed in _FIXED
+    )
+
+
+def _with_tuples(value: Any) -> Any:
+    """Turns JSON's lists into tuples, the only sequences that a config holds."""
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_with_tuples(item) for item in value)
+    return value
