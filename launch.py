@@ -1,0 +1,152 @@
+"""Trains and evaluates image classifiers with FlexPool; `python launch.py --help` says how.
+
+The flags are read here and nowhere else. Every check that can be made without JAX is made before it
+is imported, and before anything is written.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flexpool_jax import command_line, configuration
+from flexpool_jax.command_line import Command
+from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
+
+CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
+
+# sysexits.h calls 75 a temporary failure: schedulers that requeue a job know it.
+EXIT_DIVERGED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
+
+
+def train(command: Command) -> None:
+    """Trains, or goes on where the workdir's last checkpoint stands."""
+    config = command.require_config()
+    workdir = command.require_workdir()
+    _refuse_step(command)
+    configuration.validate(config)
+    configuration.check_files(config)
+    configuration.check_workdir(workdir)
+    configuration.check_resume(config, workdir)
+
+    from flexpool_jax import training
+
+    training.train(config, workdir)
+
+
+def evaluate(command: Command) -> None:
+    """Evaluates a checkpoint of the workdir on the test split."""
+    workdir = command.require_workdir()
+    saved = configuration.read_config(workdir)
+    config = command.require_config()
+    configuration.validate(config)
+    configuration.compare_with_workdir(config, saved)
+    if not configuration.has_checkpoint(workdir):
+        raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
+
+    from flexpool_jax import evaluation
+
+    result = evaluation.evaluate_workdir(
+        workdir,
+        command.step or command_line.DEFAULT_STEP,
+        config=config if command.config_given else None,
+    )
+    print(
+        f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
+        f"({result['examples']:,} images, step {result['step']:,})"
+    )
+
+
+def prepare(command: Command) -> None:
+    """Downloads and converts the config's data set."""
+    config = command.require_config()
+    _refuse_step(command)
+    configuration.validate(config)
+
+    from flexpool_jax import data
+
+    dataset = config.dataset
+    folder = data.prepare_dataset(
+        dataset.name, dataset.data_dir, dataset.raw_dir, image_size=dataset.image_size
+    )
+    print(f"{dataset.name} is prepared in {folder}")
+
+
+class Mode(NamedTuple):
+    """What a mode runs, and the line that --help gives it."""
+
+    run: Callable[[Command], None]
+    summary: str
+
+
+MODES = {
+    "train": Mode(train, "train; carries on if the workdir holds a checkpoint (default)"),
+    "eval": Mode(evaluate, "accuracy of a checkpoint; needs nothing but --workdir"),
+    "prepare": Mode(prepare, "download and convert the data set, nothing else"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line and returns the exit status."""
+    if command_line.asks_for_help(arguments):
+        print(help_text())
+        return 0
+    try:
+        command = command_line.read(arguments, MODES, CONFIGS_DIR)
+        MODES[command.mode].run(command)
+    except UserError as error:
+        return _report(error, EXIT_USER_ERROR)
+    except TrainingDiverged as error:
+        return _report(error, EXIT_DIVERGED)
+    except Interrupted as error:
+        return _report(error, EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        return _report("interrupted", EXIT_KEYBOARD)
+    return 0
+
+
+def help_text() -> str:
+    """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
+    modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
+    step_modes = ", ".join(f"--mode={name}" for name in MODES if name not in ("train", "prepare"))
+    configs = " ".join(configuration.config_files(CONFIGS_DIR))
+    return f"""\
+Trains and evaluates image classifiers with FlexPool and Simple Auxiliary Classifiers.
+
+  python launch.py --config=configs/FILE.py[:VARIANT] --workdir=FOLDER
+                   [--mode=MODE] [--config.FIELD=VALUE ...]
+
+modes
+{modes}
+
+flags
+  --config  {command_line.FLAGS["config"]}; a run that has begun
+            goes on with its own if none is given
+  --workdir {command_line.FLAGS["workdir"]}
+  --step    {command_line.FLAGS["step"]}
+            ({step_modes}; default: {command_line.DEFAULT_STEP})
+
+configs/    {configs}
+variants    words out of avg, flexpool, softmax, reg, dropout, sac, separated by commas
+fields      each is explained, with its default and the reason for it, in configs/default.py
+
+examples
+  python launch.py --config=configs/digits.py:flexpool,reg --workdir=runs/digits
+  python launch.py --config=configs/cifar10.py:flexpool,reg,dropout,sac \\
+      --workdir=runs/cifar10 --config.seed=1 --config.sac.weights=0.05,0.1,0.85
+  python launch.py --workdir=runs/digits --mode=eval --step=best"""
+
+
+def _refuse_step(command: Command) -> None:
+    if command.step is not None:
+        raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
+
+
+def _report(error: object, status: int) -> int:
+    """Writes one line to standard error, whatever the message holds, and returns the status."""
+    print(f"launch.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
