@@ -9,6 +9,7 @@ VISAPP 2023, section 3.2.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -23,16 +24,16 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """Categorical cross-entropy, Eq. 4, averaged over the batch.
 
     Args:
-      logits: ``[B, num_classes]``, floating; computed in float32 or better.
-      labels: int ``[B]``, each in ``[0, num_classes)``.
+        logits: ``[B, num_classes]``, floating; computed in float32 or better.
+        labels: int ``[B]``, each in ``[0, num_classes)``.
 
     Returns:
-      A scalar in nats.
+        A scalar in nats.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 7]))), 4)
-      2.3026
+        >>> import jax.numpy as jnp
+        >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 7]))), 4)
+        2.3026
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
@@ -42,15 +43,15 @@ def check_sac_weights(weights: Sequence[float], num_stages: int) -> None:
     """Checks the condition that the paper puts on Eq. 3's weights: λ1 < λ2 < … < λn.
 
     Args:
-      weights: one λ per stage, first stage first.
-      num_stages: n, the number of classifiers.
+        weights: one λ per stage, first stage first.
+        num_stages: n, the number of classifiers.
 
     Raises:
-      ValueError: another number of weights, or weights that are not finite, are negative or do not
-        strictly increase.
+        ValueError: another number of weights, or weights that are not finite, are negative or do
+            not strictly increase.
 
     Example:
-      >>> check_sac_weights((0.1, 0.2, 0.7), num_stages=3)
+        >>> check_sac_weights((0.1, 0.2, 0.7), num_stages=3)
     """
     weights = tuple(float(w) for w in weights)
     if len(weights) != num_stages:
@@ -60,7 +61,7 @@ def check_sac_weights(weights: Sequence[float], num_stages: int) -> None:
         )
     if not all(math.isfinite(w) and w >= 0 for w in weights):
         raise ValueError(f"SAC weights must be finite and not negative; got {weights}")
-    if any(later <= earlier for earlier, later in zip(weights, weights[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(weights)):
         raise ValueError(f"SAC weights must strictly increase from first to last; got {weights}")
 
 
@@ -68,21 +69,21 @@ def sac_loss(stage_logits: Sequence[Array], labels: Array, weights: Sequence[flo
     """The loss of Simple Auxiliary Classifiers, Eq. 3: ``Σ_s λ_s · L(stage_logits[s], labels)``.
 
     Args:
-      stage_logits: one ``[B, num_classes]`` per stage, from the first to the last.
-      labels: int ``[B]``.
-      weights: λ, one per stage, strictly increasing; the paper's are (0.1, 0.2, 0.7).
+        stage_logits: one ``[B, num_classes]`` per stage, from the first to the last.
+        labels: int ``[B]``.
+        weights: λ, one per stage, strictly increasing; the paper's are (0.1, 0.2, 0.7).
 
     Returns:
-      A scalar in nats.
+        A scalar in nats.
 
     Raises:
-      ValueError: see `check_sac_weights`.
+        ValueError: see `check_sac_weights`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> logits = [jnp.zeros((2, 10))] * 3
-      >>> round(float(sac_loss(logits, jnp.array([3, 7]), (0.1, 0.2, 0.7))), 4)
-      2.3026
+        >>> import jax.numpy as jnp
+        >>> logits = [jnp.zeros((2, 10))] * 3
+        >>> round(float(sac_loss(logits, jnp.array([3, 7]), (0.1, 0.2, 0.7))), 4)
+        2.3026
     """
     check_sac_weights(weights, len(stage_logits))
     losses = [cross_entropy(logits, labels) for logits in stage_logits]
@@ -101,26 +102,27 @@ def total_loss(
     """The whole objective: Eq. 3 (Eq. 4 without auxiliary classifiers) + pool_reg × Eq. 2.
 
     Args:
-      logits: the last classifier's, ``[B, num_classes]``.
-      labels: int ``[B]``.
-      aux_logits: the auxiliary classifiers', first stage first; empty without SAC.
-      sac_weights: λ of Eq. 3, one per auxiliary classifier and one for the last.
-      regularizer: the value of Eq. 2, `flexpool_jax.pooling.flexpool_regularizer`.
-      pool_reg: its coefficient.
+        logits: the last classifier's, ``[B, num_classes]``.
+        labels: int ``[B]``.
+        aux_logits: the auxiliary classifiers', first stage first; empty without SAC.
+        sac_weights: λ of Eq. 3, one per auxiliary classifier and one for the last.
+        regularizer: the value of Eq. 2, `flexpool_jax.pooling.flexpool_regularizer`.
+        pool_reg: its coefficient.
 
     Returns:
-      The scalar to minimise, and its parts, unweighted: ``cross_entropy`` (of the last classifier),
-      ``cross_entropy_stage<s>`` for each auxiliary one, ``sac`` (Eq. 3, if used) and
-      ``regularizer`` (Eq. 2).
+        The scalar to minimise, and its parts, unweighted: ``cross_entropy`` (of the last
+        classifier), ``cross_entropy_stage<s>`` for each auxiliary one, ``sac`` (Eq. 3, if used) and
+        ``regularizer`` (Eq. 2).
 
     Raises:
-      ValueError: see `check_sac_weights`.
+        ValueError: see `check_sac_weights`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> loss, parts = total_loss(jnp.zeros((2, 10)), jnp.array([3, 7]), regularizer=2.0, pool_reg=0.1)
-      >>> round(float(loss - parts["cross_entropy"]), 4)
-      0.2
+        >>> import jax.numpy as jnp
+        >>> logits, labels = jnp.zeros((2, 10)), jnp.array([3, 7])
+        >>> loss, parts = total_loss(logits, labels, regularizer=2.0, pool_reg=0.1)
+        >>> round(float(loss - parts["cross_entropy"]), 4)
+        0.2
     """
     parts = {"cross_entropy": cross_entropy(logits, labels)}
     loss = parts["cross_entropy"]

@@ -54,19 +54,19 @@ def flex_pool(x: Array, w: Array) -> Array:
     ``y[b, c] = Σ_ij w[i, j, c] · x[b, i, j, c]``, summed in float32 or better.
 
     Args:
-      x: feature map ``[B, H, W, C]``, floating.
-      w: weights ``[H, W, C]``.
+        x: feature map ``[B, H, W, C]``, floating.
+        w: weights ``[H, W, C]``.
 
     Returns:
-      ``[B, C]`` of x's dtype.
+        ``[B, C]`` of x's dtype.
 
     Raises:
-      ValueError: x is not four-dimensional, or H, W, C of the two differ.
+        ValueError: x is not four-dimensional, or H, W, C of the two differ.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> flex_pool(jnp.ones((2, 4, 4, 3)), jnp.full((4, 4, 3), 1 / 16)).shape
-      (2, 3)
+        >>> import jax.numpy as jnp
+        >>> flex_pool(jnp.ones((2, 4, 4, 3)), jnp.full((4, 4, 3), 1 / 16)).shape
+        (2, 3)
     """
     _check_feature_map(x)
     _check_weights(x.shape, w.shape)
@@ -81,15 +81,15 @@ def softmax_weights(w_fp: Array) -> Array:
     by construction, and a constant w_fp gives average pooling.
 
     Args:
-      w_fp: ``[H, W, C]``, floating.
+        w_fp: ``[H, W, C]``, floating.
 
     Returns:
-      ``[H, W, C]``, each channel summing to 1.
+        ``[H, W, C]``, each channel summing to 1.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(softmax_weights(jnp.zeros((2, 2, 1)))[0, 0, 0])
-      0.25
+        >>> import jax.numpy as jnp
+        >>> float(softmax_weights(jnp.zeros((2, 2, 1)))[0, 0, 0])
+        0.25
     """
     return jax.nn.softmax(w_fp, axis=(0, 1))
 
@@ -101,21 +101,21 @@ class FlexPool(nn.Module):
     starts at 1/(H·W) everywhere: at step 0 the layer *is* global average pooling.
 
     Attributes:
-      constraint: ``None`` uses w_fp as it is (Eq. 2, `flexpool_regularizer`, pulls each channel's
-        sum to 1); ``"softmax"`` uses `softmax_weights` of it.
+        constraint: ``None`` uses w_fp as it is (Eq. 2, `flexpool_regularizer`, pulls each channel's
+            sum to 1); ``"softmax"`` uses `softmax_weights` of it.
 
     Raises:
-      ValueError: unknown constraint, an input that is not ``[B, H, W, C]``, or one whose H, W, C
-        differ from those the weights were made for.
+        ValueError: unknown constraint, an input that is not ``[B, H, W, C]``, or one whose H, W, C
+            differ from those the weights were made for.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> x = jnp.ones((2, 8, 8, 64))
-      >>> variables = FlexPool().init(jax.random.key(0), x)
-      >>> variables["params"]["w_fp"].shape
-      (8, 8, 64)
-      >>> FlexPool().apply(variables, x).shape
-      (2, 64)
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> variables = FlexPool().init(jax.random.key(0), x)
+        >>> variables["params"]["w_fp"].shape
+        (8, 8, 64)
+        >>> FlexPool().apply(variables, x).shape
+        (2, 64)
     """
 
     constraint: Constraint | None = None
@@ -154,15 +154,16 @@ def flexpool_regularizer(params: Any) -> Array:
     meant for ``FlexPool(constraint=None)``; with the softmax constraint it holds by construction.
 
     Args:
-      params: any pytree; its leaves named ``w_fp`` are float ``[H, W, C]``, all others are ignored.
+        params: any pytree; its leaves named ``w_fp`` are float ``[H, W, C]``, all others are
+            ignored.
 
     Returns:
-      A float32 scalar (float64 for float64 weights), 0.0 where there is no ``w_fp``.
+        A float32 scalar (float64 for float64 weights), 0.0 where there is no ``w_fp``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(flexpool_regularizer({"pool": {"w_fp": jnp.full((2, 2, 3), 0.5)}}))
-      3.0
+        >>> import jax.numpy as jnp
+        >>> float(flexpool_regularizer({"pool": {"w_fp": jnp.full((2, 2, 3), 0.5)}}))
+        3.0
     """
     total = jnp.zeros((), jnp.float32)
     for w in _w_fp_leaves(params):
@@ -178,20 +179,20 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
     pool give it `softmax_weights` and store the logarithm of the result.
 
     Args:
-      w_fp: ``[H, W, C]``, floating.
-      size: the new (H, W), both positive.
+        w_fp: ``[H, W, C]``, floating.
+        size: the new (H, W), both positive.
 
     Returns:
-      ``[*size, C]`` of w_fp's dtype.
+        ``[*size, C]`` of w_fp's dtype.
 
     Raises:
-      ValueError: w_fp is not three-dimensional or the size is not positive.
+        ValueError: w_fp is not three-dimensional or the size is not positive.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> w = resample_weights(jnp.full((8, 8, 64), 1 / 64), (4, 4))
-      >>> w.shape, float(w[0, 0, 0]) * 16
-      ((4, 4, 64), 1.0)
+        >>> import jax.numpy as jnp
+        >>> w = resample_weights(jnp.full((8, 8, 64), 1 / 64), (4, 4))
+        >>> w.shape, float(w[0, 0, 0]) * 16
+        ((4, 4, 64), 1.0)
     """
     if w_fp.ndim != 3 or min(size) < 1:
         raise ValueError(f"needs weights [H, W, C] and a size >= 1; got {w_fp.shape}, {size}")
@@ -208,15 +209,15 @@ def avg_pool(x: Array) -> Array:
     """Global average pooling (Lin, Chen, Yan 2014, "Network in Network", arXiv 1312.4400).
 
     Args:
-      x: ``[B, H, W, C]``, floating.
+        x: ``[B, H, W, C]``, floating.
 
     Returns:
-      The mean over positions, ``[B, C]`` of x's dtype, summed in float32 or better.
+        The mean over positions, ``[B, C]`` of x's dtype, summed in float32 or better.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(avg_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0])
-      1.5
+        >>> import jax.numpy as jnp
+        >>> float(avg_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0])
+        1.5
     """
     _check_feature_map(x)
     return jnp.mean(x, axis=(1, 2))
@@ -226,9 +227,9 @@ def max_pool(x: Array) -> Array:
     """Global max pooling: ``[B, H, W, C]`` to the maximum over positions ``[B, C]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0])
-      3.0
+        >>> import jax.numpy as jnp
+        >>> float(max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0])
+        3.0
     """
     _check_feature_map(x)
     return jnp.max(x, axis=(1, 2))
@@ -238,7 +239,7 @@ class GlobalPool(nn.Module):
     """A pool without parameters as a Flax module: ``[B, H, W, C]`` to ``[B, C]``.
 
     Attributes:
-      function: such as `avg_pool` or `max_pool`.
+        function: such as `avg_pool` or `max_pool`.
     """
 
     function: Callable[[Array], Array]
@@ -260,15 +261,15 @@ def create_pool(pool: str, **module_fields: Any) -> nn.Module:
     """The global pool of that name, as a Flax module ``[B, H, W, C] -> [B, C]``.
 
     Args:
-      pool: one of `POOLS`.
-      **module_fields: passed to the module, such as Flax's ``name``.
+        pool: one of `POOLS`.
+        **module_fields: passed to the module, such as Flax's ``name``.
 
     Raises:
-      ValueError: unknown name.
+        ValueError: unknown name.
 
     Example:
-      >>> create_pool("flexpool_softmax").constraint
-      'softmax'
+        >>> create_pool("flexpool_softmax").constraint
+        'softmax'
     """
     if pool not in POOLS:
         raise ValueError(f"unknown pool {pool!r}; allowed: {', '.join(POOLS)}")

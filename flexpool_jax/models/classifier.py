@@ -20,11 +20,11 @@ class Head(nn.Module):
     """Global pool, dropout on the pooled vector, dense layer: ``[B, H, W, C] -> [B, num_classes]``.
 
     Attributes:
-      num_classes: width of the logits.
-      pool: a name out of `flexpool_jax.pooling.POOLS`.
-      dropout_rate: of the pooled vector; acts in training only.
-      hidden_features: widths of dense layers with ReLU (and dropout) ahead of the last one.
-      dtype: compute dtype; logits are float32.
+        num_classes: width of the logits.
+        pool: a name out of `flexpool_jax.pooling.POOLS`.
+        dropout_rate: of the pooled vector; acts in training only.
+        hidden_features: widths of dense layers with ReLU (and dropout) ahead of the last one.
+        dtype: compute dtype; logits are float32.
     """
 
     num_classes: int
@@ -46,13 +46,13 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A backbone with a head on its last stage and, with SAC, an auxiliary one on each of the others.
+    """A backbone with a head on its last stage and, with SAC, one on each earlier stage.
 
     Attributes:
-      backbone: module called as ``backbone(images, train=bool)``; returns named stage maps in order.
-      num_classes, pool, dropout_rate, hidden_features, dtype: of the heads, see `Head`. The hidden
-        layers belong to the last head only: an auxiliary classifier is simple by definition.
-      sac: whether the earlier stages have classifiers.
+        backbone: called as ``backbone(images, train=bool)``; returns named stage maps in order.
+        num_classes, pool, dropout_rate, hidden_features, dtype: of the heads, see `Head`; the
+            hidden layers are the last head's alone: an auxiliary classifier is simple.
+        sac: whether the earlier stages have classifiers.
     """
 
     backbone: nn.Module

@@ -40,31 +40,31 @@ MODELS: dict[str, Entry] = {
 def register_model(
     name: str, *, num_stages: int, head_features: tuple[int, ...] = ()
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Registers a function that builds a backbone, so that `create_model` and configs know its name.
+    """Registers a function that builds a backbone under a name that configs may use.
 
     Args:
-      name: what ``config.model`` and `create_model` call it.
-      num_stages: how many stage maps the backbone returns; SAC needs one weight for each.
-      head_features: widths of hidden dense layers between the pooled vector and the classifier.
+        name: what ``config.model`` and `create_model` call it.
+        num_stages: how many stage maps the backbone returns; SAC needs one weight for each.
+        head_features: widths of hidden dense layers between the pooled vector and the classifier.
 
     Returns:
-      A decorator for ``build(*, dtype, norm_axis_name, **options) -> flax.linen.Module``. ``dtype``
-      is the compute dtype, ``norm_axis_name`` the pmapped axis over which batch statistics are
-      to be synchronised (or None), and ``options`` are `create_model`'s remaining keywords. The
-      module is called as ``backbone(images, train=bool)``.
+        A decorator for ``build(*, dtype, norm_axis_name, **options) -> flax.linen.Module``.
+        ``dtype`` is the compute dtype, ``norm_axis_name`` the pmapped axis over which batch
+        statistics are to be synchronised (or None), and ``options`` are `create_model`'s remaining
+        keywords. The module is called as ``backbone(images, train=bool)``.
 
     Raises:
-      UserError: the name is taken.
+        UserError: the name is taken.
 
     Example:
-      >>> from flax import linen as nn
-      >>> class OneStage(nn.Module):
-      ...     @nn.compact
-      ...     def __call__(self, images, train):
-      ...         return {"stage1": nn.relu(nn.Conv(8, (3, 3))(images))}
-      >>> @register_model("one_stage", num_stages=1)
-      ... def one_stage(*, dtype, norm_axis_name):
-      ...     return OneStage()
+        >>> from flax import linen as nn
+        >>> class OneStage(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, images, train):
+        ...         return {"stage1": nn.relu(nn.Conv(8, (3, 3))(images))}
+        >>> @register_model("one_stage", num_stages=1)
+        ... def one_stage(*, dtype, norm_axis_name):
+        ...     return OneStage()
     """
     if name in MODELS:
         raise errors.UserError(f"a model named {name!r} is registered already")
@@ -86,7 +86,7 @@ def num_stages(name: str) -> int:
     """How many stage maps, and so classifiers with SAC, the model of that name has.
 
     Raises:
-      UserError: unknown name.
+        UserError: unknown name.
     """
     return _entry(name).num_stages
 
@@ -110,28 +110,30 @@ def create_model(
     first; at evaluation they are not computed.
 
     Args:
-      name: one of `MODELS`.
-      num_classes: width of the logits.
-      pool: one of `flexpool_jax.pooling.POOLS`; every classifier has one of its own.
-      sac: attach a Simple Auxiliary Classifier to every stage but the last (the paper, section 3.2).
-      dropout_rate: on each pooled vector, ahead of its classifier (the paper, section 4.4.1: 0.25).
-      dtype: compute dtype, float32 by default; parameters and statistics are float32 throughout.
-      norm_axis_name: pmapped axis over which BatchNorm statistics are synchronised; None for none.
-      **options: the backbone's own, such as ``norm_after_relu`` of the CIFAR ResNets.
+        name: one of `MODELS`.
+        num_classes: width of the logits.
+        pool: one of `flexpool_jax.pooling.POOLS`; every classifier has one of its own.
+        sac: attach an auxiliary classifier to every stage but the last (the paper, section 3.2).
+        dropout_rate: on each pooled vector, ahead of its classifier (the paper, section 4.4.1:
+            0.25).
+        dtype: compute dtype, float32 by default; parameters and statistics are float32 throughout.
+        norm_axis_name: pmapped axis over which BatchNorm statistics are synchronised; None for
+            none.
+        **options: the backbone's own, such as ``norm_after_relu`` of the CIFAR ResNets.
 
     Returns:
-      A Flax module with collections ``params`` and ``batch_stats``.
+        A Flax module with collections ``params`` and ``batch_stats``.
 
     Raises:
-      UserError: unknown model or pool, or an option that the backbone does not have.
+        UserError: unknown model or pool, or an option that the backbone does not have.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = create_model("resnet20", num_classes=10, pool="flexpool", sac=True)
-      >>> images = jnp.zeros((1, 32, 32, 3))
-      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
-      >>> variables["params"]["head"]["pool"]["w_fp"].shape
-      (8, 8, 64)
+        >>> import jax, jax.numpy as jnp
+        >>> model = create_model("resnet20", num_classes=10, pool="flexpool", sac=True)
+        >>> images = jnp.zeros((1, 32, 32, 3))
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        >>> variables["params"]["head"]["pool"]["w_fp"].shape
+        (8, 8, 64)
     """
     import jax.numpy as jnp
 

@@ -19,7 +19,7 @@ STAGE_FEATURES = (16, 32, 64)
 
 
 def option_a_shortcut(x: Array, features: int, stride: int) -> Array:
-    """He et al.'s option A: every ``stride``-th pixel, and zeros for the new channels on both sides."""
+    """Option A of He et al.: every ``stride``-th pixel, zeros for the new channels."""
     if stride == 1 and x.shape[-1] == features:
         return x
     x = x[:, ::stride, ::stride]
@@ -28,14 +28,14 @@ def option_a_shortcut(x: Array, features: int, stride: int) -> Array:
 
 
 class ResNetCifar(nn.Module):
-    """Images ``[B, H, W, C]`` to ``{"stage1": [B, H, W, 16], "stage2": [B, ⌈H/2⌉, …, 32], "stage3": …}``.
+    """Images ``[B, H, W, C]`` to maps of 16, 32 and 64 channels at 1, 1/2 and 1/4 of their size.
 
     Attributes:
-      blocks_per_stage: n; the depth is 6n + 2.
-      norm_after_relu: conv–ReLU–BN with biased convolutions, and BN after the block's last ReLU, as
-        in the authors' release.
-      dtype: compute dtype.
-      norm_axis_name: axis over which batch statistics are synchronised, if any.
+        blocks_per_stage: n; the depth is 6n + 2.
+        norm_after_relu: conv–ReLU–BN with biased convolutions, and BN after the block's last ReLU,
+            as in the authors' release.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
     """
 
     blocks_per_stage: int

@@ -1,0 +1,253 @@
+"""Saving and restoring a run with Orbax: asynchronous, the latest two and the best kept.
+
+A checkpoint has three items: ``model`` (parameters and batch statistics, all that evaluation
+needs), ``optimizer`` (the optimiser's state and the step) and ``progress`` (JSON: where the run
+stands). Arrays are saved from the host without a device axis, so that a checkpoint restores on any
+number of devices. ``progress`` carries a digest of each item, and so what a disk has silently
+altered is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from flexpool_jax.errors import UserError
+from flexpool_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+DAMAGED_FOLDER = "checkpoints_damaged"
+SUPERSEDED_FOLDER = "checkpoints_superseded"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read, or whose content is not what was saved."""
+
+
+def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
+    """Opens (unless read_only, creates) the checkpoints of a workdir.
+
+    Saving keeps the latest two, so that one damaged file costs one interval, and the one of the
+    best accuracy.
+    """
+    if not read_only:
+        _recover_superseded(workdir)
+    policies = ocp.checkpoint_managers
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_accuracy,
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(
+                    get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        ),
+        # What is saved, and when, is the loop's decision.
+        save_decision_policy=policies.FixedIntervalPolicy(1),
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+    )
+    # Orbax fails in the background, silently, with a relative path.
+    return ocp.CheckpointManager(
+        (workdir / FOLDER).absolute(),
+        item_names=("model", "optimizer", "progress"),
+        options=options,
+    )
+
+
+def _accuracy(metrics: Mapping[str, float]) -> float:
+    return metrics["accuracy"]
+
+
+def _digest(item: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a tree's leaves, or over JSON's text."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(item):
+        leaf = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        sha.update(np.ascontiguousarray(leaf).data)
+    return sha.hexdigest()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {
+        "model": state.variables,
+        "optimizer": {"step": state.step, "opt_state": state.opt_state},
+    }
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    progress: Mapping[str, Any],
+    accuracy: float | None = None,
+) -> None:
+    """Starts to save a state; its arrays are copied to the host, and written in the background.
+
+    Args:
+        manager: from `open_checkpoints`.
+        state: replicated or on one device.
+        progress: what JSON can hold.
+        accuracy: in [0, 1], if this state has been evaluated; only such a state can be the best.
+    """
+    items = jax.device_get(_items(state))
+    step = int(items["optimizer"]["step"])
+    digests = {name: _digest(item) for name, item in items.items()}
+    digests["progress"] = _digest(json.dumps(progress, sort_keys=True))
+    manager.wait_until_finished()
+    if step in manager.all_steps():
+        _supersede(manager, step)
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+            progress=ocp.args.JsonSave({"progress": dict(progress), "sha256": digests}),
+        ),
+        metrics=None if accuracy is None else {"accuracy": accuracy},
+    )
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, like: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Restores one step, on the host.
+
+    Args:
+        manager: from `open_checkpoints`.
+        step: one of ``manager.all_steps()``.
+        like: a state, or its `jax.eval_shape`, of the same structure, shapes and dtypes.
+
+    Returns:
+        The state, as NumPy arrays, and its progress.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read or is not what was saved.
+    """
+    items, progress = _restore_items(manager, step, _items(like))
+    state = TrainState(
+        step=items["optimizer"]["step"],
+        params=items["model"]["params"],
+        batch_stats=items["model"]["batch_stats"],
+        opt_state=items["optimizer"]["opt_state"],
+    )
+    return state, progress
+
+
+def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -> dict[str, Any]:
+    """Restores ``params`` and ``batch_stats`` alone, as `restore` does."""
+    return _restore_items(manager, step, {"model": like.variables})[0]["model"]
+
+
+def _restore_items(
+    manager: ocp.CheckpointManager, step: int, like: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(like))
+    try:
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(item) for name, item in blank.items()},
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        items = {name: restored[name] for name in blank}
+        progress, sha256 = restored["progress"]["progress"], restored["progress"]["sha256"]
+        found = {name: _digest(item) for name, item in items.items()}
+        found["progress"] = _digest(json.dumps(progress, sort_keys=True))
+        altered = [name for name, digest in found.items() if digest != sha256[name]]
+    except Exception as error:  # Orbax raises many kinds for a file that is missing or cut short.
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedCheckpoint(f"step {step} cannot be read: {reason}") from error
+    if altered:
+        raise DamagedCheckpoint(f"step {step} is not what was saved: {', '.join(altered)} differs")
+    return items, progress
+
+
+def restore_latest(
+    manager: ocp.CheckpointManager, like: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Restores the latest whole checkpoint; None where none was ever saved.
+
+    Damaged ones are reported, passed over and moved to `DAMAGED_FOLDER` beside.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    damaged: list[int] = []
+    for step in steps:
+        try:
+            state, progress = restore(manager, step, like)
+        except DamagedCheckpoint as error:
+            logging.warning("Checkpoint %s; trying the one before.", error)
+            damaged.append(step)
+            continue
+        for bad in damaged:
+            _set_aside(manager, bad)
+        return state, progress
+    if steps:
+        raise UserError(
+            f"every checkpoint in {manager.directory} is damaged (steps {sorted(steps)}); "
+            "restore the folder from a copy, or start anew in another --workdir"
+        )
+    return None
+
+
+def _supersede(manager: ocp.CheckpointManager, step: int) -> None:
+    """Makes way for saving a step again, keeping what it holds until the new one is whole."""
+    folder = Path(manager.directory)
+    (folder.parent / SUPERSEDED_FOLDER).mkdir(exist_ok=True)
+    (folder / str(step)).rename(folder.parent / SUPERSEDED_FOLDER / str(step))
+    manager.reload()
+
+
+def _recover_superseded(workdir: Path) -> None:
+    """Brings back a superseded step whose replacement was never finished, and drops the others."""
+    for old in (workdir / SUPERSEDED_FOLDER).glob("*"):
+        if (workdir / FOLDER / old.name).exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(workdir / FOLDER / old.name)
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
+    """Moves a damaged step out of the way of the one that will be saved again, deleting nothing."""
+    folder = Path(manager.directory)
+    target = folder.parent / DAMAGED_FOLDER
+    target.mkdir(exist_ok=True)
+    number = 0
+    while (target / f"{step}.{number}").exists():
+        number += 1
+    (folder / str(step)).rename(target / f"{step}.{number}")
+    manager.reload()
+
+
+def choose_step(manager: ocp.CheckpointManager, which: str) -> int:
+    """The step that ``--step=best|latest|N`` means.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    steps = sorted(manager.all_steps())
+    if not steps:
+        raise UserError(f"{manager.directory} holds no checkpoint; train first")
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        best = manager.best_step()
+        return steps[-1] if best is None else best
+    if which.isdigit() and int(which) in steps:
+        return int(which)
+    raise UserError(
+        f"--step={which}: allowed are best, latest and the saved steps {', '.join(map(str, steps))}"
+    )

@@ -1,0 +1,81 @@
+"""Being told to stop: SIGTERM and SIGINT ask the loop to save and leave with exit status 75.
+
+Python runs a signal handler only between two instructions of the main thread, and so not while XLA
+compiles. Until there is something to save, a watching thread therefore ends the process itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from flexpool_jax.errors import Interrupted
+
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it for "run it again".
+
+
+class StopRequest:
+    """Whether the process has been told to stop, and what to do about it at once.
+
+    Attributes:
+        requested: True from the first SIGTERM or SIGINT on.
+        saves: whether the loop is where it looks at ``requested`` and saves; before that the
+            process may simply end.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.saves = False
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a stop has been requested."""
+        if self.requested:
+            raise Interrupted("told to stop")
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns SIGTERM and the first SIGINT into a request; a second SIGINT stops at once (130).
+
+    Outside the main thread, where Python allows no handlers, signals are left as they are.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    # The C-level handler writes a byte here at once, whatever the main thread is doing.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    old_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
+    watcher = threading.Thread(target=_watch, args=(reader, stop), daemon=True)
+    watcher.start()
+    try:
+        yield stop
+    finally:
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(old_fd)
+        os.close(writer)  # The watcher reads the end of the pipe, and ends.
+        watcher.join()
+        os.close(reader)
+
+
+def _watch(reader: int, stop: StopRequest) -> None:
+    while number := os.read(reader, 1):
+        if stop.requested and number[0] == signal.SIGINT:
+            _leave("stopped at once; the last saved checkpoint stands", 130)
+        stop.requested = True
+        if not stop.saves:
+            _leave("told to stop before the first step; nothing was lost", EXIT_STATUS)
+
+
+def _leave(message: str, status: int) -> None:
+    sys.stderr.write(f"\n{message}\n")
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,195 @@
+"""One training step and one evaluation step, and the pmapped programs that run them.
+
+The step itself is a pure function of (state, batch, key) on one device's part of the batch;
+gradients and metrics are averaged over the pmapped axis. The pmapped programs take the whole data
+set and indices into it: images are gathered, augmented and normalised on the device, and the host
+does nothing per step but dispatch. The state goes in and comes out replicated, without a device
+axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from flexpool_jax import losses
+from flexpool_jax.pooling import flexpool_regularizer
+from flexpool_jax.training.state import TrainState
+
+Array = jax.Array
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Mapping[str, Any], Batch], Metrics]
+
+AXIS = "devices"
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    augment: Callable[[Array, Array], Array],
+    normalise: Callable[[Array], Array],
+    sac_weights: Sequence[float] = (),
+    pool_reg: float = 0.0,
+    sync_batch_norm: bool = True,
+) -> TrainStep:
+    """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
+
+    Args:
+        model: from `flexpool_jax.create_model`; with ``norm_axis_name=AXIS`` if statistics are to
+            be synchronised.
+        tx: the optimiser.
+        schedule: the learning rate, for the log.
+        augment: ``(normalised images [B, H, W, C], keys [B]) -> images`` of the same shape, from
+            `flexpool_jax.data.augment.make_augment`.
+        normalise: uint8 images to floating ones of mean 0.
+        sac_weights: λ of Eq. 3; empty without SAC.
+        pool_reg: coefficient of Eq. 2.
+        sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
+            are averaged over devices, so that the state stays the same on each.
+
+    Returns:
+        ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
+        and ``label`` int32 [B], this device's part. key: the run's typed PRNG key; all randomness
+        derives from it, the step and the example's position in the whole batch (for augmentation)
+        or the device (for dropout). metrics: float32 scalars averaged over all devices' examples.
+    """
+
+    def loss_fn(params: Any, batch_stats: Any, images: Array, labels: Array, key: Array):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats", "aux_logits"],
+        )
+        loss, parts = losses.total_loss(
+            logits,
+            labels,
+            aux_logits=updates.get("aux_logits", {}).get("logits", ()),
+            sac_weights=sac_weights,
+            regularizer=flexpool_regularizer(params),
+            pool_reg=pool_reg,
+        )
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+        metrics = {"loss": loss, **parts, "accuracy": accuracy}
+        return loss, (metrics, updates.get("batch_stats", {}))
+
+    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        labels = batch["label"]
+        device = jax.lax.axis_index(AXIS)
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        positions = device * labels.shape[0] + jnp.arange(labels.shape[0])
+        example_keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions)
+        images = augment(normalise(batch["image"]), example_keys)
+        grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+            state.params, state.batch_stats, images, labels, jax.random.fold_in(dropout_key, device)
+        )
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        if not sync_batch_norm:
+            batch_stats = jax.lax.pmean(batch_stats, AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> EvalStep:
+    """Makes the evaluation of one batch, to be run under ``jax.pmap(..., axis_name=AXIS)``.
+
+    Returns:
+        ``eval_step(variables, batch) -> sums``. batch: ``image``, ``label`` and ``valid`` bool [B],
+        False where an example only fills the batch up. sums over the valid examples of all devices:
+        ``loss`` float32, ``correct`` int32.
+    """
+
+    def eval_step(variables: Mapping[str, Any], batch: Batch) -> Metrics:
+        labels, valid = batch["label"], batch["valid"]
+        logits = model.apply(variables, normalise(batch["image"]), train=False)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        sums = {
+            "loss": jnp.sum(jnp.where(valid, loss, 0.0)),
+            "correct": jnp.sum(valid & (jnp.argmax(logits, axis=-1) == labels), dtype=jnp.int32),
+        }
+        return jax.lax.psum(sums, AXIS)
+
+    return eval_step
+
+
+def pmap_train_step(
+    train_step: TrainStep,
+    steps_per_dispatch: int,
+    compiler_options: Mapping[str, str | bool] | None = None,
+) -> Callable[[TrainState, Array, Array, Array, Array], tuple[TrainState, Metrics]]:
+    """The program that makes ``steps_per_dispatch`` updates on all local devices.
+
+    Args:
+        train_step: from `make_train_step`.
+        steps_per_dispatch: 1 gives the bare step; more a `jax.lax.scan` over it, for accelerators
+            only: on a CPU XLA runs a convolution inside a loop many times slower.
+        compiler_options: of XLA, for this program alone.
+
+    Returns:
+        ``run(state, images, labels, indices, key) -> (state, metrics)``. images uint8 [N, H, W, C]
+        and labels int32 [N]: the data set, replicated. indices int32 [devices, steps, B / devices].
+        metrics: one float32 [steps] for each name. The state's buffers are donated.
+    """
+
+    def run(state: TrainState, images: Array, labels: Array, indices: Array, key: Array):
+        def step(state: TrainState, chosen: Array) -> tuple[TrainState, Metrics]:
+            return train_step(state, {"image": images[chosen], "label": labels[chosen]}, key)
+
+        if steps_per_dispatch > 1:
+            return jax.lax.scan(step, state, indices)
+        state, metrics = step(state, indices[0])
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return _pmap(run, (None, None, None, 0, None), compiler_options, donate_state=True)
+
+
+def pmap_eval_step(
+    eval_step: EvalStep,
+    compiler_options: Mapping[str, str | bool] | None = None,
+) -> Callable[[Mapping[str, Any], Array, Array, Array], Metrics]:
+    """The program that evaluates one batch on all local devices.
+
+    Args:
+        eval_step: from `make_eval_step`.
+        compiler_options: of XLA, for this program alone.
+
+    Returns:
+        ``run(variables, images, labels, indices) -> sums``. indices int32 [devices, B / devices]
+        into the replicated data set; -1 fills a batch up.
+    """
+
+    def run(variables: Mapping[str, Any], images: Array, labels: Array, indices: Array):
+        valid, chosen = indices >= 0, jnp.maximum(indices, 0)
+        return eval_step(
+            variables, {"image": images[chosen], "label": labels[chosen], "valid": valid}
+        )
+
+    return _pmap(run, (None, None, None, 0), compiler_options)
+
+
+def _pmap(
+    run: Callable[..., Any],
+    in_axes: tuple[int | None, ...],
+    compiler_options: Mapping[str, str | bool] | None,
+    donate_state: bool = False,
+) -> Callable[..., Any]:
+    donated = (0,) if donate_state else ()
+    mapped = jax.pmap(run, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=donated)
+    if not compiler_options:
+        return mapped
+    # pmap itself takes no compiler options; jit round it does, and adds no work of its own.
+    return jax.jit(mapped, donate_argnums=donated, compiler_options=dict(compiler_options))

@@ -1,0 +1,147 @@
+"""`train`: a config and a workdir in, a trained, evaluated, checkpointed and logged model out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+
+from flexpool_jax import configuration
+from flexpool_jax.data import Dataset, load_dataset
+from flexpool_jax.training import checkpoints, reporting
+from flexpool_jax.training.experiment import Experiment, build_experiment, on_devices
+from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
+from flexpool_jax.training.lock import hold_workdir
+from flexpool_jax.training.loop import Progress, TrainingRun
+from flexpool_jax.training.state import TrainState, parameter_count
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains a model, going on from the workdir's latest checkpoint if it holds one.
+
+    Args:
+        config: every field of configs/default.py.
+        workdir: folder for config.json, checkpoints/, metrics.jsonl, result.json and tensorboard/.
+
+    Returns:
+        What is written to result.json: final and best accuracy, seconds, versions and more.
+
+    Raises:
+        UserError: the config is wrong, or differs from the workdir's where it must not.
+        Interrupted: the process was told to stop; the state is saved.
+        TrainingDiverged: a loss became NaN or infinite.
+    """
+    workdir = Path(workdir).expanduser().absolute()
+    configuration.validate(config)
+    with stop_on_signals() as stop:
+        # Named before the first array exists: later, JAX would not use it.
+        use_compilation_cache(config.compilation_cache)
+        dataset = load_dataset(
+            config.dataset.name,
+            config.dataset.data_dir,
+            config.dataset.raw_dir,
+            image_size=config.dataset.image_size,
+            holdout=config.dataset.holdout,
+            seed=config.seed,
+        )
+        experiment = build_experiment(config, dataset)
+        with hold_workdir(workdir):
+            _adopt_config(config, workdir)
+            return _train(config, experiment, dataset, workdir, stop)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder between runs; "" leaves JAX's setting alone."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _adopt_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes config.json, unless the workdir has one that this config contradicts."""
+    if configuration.config_path(workdir).exists():
+        saved = configuration.read_config(workdir)
+        for change in configuration.compare_with_workdir(config, saved):
+            logging.info("Going on with another value of %s", change)
+    configuration.write_config(config, workdir)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    experiment: Experiment,
+    dataset: Dataset,
+    workdir: Path,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    with checkpoints.open_checkpoints(workdir) as manager:
+        state, progress = experiment.init(), Progress()
+        restored = checkpoints.restore_latest(manager, state)
+        if restored is not None:
+            state, progress = restored[0], Progress(**restored[1])
+        result = reporting.read_result(workdir)
+        if result is not None and int(state.step) >= experiment.total_steps and progress.evaluated:
+            logging.info("This run is finished; its result stands in %s", workdir / "result.json")
+            return result
+        _first_lines(config, experiment, dataset, state)
+        with (
+            reporting.MetricsWriter(
+                workdir,
+                tensorboard=config.tensorboard,
+                resume_bytes=progress.metrics_position,
+                purge_step=int(state.step) + 1,
+            ) as log,
+            reporting.Progress(
+                total_steps=experiment.total_steps,
+                steps_per_epoch=experiment.steps_per_epoch,
+                batch_size=experiment.batch_size,
+                start_step=int(state.step),
+            ) as display,
+        ):
+            run = TrainingRun(
+                config,
+                experiment,
+                state,
+                progress,
+                on_devices(experiment, dataset.train),
+                on_devices(experiment, dataset.test),
+                manager,
+                log,
+                display,
+                stop,
+            )
+            run.run()
+        result = _result(config, run)
+        reporting.write_result(workdir, **result)
+        return result
+
+
+def _first_lines(
+    config: ml_collections.ConfigDict, experiment: Experiment, dataset: Dataset, state: TrainState
+) -> None:
+    pass
+
+
+def _result(config: ml_collections.ConfigDict, run: TrainingRun) -> Mapping[str, Any]:
+    device = jax.local_devices()[0]
+    return {
+        "final_test_accuracy": run.progress.test["accuracy"],
+        "final_test_loss": run.progress.test["loss"],
+        "best_test_accuracy": run.progress.best_accuracy,
+        "step": run.step,
+        "epochs": run.epoch,
+        "split": run.test_name,
+        "parameters": parameter_count(run.state.params),
+        "config": config.to_dict(),
+        "config_digest": configuration.digest(config),
+        "seconds": run.seconds,
+        "images_per_second": run.images_per_second,
+        "device": device.device_kind,
+        "devices": run.experiment.num_devices,
+        "platform": device.platform,
+        "versions": reporting.versions(),
+    }

@@ -1,0 +1,180 @@
+"""The CIFAR ResNets and the heads on their stages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from flexpool_jax import create_model, register_model
+from flexpool_jax.errors import UserError
+from flexpool_jax.models import MODELS, num_stages, registry
+from flexpool_jax.models.resnet_cifar import ResNetCifar, option_a_shortcut
+from flexpool_jax.training.state import parameter_count
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+
+def shapes(model, image_shape=(32, 32, 3)):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+
+
+@pytest.fixture(scope="module")
+def sac_model():
+    """A three-stage ResNet with SAC, as small as they come, and its variables."""
+    model = create_model("resnet20", pool="flexpool", sac=True)
+    model = model.clone(backbone=ResNetCifar(blocks_per_stage=1))
+    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+
+# He et al. 2015, table 6, gives 0.27, 0.46, 0.66, 0.85 and 1.7 million.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("resnet20", 0.27),
+        ("resnet32", 0.46),
+        ("resnet44", 0.66),
+        ("resnet56", 0.85),
+        ("resnet110", 1.7),
+    ],
+)
+def test_parameter_counts_are_those_of_he_et_al(name, millions):
+    count = parameter_count(shapes(create_model(name, pool="avg"))["params"])
+    assert count / 1e6 == pytest.approx(millions, abs=0.05 if millions > 1 else 0.006)
+
+
+def test_resnet20_has_exactly_269722_parameters_and_flexpool_4096_more():
+    assert parameter_count(shapes(create_model("resnet20", pool="avg"))["params"]) == 269_722
+    flexpool = parameter_count(shapes(create_model("resnet20", pool="flexpool"))["params"])
+    assert flexpool == 269_722 + 64 * 8 * 8
+
+
+@pytest.mark.parametrize("image_shape", [(32, 32, 3), (28, 28, 1), (33, 17, 2), (224, 224, 3)])
+def test_stages_halve_the_resolution_rounding_up(image_shape):
+    backbone = ResNetCifar(blocks_per_stage=1)
+    images = jnp.zeros((1, *image_shape))
+    stages, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), images)
+    h, w, _ = image_shape
+    halve = lambda n: -(-n // 2)  # noqa: E731
+    assert {name: x.shape for name, x in stages.items()} == {
+        "stage1": (1, h, w, 16),
+        "stage2": (1, halve(h), halve(w), 32),
+        "stage3": (1, halve(halve(h)), halve(halve(w)), 64),
+    }
+    assert list(stages) == ["stage1", "stage2", "stage3"]
+
+
+def test_shortcut_takes_every_second_pixel_and_pads_a_quarter_of_the_width_on_each_side():
+    x = np.arange(2 * 4 * 4 * 16, dtype=np.float32).reshape(2, 4, 4, 16)
+    y = np.asarray(option_a_shortcut(x, 32, 2))
+    np.testing.assert_array_equal(y[..., 8:24], x[:, ::2, ::2])
+    assert not y[..., :8].any()
+    assert not y[..., 24:].any()
+
+
+def test_auxiliary_logits_are_sown_in_training_only_first_stage_first(sac_model):
+    model, variables = sac_model
+    assert set(variables) == {"params", "batch_stats"}
+    logits, updates = model.apply(
+        variables, IMAGES, train=True, mutable=["batch_stats", "aux_logits"]
+    )
+    aux = updates["aux_logits"]["logits"]
+    assert [x.shape for x in (*aux, logits)] == [(2, 10)] * 3
+    # Recomputed from the stage maps by hand: which head saw which stage.
+    stages, _ = model.backbone.apply(
+        {
+            "params": variables["params"]["backbone"],
+            "batch_stats": variables["batch_stats"]["backbone"],
+        },
+        IMAGES,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    for got, name in zip(aux, ["stage1", "stage2"], strict=True):
+        head = variables["params"][f"aux_head_{name}"]
+        pooled = np.mean(stages[name], axis=(1, 2))
+        expected = pooled @ head["classifier"]["kernel"] + head["classifier"]["bias"]
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    _, updates = model.apply(variables, IMAGES, train=False, mutable=["aux_logits"])
+    assert not jax.tree.leaves(updates)
+
+
+def test_evaluation_needs_no_auxiliary_head(sac_model):
+    model, variables = sac_model
+    logits = model.apply(variables, IMAGES)
+    kept = {k: v for k, v in variables["params"].items() if not k.startswith("aux_head")}
+    assert len(kept) == len(variables["params"]) - 2
+    alone = model.apply({**variables, "params": kept}, IMAGES)
+    np.testing.assert_array_equal(alone, logits)
+
+
+def test_dropout_acts_on_the_pooled_vector_in_training_only():
+    model = create_model("resnet20", pool="avg", dropout_rate=0.25)
+    model = model.clone(backbone=ResNetCifar(blocks_per_stage=1))
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+    def logits(train, key):
+        return model.apply(
+            variables,
+            IMAGES,
+            train=train,
+            rngs={"dropout": jax.random.key(key)},
+            mutable=["batch_stats"],
+        )[0]
+
+    np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
+    assert np.abs(logits(True, 0) - logits(True, 1)).max() > 1e-4
+
+
+def test_bfloat16_compute_keeps_float32_parameters_statistics_and_logits():
+    model = create_model("resnet20", dtype=jnp.bfloat16, sac=True)
+    variables = shapes(model)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    logits, updates = jax.eval_shape(
+        lambda v: model.apply(v, IMAGES, train=True, mutable=["batch_stats", "aux_logits"]),
+        variables,
+    )
+    assert logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(updates["batch_stats"])} == {jnp.dtype(jnp.float32)}
+
+
+def test_release_order_has_biased_convolutions_and_norms_the_blocks_sum():
+    model = create_model("resnet20", norm_after_relu=True)
+    params = shapes(model)["params"]["backbone"]
+    assert set(params["stem_conv"]) == {"kernel", "bias"}
+    backbone = ResNetCifar(blocks_per_stage=1, norm_after_relu=True)
+    stages, _ = backbone.init_with_output(jax.random.key(0), IMAGES, train=True)
+    # After BatchNorm with its initial scale each channel has mean 0: not so after a ReLU.
+    np.testing.assert_allclose(np.mean(stages["stage3"], axis=(0, 1, 2)), 0.0, atol=1e-4)
+    assert np.min(stages["stage3"]) < 0
+
+
+def test_unknown_names_are_refused_with_the_closest():
+    with pytest.raises(UserError, match=r"'resnet2O'.*'resnet20'"):
+        create_model("resnet2O")
+    with pytest.raises(UserError, match=r"'flexpol'.*'flexpool'"):
+        create_model("resnet20", pool="flexpol")
+    with pytest.raises(UserError, match="norm_before_lunch"):
+        create_model("resnet20", norm_before_lunch=True)
+
+
+def test_a_users_own_backbone_is_one_registered_function(monkeypatch):
+    monkeypatch.setattr(registry, "MODELS", dict(MODELS))
+
+    class TwoStages(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            first = nn.relu(nn.Conv(4, (3, 3))(images))
+            return {"stage1": first, "stage2": nn.relu(nn.Conv(8, (3, 3), strides=2)(first))}
+
+    @register_model("two_stages", num_stages=2)
+    def two_stages(*, dtype, norm_axis_name):
+        return TwoStages()
+
+    assert num_stages("two_stages") == 2
+    model = create_model("two_stages", num_classes=7, sac=True)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    assert variables["params"]["aux_head_stage1"]["pool"]["w_fp"].shape == (32, 32, 4)
+    assert model.apply(variables, IMAGES).shape == (2, 7)
+    with pytest.raises(UserError, match="two_stages"):
+        register_model("two_stages", num_stages=2)

@@ -1,0 +1,95 @@
+"""Eq. 3 and Eq. 4 and the total, against NumPy and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexpool_jax import sac_loss
+from flexpool_jax.losses import cross_entropy, total_loss
+
+RNG = np.random.default_rng(0)
+STAGE_LOGITS = [RNG.normal(size=(4, 5)).astype(np.float32) for _ in range(3)]
+LABELS = np.array([0, 4, 2, 2], np.int32)
+WEIGHTS = (0.1, 0.2, 0.7)
+
+
+def numpy_cross_entropy(logits, labels):
+    """Eq. 4: -Σ_c y_c log h_c with h the softmax, averaged over the batch."""
+    logits = logits.astype(np.float64)
+    h = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    y = np.eye(logits.shape[1])[labels]
+    return -(y * np.log(h)).sum(axis=1).mean()
+
+
+def test_cross_entropy_is_equation_4():
+    expected = numpy_cross_entropy(STAGE_LOGITS[0], LABELS)
+    np.testing.assert_allclose(cross_entropy(STAGE_LOGITS[0], LABELS), expected, rtol=1e-6)
+
+
+def test_cross_entropy_is_finite_for_extreme_and_exact_for_half_precision_logits():
+    assert float(cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))) == pytest.approx(2e4)
+    assert cross_entropy(jnp.zeros((2, 3), jnp.bfloat16), jnp.array([0, 1])).dtype == jnp.float32
+
+
+def test_sac_loss_is_equation_3_from_first_to_last_stage():
+    expected = sum(
+        weight * numpy_cross_entropy(logits, LABELS)
+        for weight, logits in zip(WEIGHTS, STAGE_LOGITS, strict=True)
+    )
+    np.testing.assert_allclose(sac_loss(STAGE_LOGITS, LABELS, WEIGHTS), expected, rtol=1e-6)
+
+
+def test_sac_gradient_equals_finite_differences():
+    with jax.enable_x64(True):
+        logits = [jnp.asarray(x, jnp.float64) for x in STAGE_LOGITS]
+
+        def loss(first):
+            return sac_loss([first, *logits[1:]], LABELS, WEIGHTS)
+
+        gradient = jax.grad(loss)(logits[0])
+        for index in [(0, 0), (3, 1)]:
+            bump = jnp.zeros_like(gradient).at[index].set(1e-6)
+            difference = (loss(logits[0] + bump) - loss(logits[0] - bump)) / 2e-6
+            np.testing.assert_allclose(gradient[index], difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (0.2, 0.1, 0.7),
+        (0.1, 0.1, 0.8),
+        (0.7, 0.2, 0.1),
+        (0.3, 0.7),
+        (-0.1, 0.4, 0.7),
+        (0.1, 0.2, float("nan")),
+        (0.1, 0.2, float("inf")),
+    ],
+)
+def test_sac_refuses_weights_that_do_not_strictly_increase(weights):
+    with pytest.raises(ValueError, match="SAC"):
+        sac_loss(STAGE_LOGITS, LABELS, weights)
+
+
+def test_total_is_the_cross_entropy_without_sac_and_regularizer():
+    loss, parts = total_loss(STAGE_LOGITS[2], LABELS)
+    np.testing.assert_allclose(loss, numpy_cross_entropy(STAGE_LOGITS[2], LABELS), rtol=1e-6)
+    assert set(parts) == {"cross_entropy", "regularizer"}
+
+
+def test_total_is_equation_3_plus_the_weighted_regularizer_and_names_its_parts():
+    loss, parts = total_loss(
+        STAGE_LOGITS[2],
+        LABELS,
+        aux_logits=STAGE_LOGITS[:2],
+        sac_weights=WEIGHTS,
+        regularizer=3.0,
+        pool_reg=0.5,
+    )
+    np.testing.assert_allclose(loss, sac_loss(STAGE_LOGITS, LABELS, WEIGHTS) + 1.5, rtol=1e-6)
+    for name, logits in zip(
+        ["cross_entropy_stage1", "cross_entropy_stage2", "cross_entropy"], STAGE_LOGITS, strict=True
+    ):
+        np.testing.assert_allclose(parts[name], numpy_cross_entropy(logits, LABELS), rtol=1e-6)
+    np.testing.assert_allclose(parts["sac"], sac_loss(STAGE_LOGITS, LABELS, WEIGHTS), rtol=1e-6)
+    assert float(parts["regularizer"]) == 3.0
