@@ -1,0 +1,193 @@
+"""What a run writes about itself for programs to read: metrics.jsonl, TensorBoard, result.json.
+
+What it tells a person is next door, in `console` and `first_lines`; the loop takes all of it from
+here. Nothing imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import flexpool_jax
+from flexpool_jax.training.console import Progress as Progress
+from flexpool_jax.training.first_lines import first_lines as first_lines
+
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+TENSORBOARD_FOLDER = "tensorboard"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+class MetricsWriter:
+    """Appends to a workdir's metrics.jsonl, one JSON object a line, and to its TensorBoard files.
+
+    Each line is on its way to the disk when `write` returns. A run that resumes gives back the
+    `position` stored with its checkpoint: what was written after it, by steps that are now made
+    again, is cut off, so that no step stands there twice and no line is torn.
+
+    Args:
+        workdir: created if need be.
+        tensorboard: whether to write TensorBoard events too.
+        resume_bytes: length in bytes to which metrics.jsonl is cut, 0 to begin anew; None keeps
+            every whole line.
+        purge_step: TensorBoard is told to forget what it has from this step on; None keeps it.
+
+    Example:
+        >>> import tempfile
+        >>> workdir = tempfile.mkdtemp()
+        >>> with MetricsWriter(workdir, tensorboard=False) as log:
+        ...     log.write(step=20, epoch=1.0, split="test", loss=0.5, accuracy=float("nan"))
+        >>> print((Path(workdir) / "metrics.jsonl").read_text().strip())
+        {"step": 20, "epoch": 1.0, "split": "test", "loss": 0.5, "accuracy": null}
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        tensorboard: bool = True,
+        resume_bytes: int | None = None,
+        purge_step: int | None = None,
+    ) -> None:
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / METRICS_FILE
+        if path.exists():
+            os.truncate(path, _end_of_lines(path, resume_bytes))
+        self._file = path.open("ab")
+        self._events = None
+        if tensorboard:
+            # Here, since it takes a third of a second that a run without it need not wait.
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(
+                str(workdir / TENSORBOARD_FOLDER),
+                purge_step=purge_step,
+                # Its own names differ by the second only, and a file of the same name is replaced.
+                filename_suffix=f".{time.time_ns()}",
+            )
+
+    def write(self, *, step: int, epoch: float, split: str, **values: float | None) -> None:
+        """Writes one line, and each value to TensorBoard as ``split/name``.
+
+        Args:
+            step: updates made so far.
+            epoch: the same in epochs.
+            split: what the values were measured on: train, validation or test.
+            **values: such as loss (nats), accuracy (in [0, 1]), images_per_second. What is not
+                finite becomes null, since JSON has no NaN.
+        """
+        line = {"step": step, "epoch": epoch, "split": split, **values}
+        self._file.write(_to_json(line).encode() + b"\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if value is not None and math.isfinite(value):
+                    self._events.add_scalar(f"{split}/{name}", float(value), step)
+
+    def position(self) -> int:
+        """The length of metrics.jsonl in bytes, all of it safely on the disk."""
+        os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the files; TensorBoard's are written by then."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _end_of_lines(path: Path, limit: int | None) -> int:
+    """The length of a file up to the end of its last whole line within the limit."""
+    return path.read_bytes()[:limit].rfind(b"\n") + 1
+
+
+def write_result(workdir: str | os.PathLike[str], **fields: Any) -> Path:
+    """Writes result.json whole or not at all: a reader never meets half of it.
+
+    Args:
+        workdir: must exist.
+        **fields: numbers, strings, and mappings and sequences of them; what is not finite becomes
+            null.
+
+    Returns:
+        The file's path.
+
+    Example:
+        >>> import tempfile
+        >>> workdir = tempfile.mkdtemp()
+        >>> path = write_result(workdir, final_test_accuracy=0.98)
+        >>> read_result(workdir)
+        {'final_test_accuracy': 0.98}
+    """
+    path = Path(workdir) / RESULT_FILE
+    temporary = path.with_name(f".{RESULT_FILE}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(_to_json(fields, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Reads result.json; None where there is none that can be read."""
+    try:
+        result = json.loads((Path(workdir) / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those whose change may change a result.
+
+    Example:
+        >>> list(versions())[:3]
+        ['python', 'flexpool_jax', 'jax']
+    """
+    found = {"python": platform.python_version(), "flexpool_jax": flexpool_jax.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    """A value in the types that JSON has; scalars of NumPy and JAX become Python's."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if not isinstance(value, str | bytes) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
