@@ -5,6 +5,7 @@ is imported, and before anything is written.
 """
 
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -109,9 +110,11 @@ def help_text() -> str:
     """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
     step_modes = ", ".join(f"--mode={name}" for name in MODES if name not in ("train", "prepare"))
-    configs = " ".join(configuration.config_files(CONFIGS_DIR))
+    configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
+    configs = textwrap.indent(configs, " " * 12).lstrip()
     return f"""\
-Trains and evaluates image classifiers with FlexPool and Simple Auxiliary Classifiers.
+Trains and evaluates image classifiers with FlexPool and Simple Auxiliary
+Classifiers.
 
   python launch.py --config=configs/FILE.py[:VARIANT] --workdir=FOLDER
                    [--mode=MODE] [--config.FIELD=VALUE ...]
@@ -120,15 +123,15 @@ modes
 {modes}
 
 flags
-  --config  {command_line.FLAGS["config"]}; a run that has begun
-            goes on with its own if none is given
+  --config  {command_line.FLAGS["config"]};
+            a run that has begun goes on with its own if none is given
   --workdir {command_line.FLAGS["workdir"]}
   --step    {command_line.FLAGS["step"]}
             ({step_modes}; default: {command_line.DEFAULT_STEP})
 
 configs/    {configs}
-variants    words out of avg, flexpool, softmax, reg, dropout, sac, separated by commas
-fields      each is explained, with its default and the reason for it, in configs/default.py
+variants    words out of avg, flexpool, softmax, reg, dropout, sac, with commas
+fields      configs/default.py explains each, its default and the reason for it
 
 examples
   python launch.py --config=configs/digits.py:flexpool,reg --workdir=runs/digits

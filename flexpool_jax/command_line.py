@@ -84,6 +84,8 @@ def read(
     Raises:
         UserError: For any argument that cannot be understood.
     """
+    # ml_collections' own pages write `launch.py -- --config=...`; nothing here needs the dashes.
+    arguments = [argument for argument in arguments if argument != "--"]
     config_argument = _last_value(arguments, "config")
     workdir = _expand(_last_value(arguments, "workdir"))
     config: ConfigDict | None = None

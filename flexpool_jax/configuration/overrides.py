@@ -211,7 +211,8 @@ def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
         return values
     try:
         value = ast.literal_eval(text)
-    except SyntaxError:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        # All that literal_eval is documented to raise: words, then, not literals.
         return tuple(map(_unquote, parts))
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
