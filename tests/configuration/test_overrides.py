@@ -1,0 +1,177 @@
+"""Overrides mean what they say, or cost one line."""
+
+import contextlib
+import math
+
+import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict, config_flags
+
+from configs import default
+from flexpool_jax.configuration import apply_overrides
+from flexpool_jax.errors import UserError
+
+
+def overridden(*arguments):
+    config = default.get_config()
+    assert apply_overrides(config, arguments) == []
+    return config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "expected"),
+    [
+        (["--config.sac.weights=0.05,0.1,0.85"], "sac.weights", (0.05, 0.1, 0.85)),
+        (["--config.sac.weights=(0.05, 0.1, 0.85)"], "sac.weights", (0.05, 0.1, 0.85)),
+        (["--config.sac.weights=[0.05,0.1,0.85]"], "sac.weights", (0.05, 0.1, 0.85)),
+        (["--config.sac.weights", "0.05,0.1,0.85"], "sac.weights", (0.05, 0.1, 0.85)),
+        (["--config.augment.scale=1,1"], "augment.scale", (1.0, 1.0)),
+        (["--config.sac.weights=1,"], "sac.weights", (1.0,)),
+        (["--config.tensorboard", "False"], "tensorboard", False),
+        (["--config.tensorboard=false"], "tensorboard", False),
+        (["--config.tensorboard=0"], "tensorboard", False),
+        (["--config.tensorboard=no"], "tensorboard", False),
+        (["--noconfig.tensorboard"], "tensorboard", False),
+        (["--config.norm_after_relu"], "norm_after_relu", True),
+        (["--config.norm_after_relu", "true"], "norm_after_relu", True),
+        (["--config.batch_size=1e3"], "batch_size", 1000),
+        (["--config.batch_size=64.0"], "batch_size", 64),
+        (["--config.batch_size", "64"], "batch_size", 64),
+        (["-config.batch_size=64"], "batch_size", 64),
+        (["--config.learning_rate=1"], "learning_rate", 1.0),
+        (["--config.learning_rate=1e-3"], "learning_rate", 1e-3),
+        (["--config.pool_reg", "-1"], "pool_reg", -1.0),
+        (["--config.dataset.raw_dir="], "dataset.raw_dir", ""),
+        (["--config.dataset.raw_dir=a=b, c"], "dataset.raw_dir", "a=b, c"),
+        (["--config.seed=1", "--config.seed=2"], "seed", 2),
+    ],
+)
+def test_override_means_what_the_user_wrote(arguments, field, expected):
+    value = overridden(*arguments)
+    for part in field.split("."):
+        value = value[part]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.lerning_rate=1"], ["lerning_rate", "--config.learning_rate"]),
+        (["--config.flip=False"], ["--config.augment.flip"]),
+        (["--config.dataset.nmae=digits"], ["--config.dataset.name"]),
+        (["--config.seed.x=1"], ["seed.x"]),
+        (["--config.=1"], ["unknown field"]),
+        (["--config..seed=1"], ["unknown field"]),
+        (["--config.sac.weights[0]=1"], ["--config.sac.weights"]),
+        (["--config.sac=1"], ["group of fields", "--config.sac.enabled"]),
+        (["--config.sac"], ["group of fields"]),
+        (["--config.sac={'enabled': True}"], ["group of fields"]),
+        (["--config.batch_size=1.5"], ["batch_size", "'1.5'", "whole number"]),
+        (["--config.batch_size=inf"], ["batch_size", "whole number"]),
+        (["--config.batch_size=nan"], ["batch_size", "whole number"]),
+        (["--config.batch_size=1e400"], ["batch_size", "whole number"]),
+        (["--config.batch_size=ten"], ["batch_size", "'ten'"]),
+        (["--config.batch_size=True"], ["batch_size", "whole number"]),
+        (["--config.batch_size="], ["batch_size", "whole number"]),
+        (["--config.batch_size=1,2"], ["batch_size", "whole number"]),
+        (["--config.batch_size"], ["has no value"]),
+        (["--config.batch_size", "--mode=train"], ["has no value"]),
+        (["--config.dataset.raw_dir", "--mode=train"], ["has no value"]),
+        (["--config.learning_rate=fast"], ["learning_rate", "a number"]),
+        (["--config.learning_rate=0,1"], ["learning_rate", "a number"]),
+        (["--config.learning_rate=None"], ["learning_rate", "a number"]),
+        (["--config.tensorboard=maybe"], ["tensorboard", "True or False"]),
+        (["--config.tensorboard="], ["tensorboard", "True or False"]),
+        (["--noconfig.tensorboard=True"], ["--noconfig.tensorboard"]),
+        (["--noconfig.seed"], ["--noconfig.seed"]),
+        (["--noconfig.sed"], ["--config.seed"]),
+        (["--config.sac.weights=a,b,c"], ["sac.weights", "0.1,0.2,0.7"]),
+        (["--config.sac.weights=0.1;0.2;0.7"], ["sac.weights", "commas"]),
+        (["--config.sac.weights=0.1,,0.7"], ["sac.weights"]),
+        (["--config.sac.weights=0.1,0.2,nan"], ["sac.weights"]),
+        (["--config.sac.weights=((0.1,),0.2)"], ["sac.weights"]),
+        (["--config.sac.weights=.1,.9", "--config.sac.weights=.2,.8"], ["twice", "commas"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(arguments, words):
+    with pytest.raises(UserError) as error:
+        overridden(*arguments)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_other_arguments_are_handed_back_in_order_wherever_they_stand():
+    config = default.get_config()
+    arguments = ["--config.seed", "3", "--mode=eval", "x", "--config.tensorboard", "y"]
+    assert apply_overrides(config, arguments) == ["--mode=eval", "x", "y"]
+    assert (config.seed, config.tensorboard) == (3, True)
+
+
+def test_fields_that_no_flag_can_set_are_refused_by_name():
+    config = ConfigDict({"names": ["a"], "nothing": None})
+    for field in config:
+        with pytest.raises(UserError, match=f"--config.{field} .* cannot be set"):
+            apply_overrides(config, [f"--config.{field}=1"])
+
+
+def test_a_tuple_of_names_is_split_at_commas():
+    config = ConfigDict({"names": ("a",), "anything": ()})
+    apply_overrides(config, ["--config.names=x, 'y'", "--config.anything=p,q"])
+    assert config.names == ("x", "y")
+    assert config.anything == ("p", "q")
+
+
+def test_ml_collections_alone_still_surprises():
+    """Why overrides are rewritten: if this fails, ml_collections has changed and less is needed."""
+    config = ConfigDict({"switch": True, "names": ("a",)})
+    argv = ["config", "--config.names=x,y", "--config.switch", "False"]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+    assert flag_values(argv) == ["config", "False"]
+    assert config.switch is True
+    assert config.names == ("x,y",)
+
+
+@given(
+    whole=st.integers(),
+    number=st.floats(),
+    switch=st.booleans(),
+    text=st.text(),
+    numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1).map(tuple),
+    names=st.lists(st.from_regex(r"[a-z_]+", fullmatch=True), min_size=1).map(tuple),
+)
+def test_any_value_survives_being_written_as_an_override(**values):
+    config = ConfigDict(
+        {"whole": 0, "number": 0.0, "switch": False, "text": "", "numbers": (0.0,), "names": ("",)}
+    )
+    written = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }
+    apply_overrides(config, [f"--config.{name}={text}" for name, text in written.items()])
+    for name, value in values.items():
+        both_nan = isinstance(value, float) and math.isnan(value) and math.isnan(config[name])
+        assert both_nan or config[name] == value
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(
+                "--config.{}={}".format,
+                st.sampled_from(["seed", "learning_rate", "sac.weights", "tensorboard", "pool"]),
+                st.text(),
+            ),
+            st.builds("--config.{}".format, st.text()),
+            st.text(),
+        ),
+        max_size=4,
+    )
+)
+def test_no_command_line_raises_anything_but_a_user_error(arguments):
+    with contextlib.suppress(UserError):
+        assert set(apply_overrides(default.get_config(), arguments)) <= set(arguments)

@@ -1,0 +1,228 @@
+"""Every mistake in a config costs one line that names the field and what is allowed."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default, release_recipe
+from flexpool_jax.configuration import (
+    FIELDS,
+    check_batch_size,
+    check_files,
+    check_pool_reg_stability,
+    validate,
+)
+from flexpool_jax.configuration.fields import POOL_NAMES, field_names
+from flexpool_jax.errors import UserError
+
+NAN, INF = float("nan"), float("inf")
+
+
+def config_with(values, variant=""):
+    # As a config file written without configs/default.py may be: no type is checked on the way in.
+    plain = default.get_config(variant).to_dict()
+    for name, value in values.items():
+        group, _, last = name.rpartition(".")
+        (plain[group] if group else plain)[last] = value
+    return ConfigDict(plain)
+
+
+OUT_OF_RANGE = {
+    "seed": [-1, 2**32, 1.0, "0", None, True, NAN],
+    "model": ["resnet21", "", "ResNet20", 20, None],
+    "norm_after_relu": [1, "True", None],
+    "pool": ["flexpol", "", "mean", None, ("avg",)],
+    "pool_reg": [-0.1, NAN, INF, "0.1", None, True, (0.1,)],
+    "dropout_rate": [-0.1, 1.0, 25, NAN, "0.25", False],
+    "sac.enabled": [0, "yes", None],
+    "sac.weights": [(), (NAN,), (INF, 1.0), ("0.1",), 0.5, "0.1,0.2,0.7", (True, False), ((0.1,),)],
+    "dataset.name": ["", "no_such_set", "../digits", "a b", "digits\n", "\0", None, 3],
+    "dataset.data_dir": ["", "  ", "a\0b", "a\nb", None],
+    "dataset.raw_dir": ["a\0b", None, 1],
+    "dataset.image_size": [-1, 1, 7, 1025, 32.0, "32", None],
+    "dataset.holdout": [-0.1, 1.0, NAN, 10, "0.1"],
+    "batch_size": [0, -1, 1.5, "64", 10**8, NAN, True],
+    "num_epochs": [0, -1, 2.0, "ten"],
+    "eval_batch_size": [0, -5, None],
+    "optimizer.name": ["adamw", "SGD ", "", None],
+    "optimizer.momentum": [-0.1, 1.0, NAN, "0.9"],
+    "optimizer.weight_decay": [-1e-4, 1.5, NAN, None],
+    "optimizer.weight_decay_kind": ["L2", "none", ""],
+    "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
+    "schedule": ["one_cycle", "linear", ""],
+    "dtype": ["float16", "bf16", "fp32", ""],
+    "sync_batch_norm": [1, "no"],
+    "augment.flip": [0, "left"],
+    "augment.scale": [(0.8,), (1.2, 0.8), (0.0, 1.0), (-1.0, 1.0), (1.0, NAN), (1, 2, 3), 0.8, ()],
+    "augment.crop": [-1, 0.5, 2000],
+    "superclass.epochs": [-1, 10.0],
+    "superclass.mapping": ["a\nb", None],
+    "eval_every_epochs": [0, -1, 0.5],
+    "checkpoint_every_epochs": [0, "1"],
+    "log_every_steps": [0, -1],
+    "steps_per_dispatch": [-1, 2.5],
+    "tensorboard": ["True", 1],
+    "compilation_cache": [None, "a\0b"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_field_of_wrong_type_or_out_of_range(name, value):
+    with pytest.raises(UserError) as error:
+        validate(config_with({name: value}))
+    message = str(error.value)
+    assert f"config.{name}" in message
+    assert "allowed" in message
+    assert "\n" not in message
+
+
+def test_every_field_has_cases():
+    assert set(OUT_OF_RANGE) == set(FIELDS)
+
+
+CONTRADICTIONS = [
+    ({"pool": "avg", "pool_reg": 0.1}, ["config.pool_reg", "'avg'", "'flexpool'"]),
+    ({"pool": "max", "pool_reg": 1e-3}, ["config.pool_reg", "'max'"]),
+    ({"pool": "flexpool_softmax", "pool_reg": 0.1}, ["config.pool_reg", "softmax", "Eq. 2"]),
+    ({"sac.enabled": True, "sac.weights": (0.1, 0.3, 0.2)}, ["sac.weights", "increasing"]),
+    ({"sac.enabled": True, "sac.weights": (0.2, 0.2, 0.6)}, ["sac.weights", "increasing"]),
+    ({"sac.enabled": True, "sac.weights": (0.0, 0.3, 0.7)}, ["sac.weights", "positive"]),
+    ({"sac.enabled": True, "sac.weights": (-0.1, 0.3, 0.8)}, ["sac.weights", "positive"]),
+    ({"sac.enabled": True, "sac.weights": (0.1, 0.2, 0.8)}, ["sac.weights", "sum to 1.1"]),
+    ({"sac.enabled": True, "sac.weights": (0.3, 0.7)}, ["sac.weights", "2", "3 stages"]),
+    ({"sac.enabled": True, "sac.weights": (1.0,)}, ["sac.weights", "3 stages"]),
+    ({"sac.enabled": True, "sac.weights": (0.1, 0.2, 0.3, 0.4)}, ["sac.weights", "3 stages"]),
+    ({"superclass.epochs": 10}, ["superclass.epochs", "cifar10", "superclass.mapping"]),
+    ({"superclass.mapping": "animals.json"}, ["superclass.mapping", "superclass.epochs"]),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), CONTRADICTIONS)
+def test_fields_that_contradict_each_other(values, words):
+    with pytest.raises(UserError) as error:
+        validate(config_with(values))
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "variant"),
+    [
+        ({}, "flexpool,reg,dropout,sac"),
+        ({}, "avg,dropout,sac"),
+        ({"sac.weights": (0.5, 0.1)}, ""),
+        ({"sac.weights": (0.05, 0.1, 0.85)}, "sac"),
+        ({"sac.weights": (0.01, 0.11, 0.88)}, "sac"),
+        ({"learning_rate": 1, "pool_reg": 0}, ""),
+        ({"augment.scale": (1, 1), "seed": 2**32 - 1}, ""),
+        ({"dataset.name": "cifar100", "superclass.epochs": 10}, ""),
+    ],
+)
+def test_sound_configs_pass(values, variant):
+    validate(config_with(values, variant))
+
+
+def test_unknown_and_missing_fields_are_named():
+    with pytest.raises(
+        UserError, match=r"config\.lerning_rate; did you mean config\.learning_rate"
+    ):
+        validate(config_with({"lerning_rate": 0.1}))
+    config = config_with({})
+    del config["schedule"]
+    with pytest.raises(UserError, match=r"no config\.schedule"):
+        validate(config)
+
+
+def test_a_tfds_set_prepared_under_data_dir_is_a_data_set(tmp_path):
+    values = {"dataset.name": "svhn_cropped", "dataset.data_dir": str(tmp_path)}
+    with pytest.raises(UserError, match="svhn_cropped"):
+        validate(config_with(values))
+    (tmp_path / "svhn_cropped").mkdir()
+    validate(config_with(values))
+
+
+def test_missing_mapping_to_superclasses(tmp_path):
+    mapping = tmp_path / "animals.json"
+    config = config_with({"superclass.epochs": 1, "superclass.mapping": str(mapping)})
+    validate(config)
+    with pytest.raises(UserError, match=r"superclass\.mapping"):
+        check_files(config)
+    mapping.write_text("{}")
+    check_files(config)
+
+
+def sum_after_descent(pool_reg, *, rate, momentum, positions, steps=300):
+    """Runs SGD with momentum on Eq. 2 for one channel; returns how far its sum is from 1."""
+    weights = [1.01 / positions] * positions
+    velocity = [0.0] * positions
+    for _ in range(steps):
+        gradient = 2 * pool_reg * (sum(weights) - 1)
+        velocity = [momentum * v + gradient for v in velocity]
+        weights = [w - rate * v for w, v in zip(weights, velocity, strict=True)]
+    return abs(sum(weights) - 1)
+
+
+def sgd_config(pool_reg, rate, momentum, sac=False):
+    config = release_recipe.get_config("flexpool,reg" + (",sac" if sac else ""))
+    config.update({"pool_reg": pool_reg, "learning_rate": rate})
+    config.optimizer.momentum = momentum
+    return config
+
+
+@pytest.mark.parametrize(("rate", "momentum"), [(0.05, 0.9), (0.1, 0.0), (0.3, 0.5)])
+def test_largest_stable_pool_reg_is_where_descent_stops_converging(rate, momentum):
+    bound = (1 + momentum) / (rate * 16)
+    check_pool_reg_stability(sgd_config(0.97 * bound, rate, momentum), [(4, 4, 8)])
+    with pytest.raises(UserError, match="largest stable"):
+        check_pool_reg_stability(sgd_config(1.03 * bound, rate, momentum), [(4, 4, 8)])
+    same = {"rate": rate, "momentum": momentum, "positions": 16}
+    assert sum_after_descent(0.97 * bound, **same) < 0.01
+    assert sum_after_descent(1.03 * bound, **same) > 1
+
+
+def test_the_largest_pooled_map_decides_and_the_value_named_is_stable():
+    stages = [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
+    check_pool_reg_stability(sgd_config(0.1, 0.05, 0.9), stages)
+    with pytest.raises(UserError, match="32x32") as error:
+        check_pool_reg_stability(sgd_config(0.1, 0.05, 0.9, sac=True), stages)
+    named = float(str(error.value).rpartition(" ")[2])
+    check_pool_reg_stability(sgd_config(named, 0.05, 0.9, sac=True), stages)
+
+
+def test_adam_holds_any_pool_reg():
+    config = sgd_config(1000.0, 0.1, 0.9)
+    config.optimizer.name = "adam"
+    check_pool_reg_stability(config, [(32, 32, 16)])
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "words"),
+    [
+        (100, 8, ["100", "8 devices", "96 or 104"]),
+        (3, 8, ["multiples of 8", "e.g. 8"]),
+        (1001, 2, ["1000 or 1002"]),
+    ],
+)
+def test_batch_that_devices_cannot_share(size, devices, words):
+    with pytest.raises(UserError) as error:
+        check_batch_size(config_with({"batch_size": size}), devices)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_batch_larger_than_the_data_set():
+    check_batch_size(config_with({"batch_size": 1347}), 1, 1347)
+    with pytest.raises(UserError, match="1347"):
+        check_batch_size(config_with({"batch_size": 1348}), 1, 1347)
+
+
+def test_fields_are_those_of_the_default_config():
+    assert set(FIELDS) == set(field_names(default.get_config()))
+
+
+def test_pool_names_are_those_that_exist():
+    from flexpool_jax.pooling import POOLS
+
+    assert set(POOL_NAMES) == set(POOLS)

@@ -1,0 +1,240 @@
+"""A workdir gives its config back as it was, and lets a run change only what it may."""
+
+import contextlib
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import default, digits
+from flexpool_jax.configuration import (
+    FIELDS,
+    check_resume,
+    check_workdir,
+    compare_with_workdir,
+    digest,
+    has_checkpoint,
+    read_config,
+    write_config,
+)
+from flexpool_jax.errors import UserError
+
+# Another valid value for every field.
+OTHER = {
+    "seed": 1,
+    "model": "resnet32",
+    "norm_after_relu": True,
+    "pool": "avg",
+    "pool_reg": 0.2,
+    "dropout_rate": 0.5,
+    "sac.enabled": True,
+    "sac.weights": (0.05, 0.1, 0.85),
+    "dataset.name": "cifar100",
+    "dataset.data_dir": "elsewhere",
+    "dataset.raw_dir": "downloads",
+    "dataset.image_size": 64,
+    "dataset.holdout": 0.1,
+    "batch_size": 128,
+    "num_epochs": 7,
+    "eval_batch_size": 10,
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.5,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.weight_decay_kind": "decoupled",
+    "learning_rate": 0.01,
+    "schedule": "cosine",
+    "dtype": "bfloat16",
+    "sync_batch_norm": False,
+    "augment.flip": False,
+    "augment.scale": (1.0, 1.0),
+    "augment.crop": 4,
+    "superclass.epochs": 10,
+    "superclass.mapping": "animals.json",
+    "eval_every_epochs": 2,
+    "checkpoint_every_epochs": 2,
+    "log_every_steps": 1,
+    "steps_per_dispatch": 1,
+    "tensorboard": False,
+    "compilation_cache": "",
+}
+FIXED = {
+    *("seed", "model", "norm_after_relu", "pool", "sac.enabled", "batch_size", "optimizer.name"),
+    *("dataset.name", "dataset.image_size", "dataset.holdout", "dtype"),
+    *("augment.flip", "augment.scale", "augment.crop", "superclass.epochs", "superclass.mapping"),
+}
+WITHOUT_EFFECT = {
+    *("dataset.data_dir", "dataset.raw_dir", "eval_batch_size", "log_every_steps"),
+    *("steps_per_dispatch", "tensorboard", "compilation_cache"),
+}
+
+
+def changed(name):
+    config = default.get_config()
+    config.update_from_flattened_dict({name: OTHER[name]})
+    return config
+
+
+def test_every_field_has_another_value():
+    assert set(OTHER) == set(FIELDS)
+
+
+def test_config_is_read_back_as_it_was_written(tmp_path):
+    config = digits.get_config("flexpool,reg,dropout,sac")
+    write_config(config, tmp_path)
+    saved = read_config(tmp_path)
+    assert saved.to_dict() == config.to_dict()
+    assert type(saved.sac.weights) is tuple
+    assert saved.is_locked
+    assert digest(saved) == digest(config)
+
+
+def test_writing_leaves_one_file_that_others_may_read(tmp_path):
+    write_config(default.get_config(), tmp_path)
+    write_config(changed("seed"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert read_config(tmp_path).seed == 1
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "config.json").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_config_that_cannot_be_written_leaves_the_old_one_whole(tmp_path):
+    write_config(default.get_config(), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        write_config(ConfigDict({"learning_rate": float("nan")}), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"seed": 0', b"[" * 100_000, b"\0" * 64],
+)
+def test_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged") as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_config_is_no_workdir(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_config(tmp_path / "absent")
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(FIXED))
+def test_what_makes_model_or_data_cannot_change(name):
+    with pytest.raises(UserError) as error:
+        compare_with_workdir(changed(name), default.get_config())
+    before = default.get_config()
+    for part in name.split("."):
+        before = before[part]
+    assert f"config.{name} is {OTHER[name]!r} (was {before!r})" in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(FIELDS) - FIXED))
+def test_everything_else_can_and_is_reported(name):
+    (change,) = compare_with_workdir(changed(name), default.get_config())
+    assert (change.field, change.given) == (name, OTHER[name])
+
+
+def test_all_fields_that_differ_are_named_at_once():
+    config = changed("seed")
+    config.model = "resnet56"
+    with pytest.raises(UserError, match=r"config\.model .*config\.seed "):
+        compare_with_workdir(config, default.get_config())
+
+
+def test_a_whole_number_equals_the_same_float(tmp_path):
+    config = default.get_config()
+    config.augment.scale = (1.0, 2.0)
+    write_config(config, tmp_path)
+    saved = read_config(tmp_path)
+    config.augment.scale = (1, 2)
+    assert compare_with_workdir(config, saved) == []
+    assert digest(config) == digest(saved)
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_digest_names_what_a_config_computes(name):
+    same = digest(changed(name)) == digest(default.get_config())
+    assert same == (name in WITHOUT_EFFECT)
+
+
+def test_digest_stays_what_it_was_in_other_versions():
+    """Results are matched with configs by their digests, across releases too."""
+    config = ConfigDict({"seed": 0, "learning_rate": 0.1, "sac": {"weights": (0.1, 0.2, 0.7)}})
+    assert digest(config) == "d616c6fe80a5bed1"
+
+
+def test_digest_tells_image_folders_apart():
+    one, other = default.get_config(), default.get_config()
+    for config, folder in ((one, "cats"), (other, "dogs")):
+        config.dataset.name = "image_folder"
+        config.dataset.raw_dir = folder
+    assert digest(one) != digest(other)
+
+
+def test_resuming_in_a_workdir(tmp_path):
+    config = default.get_config()
+    assert check_resume(config, tmp_path) == []
+    (tmp_path / "checkpoints" / "12").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        check_resume(config, tmp_path)
+    write_config(changed("num_epochs"), tmp_path)
+    assert [change.field for change in check_resume(config, tmp_path)] == ["num_epochs"]
+
+
+def test_only_finished_checkpoints_count(tmp_path):
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "12").mkdir()
+    assert has_checkpoint(tmp_path)
+
+
+def test_workdir_may_be_new_or_there_and_nothing_is_made(tmp_path):
+    check_workdir(str(tmp_path))
+    check_workdir(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workdir_that_cannot_be_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / "dangling"):
+        with pytest.raises(UserError, match="is a file"):
+            check_workdir(str(path))
+    for path in ("gs://bucket/run", "a\0b"):
+        with pytest.raises(UserError, match="on this machine"):
+            check_workdir(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_workdir_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="permission"):
+        check_workdir(str(tmp_path / "run"))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=8,
+    )
+)
+def test_no_json_raises_anything_but_a_user_error(tmp_path_factory, value):
+    workdir = tmp_path_factory.mktemp("run")
+    (workdir / "config.json").write_text(json.dumps(value))
+    with contextlib.suppress(UserError):
+        assert read_config(workdir).to_dict().keys() == value.keys()

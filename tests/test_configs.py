@@ -1,0 +1,112 @@
+"""The experiments are what the paper, the release and He et al. say."""
+
+import itertools
+
+import pytest
+
+from configs import default, he_recipe, recipes, release_recipe
+from flexpool_jax.configuration import config_files, load_config, validate
+from flexpool_jax.errors import UserError
+
+# The columns of Tables 1 and 2: the variant, and what it makes of pool, pool_reg and dropout_rate.
+COLUMNS = {
+    "avg": ("avg", 0.0, 0.0),
+    "flexpool": ("flexpool", 0.0, 0.0),
+    "flexpool,reg": ("flexpool", default.DEFAULT_POOL_REG, 0.0),
+    "flexpool,reg,dropout": ("flexpool", default.DEFAULT_POOL_REG, 0.25),
+    "": ("flexpool", 0.0, 0.0),
+    "softmax": ("flexpool_softmax", 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("dataset", recipes.DATASET_CONFIGS)
+@pytest.mark.parametrize("sac", [False, True])
+@pytest.mark.parametrize("variant", COLUMNS)
+def test_every_cell_of_both_tables_is_a_valid_config(dataset, variant, sac):
+    words = [word for word in variant.split(",") if word] + ["sac"] * sac
+    config = load_config(f"configs/{dataset}.py:{','.join(words)}", "configs")
+    validate(config)
+    assert (config.pool, config.pool_reg, config.dropout_rate) == COLUMNS[variant]
+    assert config.sac.enabled is sac
+    assert config.dataset.name == dataset
+
+
+def test_every_config_file_is_valid_without_a_variant():
+    for name in config_files("configs"):
+        validate(load_config(f"configs/{name}", "configs"))
+
+
+def test_words_may_stand_in_any_order():
+    words = ["flexpool", "reg", "dropout", "sac"]
+    expected = default.get_config(",".join(words)).to_dict()
+    for order in itertools.permutations(words):
+        assert default.get_config(", ".join(order)).to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("flexpol", ["'flexpol'", "'flexpool'"]),
+        ("flexpool,regg", ["'regg'", "'reg'"]),
+        ("flexpool;reg", ["'flexpool;reg'"]),
+        ("flexpool,,reg", ["''", "allowed"]),
+        (",", ["''"]),
+        ("AVG", ["'AVG'", "'avg'"]),
+        ("avg,flexpool", ["2 pools"]),
+        ("softmax,flexpool", ["2 pools"]),
+        ("reg,reg", ["'reg' twice"]),
+        ("avg,reg", ["'reg'", "'avg'", "Eq. 2"]),
+        ("softmax,reg", ["'reg'", "'flexpool_softmax'"]),
+    ],
+)
+def test_variant_that_cannot_be_meant(variant, words):
+    with pytest.raises(UserError) as error:
+        default.get_config(variant)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_defaults_are_the_papers():
+    config = default.get_config()
+    assert (config.model, config.pool) == ("resnet20", "flexpool")
+    assert (config.optimizer.name, config.learning_rate, config.schedule) == (
+        *("adam", 0.1, "onecycle"),
+    )
+    assert (config.num_epochs, config.batch_size) == (100, 1000)
+    assert config.sac.weights == (0.1, 0.2, 0.7)
+
+
+def test_misspelt_field_in_a_config_file_is_an_error():
+    with pytest.raises(AttributeError):
+        default.get_config().lerning_rate = 0.1
+
+
+def test_recipes_take_up_any_data_set():
+    for dataset in recipes.DATASET_CONFIGS:
+        for recipe in (he_recipe, release_recipe):
+            config = recipe.get_config(f"flexpool,{dataset},reg,sac")
+            validate(config)
+            assert (config.dataset.name, config.pool) == (dataset, "flexpool")
+            assert config.optimizer.name == "sgd"
+    assert he_recipe.get_config("digits").augment.flip is False
+
+
+def test_recipes_have_pools_of_their_own():
+    assert he_recipe.get_config().pool == "avg"
+    assert release_recipe.get_config("cifar100").pool == "flexpool_softmax"
+    for recipe in (he_recipe, release_recipe):
+        with pytest.raises(UserError, match="'reg'"):
+            recipe.get_config("reg")
+
+
+def test_he_recipe_trains_for_64k_iterations():
+    config = he_recipe.get_config("cifar10")
+    iterations = config.num_epochs * 50_000 / config.batch_size
+    assert iterations == pytest.approx(64_000, rel=0.005)
+
+
+def test_recipe_names_unknown_words_and_two_data_sets():
+    with pytest.raises(UserError, match="'cifar11'; did you mean 'cifar10'"):
+        he_recipe.get_config("cifar11")
+    with pytest.raises(UserError, match="2 data sets"):
+        he_recipe.get_config("cifar10,digits")

@@ -1,0 +1,205 @@
+"""The command line as a user meets it: a mistake costs one line and exit status 2."""
+
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import launch
+from configs import digits
+from flexpool_jax import command_line
+from flexpool_jax.configuration import write_config
+from flexpool_jax.errors import Interrupted, TrainingDiverged
+
+DIGITS = "--config=configs/digits.py:flexpool,reg"
+
+
+def files_under(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def run_workdir(tmp_path):
+    """A workdir as a run leaves it, but with an empty checkpoint."""
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints" / "21").mkdir(parents=True)
+    write_config(digits.get_config("flexpool,reg"), workdir)
+    return workdir
+
+
+MISTAKES = [
+    ([], ["--config", "--help"]),
+    (["train"], ["did you mean --mode=train"]),
+    (["configs/digits.py"], ["did you mean --config=configs/digits.py"]),
+    ([DIGITS, "{new}"], ["unexpected argument"]),
+    ([DIGITS], ["--workdir"]),
+    (["--workdir={new}"], ["--config"]),
+    ([DIGITS, "--workdir="], ["--workdir is empty"]),
+    ([DIGITS, "--workdir"], ["--workdir has no value"]),
+    ([DIGITS, "--workdir", "--mode=train"], ["--workdir has no value"]),
+    (["--config", "--workdir={new}"], ["--config has no value"]),
+    (["--config=configs/digts.py", "--workdir={new}"], ["configs/digits.py"]),
+    (["--config=configs/digits.py:flexpol", "--workdir={new}"], ["'flexpool'"]),
+    (["--config=configs/digits.py:avg,reg", "--workdir={new}"], ["Eq. 2"]),
+    ([DIGITS, "--workdir={new}", "--mode=trian"], ["'trian'", "'train'", "eval"]),
+    ([DIGITS, "--workdir={new}", "--mode="], ["mode ''"]),
+    ([DIGITS, "--workdir={new}", "--mode"], ["mode"]),
+    ([DIGITS, "--workdir={new}", "--mdoe=train"], ["'--mdoe'", "'--mode'"]),
+    ([DIGITS, "--workdr={new}"], ["'--workdr'", "'--workdir'"]),
+    ([DIGITS, "--workdir={new}", "--batch_size=64"], ["'--batch_size'"]),
+    ([DIGITS, "--workdir={new}", "--nomode"], ["--nomode"]),
+    ([DIGITS, "--workdir={new}", "--step=latest"], ["--step", "--mode=train"]),
+    ([DIGITS, "--workdir={new}", "--", "--config.seed=-1"], ["config.seed is -1"]),
+    ([DIGITS, "--workdir={new}", "--config.lerning_rate=1"], ["--config.learning_rate"]),
+    ([DIGITS, "--workdir={new}", "--config.sac.weights", "0.1", "0.9"], ["'0.9'", "commas"]),
+    ([DIGITS, "--workdir={new}", "--config.pool=flexpol"], ["config.pool", "'flexpool'"]),
+    ([DIGITS, "--workdir={new}", "--config.dataset.name=digit"], ["dataset.name", "'digits'"]),
+    ([DIGITS, "--workdir={new}", "--config.learning_rate=nan"], ["config.learning_rate", "nan"]),
+    ([DIGITS, "--workdir={new}", "--config.num_epochs=0"], ["config.num_epochs", "from 1"]),
+    ([DIGITS, "--workdir={file}"], ["is a file"]),
+    ([DIGITS, "--workdir={file}/run"], ["is a file"]),
+    ([DIGITS, "--workdir=s3://bucket/run"], ["s3://bucket/run"]),
+    (["--config.seed=1", "--workdir={new}"], ["--config.FIELD=VALUE needs --config"]),
+    (["--mode=eval"], ["--workdir"]),
+    (["--mode=eval", "--workdir={new}"], ["no config.json"]),
+    (["--mode=eval", "--workdir={run}", "--step=last"], ["--step=last", "latest"]),
+    (["--mode=eval", "--workdir={run}", "--step=-1"], ["--step=-1"]),
+    (["--mode=eval", "--workdir={run}", "--step="], ["--step"]),
+    (["--mode=eval", "--workdir={run}", "--config.model=resnet32"], ["resnet32", "resnet20"]),
+    (["--mode=eval", "--workdir={run}", "--config=configs/cifar10.py"], ["dataset.name"]),
+    (["--workdir={run}", "--config.seed=1"], ["config.seed is 1 (was 0)"]),
+    (["--workdir={run}", "--config=configs/digits.py:avg"], ["config.pool is 'avg'"]),
+    (["--mode=prepare"], ["--config"]),
+    (["--mode=prepare", DIGITS, "--step=3"], ["--step"]),
+    (["--mode=prepare", "--config=configs/digits.py", "--config.dataset.name=x/y"], ["'x/y'"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
+def test_mistake_costs_one_line_and_nothing_is_written(
+    arguments, words, tmp_path, run_workdir, capsys
+):
+    (tmp_path / "file").write_text("")
+    names = {"new": tmp_path / "new", "file": tmp_path / "file", "run": run_workdir}
+    before = files_under(tmp_path)
+    status = launch.main([argument.format(**names) for argument in arguments])
+    output = capsys.readouterr()
+    assert status == 2
+    assert output.out == ""
+    assert re.fullmatch(r"launch\.py: .+\n", output.err)
+    for word in words:
+        assert word in output.err
+    assert files_under(tmp_path) == before
+
+
+def test_run_without_its_config_is_not_overwritten(run_workdir, capsys):
+    (run_workdir / "config.json").unlink()
+    assert launch.main([DIGITS, f"--workdir={run_workdir}"]) == 2
+    assert "no config.json" in capsys.readouterr().err
+
+
+def test_run_without_checkpoint_cannot_be_evaluated(run_workdir, capsys):
+    (run_workdir / "checkpoints" / "21").rmdir()
+    assert launch.main([f"--workdir={run_workdir}", "--mode=eval"]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_mistakes_are_answered_before_jax_is_imported(tmp_path):
+    script = (
+        "import sys, launch\n"
+        "status = launch.main(sys.argv[1:])\n"
+        "heavy = {'jax', 'flax', 'tensorflow_datasets', 'orbax'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else status)\n"
+    )
+    arguments = [DIGITS, f"--workdir={tmp_path / 'new'}", "--config.batch_size=-1"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "launch.py: config.batch_size is -1; allowed: a whole number from 1 to 10000000\n"
+    )
+
+
+def test_script_runs_from_any_folder_and_exits_with_the_status(tmp_path, request):
+    script = request.config.rootpath / "launch.py"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, script, "--config=configs/digits.py", "--workdir=new", "--mode=x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "launch.py: unknown mode 'x'; allowed: " + ", ".join(launch.MODES) + "\n"
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull", "--helpshort"])
+def test_help_is_one_screen(flag, capsys):
+    assert launch.main([DIGITS, flag]) == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= 80
+    for mode in launch.MODES:
+        assert re.search(rf"^  {mode} ", text, re.MULTILINE)
+    for name in (*command_line.FLAGS, "configs/default.py", "digits.py", "he_recipe.py"):
+        assert name in text
+
+
+def test_command_of_a_new_run():
+    command = command_line.read(
+        ["--config.seed=3", DIGITS, "--workdir=~/run", "--config.tensorboard", "False"],
+        launch.MODES,
+        launch.CONFIGS_DIR,
+    )
+    assert (command.mode, command.step, command.config_given) == ("train", None, True)
+    assert command.workdir == os.path.expanduser("~/run")  # noqa: PTH111
+    assert command.config.seed == 3
+    assert command.config.tensorboard is False
+    assert command.config.pool_reg > 0
+
+
+def test_run_that_has_begun_goes_on_with_its_own_config(run_workdir):
+    command = command_line.read(["--workdir", str(run_workdir)], launch.MODES, launch.CONFIGS_DIR)
+    assert command.config.to_dict() == digits.get_config("flexpool,reg").to_dict()
+    assert not command.config_given
+    command = command_line.read(
+        [f"--workdir={run_workdir}", "--config.num_epochs=1e2"], launch.MODES, launch.CONFIGS_DIR
+    )
+    assert command.config.num_epochs == 100
+    assert command.config_given
+
+
+def stops_with(error):
+    def run(command):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TrainingDiverged("the loss is NaN\nat step 3"), 1),
+        (Interrupted("stopped at step 3"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_how_a_run_ends_is_its_exit_status(error, status, monkeypatch, capsys):
+    modes = types.MappingProxyType({"train": launch.Mode(stops_with(error), "")})
+    monkeypatch.setattr(launch, "MODES", modes)
+    assert launch.main([]) == status
+    assert re.fullmatch(r"launch\.py: .+\n", capsys.readouterr().err)
+
+
+@given(st.lists(st.text(max_size=12) | st.text(max_size=8).map("--{}".format), max_size=4))
+def test_no_argument_causes_a_traceback(arguments):
+    assert launch.main(["--mode=eval", *arguments]) in (0, 2)
