@@ -4,6 +4,7 @@ The flags are read here and nowhere else. Every check that can be made without J
 is imported, and before anything is written.
 """
 
+import errno
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,7 +18,11 @@ from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
 
 # sysexits.h calls 75 a temporary failure: schedulers that requeue a job know it.
-EXIT_DIVERGED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
+
+# What the operating system says when a path, not the program, is at fault.
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train(command: Command) -> None:
@@ -30,9 +35,14 @@ def train(command: Command) -> None:
     configuration.check_workdir(workdir)
     configuration.check_resume(config, workdir)
 
-    from flexpool_jax import training
+    from flexpool_jax.training import train as training
 
-    training.train(config, workdir)
+    result = training.train(config, workdir)
+    print(
+        f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
+        f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
+        f"{result['seconds']:.0f} s); see {workdir}/result.json"
+    )
 
 
 def evaluate(command: Command) -> None:
@@ -98,9 +108,14 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         return _report(error, EXIT_USER_ERROR)
     except TrainingDiverged as error:
-        return _report(error, EXIT_DIVERGED)
+        return _report(error, EXIT_FAILED)
     except Interrupted as error:
         return _report(error, EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.filename is None or error.errno not in (*_NO_PERMISSION, *_NO_SPACE):
+            raise
+        status = EXIT_USER_ERROR if error.errno in _NO_PERMISSION else EXIT_FAILED
+        return _report(f"{error.filename}: {error.strerror}", status)
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_KEYBOARD)
     return 0

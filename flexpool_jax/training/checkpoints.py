@@ -38,9 +38,21 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
 
     Saving keeps the latest two, so that one damaged file costs one interval, and the one of the
     best accuracy.
+
+    Raises:
+        UserError: read_only, and one of them is damaged so that none can be looked at.
     """
     if not read_only:
         _recover_superseded(workdir)
+    # Orbax reads every step's metrics when it opens a folder, and fails if it cannot.
+    for step in _steps_with_unreadable_metrics(workdir):
+        if read_only:
+            raise UserError(
+                f"checkpoint {step} in {workdir / FOLDER} is damaged: its metrics cannot be read; "
+                "training on with the same command sets it aside"
+            )
+        logging.warning("Checkpoint step %s is damaged: its metrics cannot be read.", step)
+        _set_aside(workdir, step)
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         best_fn=_accuracy,
@@ -164,6 +176,7 @@ def _restore_items(
         progress, sha256 = restored["progress"]["progress"], restored["progress"]["sha256"]
         found = {name: _digest(item) for name, item in items.items()}
         found["progress"] = _digest(json.dumps(progress, sort_keys=True))
+        _check_shapes(items, blank)
         altered = [name for name, digest in found.items() if digest != sha256[name]]
     except Exception as error:  # Orbax raises many kinds for a file that is missing or cut short.
         reason = " ".join(str(error).split())[:200]
@@ -171,6 +184,16 @@ def _restore_items(
     if altered:
         raise DamagedCheckpoint(f"step {step} is not what was saved: {', '.join(altered)} differs")
     return items, progress
+
+
+def _check_shapes(items: Any, like: Any) -> None:
+    """Orbax restores an array of another shape without a word."""
+    for (path, found), expected in zip(
+        jax.tree_util.tree_leaves_with_path(items), jax.tree.leaves(like), strict=True
+    ):
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{name} is {found.shape}, the model's is {expected.shape}")
 
 
 def restore_latest(
@@ -193,7 +216,8 @@ def restore_latest(
             damaged.append(step)
             continue
         for bad in damaged:
-            _set_aside(manager, bad)
+            _set_aside(Path(manager.directory).parent, bad)
+        manager.reload()
         return state, progress
     if steps:
         raise UserError(
@@ -220,16 +244,25 @@ def _recover_superseded(workdir: Path) -> None:
             old.rename(workdir / FOLDER / old.name)
 
 
-def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
+def _steps_with_unreadable_metrics(workdir: Path) -> list[int]:
+    damaged = []
+    for path in (workdir / FOLDER).glob("*/metrics/metrics"):
+        try:
+            json.loads(path.read_bytes())["accuracy"]
+        except (OSError, ValueError, KeyError, TypeError):
+            if path.parts[-3].isdigit():
+                damaged.append(int(path.parts[-3]))
+    return damaged
+
+
+def _set_aside(workdir: Path, step: int) -> None:
     """Moves a damaged step out of the way of the one that will be saved again, deleting nothing."""
-    folder = Path(manager.directory)
-    target = folder.parent / DAMAGED_FOLDER
+    target = workdir / DAMAGED_FOLDER
     target.mkdir(exist_ok=True)
     number = 0
     while (target / f"{step}.{number}").exists():
         number += 1
-    (folder / str(step)).rename(target / f"{step}.{number}")
-    manager.reload()
+    (workdir / FOLDER / str(step)).rename(target / f"{step}.{number}")
 
 
 def choose_step(manager: ocp.CheckpointManager, which: str) -> int:

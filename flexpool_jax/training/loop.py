@@ -96,6 +96,11 @@ class TrainingRun:
         self._clock: float | None = None
 
     @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training so far, over all processes that worked on the run."""
+        return time.monotonic() - self._started
+
+    @property
     def epoch(self) -> int:
         """The number of completed epochs."""
         return self.step // self.experiment.steps_per_epoch
@@ -226,7 +231,7 @@ class TrainingRun:
         if self._saved_step == self.step:
             return
         self.progress.metrics_position = self.log.position()
-        self.progress.seconds = time.monotonic() - self._started
+        self.progress.seconds = self.seconds
         checkpoints.save(self.manager, self.state, dataclasses.asdict(self.progress), accuracy)
         self._saved_step = self.step
 

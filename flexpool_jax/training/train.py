@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 
 from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, load_dataset
@@ -64,10 +63,8 @@ def use_compilation_cache(folder: str) -> None:
 
 def _adopt_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes config.json, unless the workdir has one that this config contradicts."""
-    if configuration.config_path(workdir).exists():
-        saved = configuration.read_config(workdir)
-        for change in configuration.compare_with_workdir(config, saved):
-            logging.info("Going on with another value of %s", change)
+    for change in configuration.check_resume(config, workdir):
+        print(f"going on with another value: {change}", file=sys.stderr)
     configuration.write_config(config, workdir)
 
 
@@ -85,7 +82,7 @@ def _train(
             state, progress = restored[0], Progress(**restored[1])
         result = reporting.read_result(workdir)
         if result is not None and int(state.step) >= experiment.total_steps and progress.evaluated:
-            logging.info("This run is finished; its result stands in %s", workdir / "result.json")
+            print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return result
         _first_lines(config, experiment, dataset, state)
         with (
@@ -115,22 +112,42 @@ def _train(
                 stop,
             )
             run.run()
-        result = _result(config, run)
-        reporting.write_result(workdir, **result)
-        return result
+            result = _result(config, run)
+            reporting.write_result(workdir, **result)
+            return result
 
 
 def _first_lines(
     config: ml_collections.ConfigDict, experiment: Experiment, dataset: Dataset, state: TrainState
 ) -> None:
-    pass
+    sac = " with SAC" if config.sac.enabled else ""
+    lines = reporting.first_lines(
+        versions=reporting.versions(),
+        dtype=config.dtype,
+        model=f"{config.model}, {config.pool} pool{sac}",
+        parameters=parameter_count(state.params),
+        dataset=dataset.name,
+        image_shape=dataset.image_shape,
+        train_images=len(dataset.train.labels),
+        test_images=len(dataset.test.labels),
+        batch_size=experiment.batch_size,
+        steps_per_epoch=experiment.steps_per_epoch,
+        total_steps=experiment.total_steps,
+        start_step=int(state.step),
+    )
+    options = experiment.compiler_options
+    if options:
+        flags = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        lines.append(f"XLA options for this run's programs: {flags}")
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def _result(config: ml_collections.ConfigDict, run: TrainingRun) -> Mapping[str, Any]:
+def _result(config: ml_collections.ConfigDict, run: TrainingRun) -> dict[str, Any]:
+    test = run.progress.test or {}
     device = jax.local_devices()[0]
     return {
-        "final_test_accuracy": run.progress.test["accuracy"],
-        "final_test_loss": run.progress.test["loss"],
+        "final_test_accuracy": test["accuracy"],
+        "final_test_loss": test["loss"],
         "best_test_accuracy": run.progress.best_accuracy,
         "step": run.step,
         "epochs": run.epoch,

@@ -1,0 +1,153 @@
+"""Checkpoints on a real disk: what is kept, what is found to be damaged, what is never lost."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flexpool_jax.errors import UserError
+from flexpool_jax.training import checkpoints
+from flexpool_jax.training.state import TrainState
+
+TX = optax.adam(0.1)
+
+
+def state_at(step):
+    params = {"pool": {"w_fp": jnp.arange(2000.0).reshape(10, 10, 20) + step}}
+    return TrainState(
+        jnp.asarray(step, jnp.int32), params, {"mean": jnp.full(3, step + 0.5)}, TX.init(params)
+    )
+
+
+def save_all(workdir, accuracies):
+    with checkpoints.open_checkpoints(workdir) as manager:
+        for step, accuracy in accuracies.items():
+            checkpoints.save(manager, state_at(step), {"seconds": 1.5 * step}, accuracy)
+
+
+def restore_latest(workdir):
+    with checkpoints.open_checkpoints(workdir) as manager:
+        return checkpoints.restore_latest(manager, state_at(0))
+
+
+def biggest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_restores_every_array_bit_by_bit_and_the_progress(tmp_path):
+    save_all(tmp_path, {7: None})
+    state, progress = restore_latest(tmp_path)
+    assert progress == {"seconds": 10.5}
+    assert int(state.step) == 7
+    np.testing.assert_array_equal(state.params["pool"]["w_fp"], state_at(7).params["pool"]["w_fp"])
+    np.testing.assert_array_equal(state.batch_stats["mean"], np.full(3, 7.5))
+    assert state.opt_state[0].count == 0
+
+
+def test_keeps_the_latest_two_and_the_best(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7, 5: 0.8})
+    with checkpoints.open_checkpoints(tmp_path, read_only=True) as manager:
+        assert sorted(manager.all_steps()) == [2, 4, 5]
+        assert checkpoints.choose_step(manager, "best") == 2
+        assert checkpoints.choose_step(manager, "latest") == 5
+        assert checkpoints.choose_step(manager, "4") == 4
+        with pytest.raises(UserError, match="2, 4, 5"):
+            checkpoints.choose_step(manager, "3")
+
+
+def test_nothing_saved_is_told_from_nothing_whole(tmp_path):
+    assert restore_latest(tmp_path) is None
+    with (
+        checkpoints.open_checkpoints(tmp_path, read_only=True) as manager,
+        pytest.raises(UserError, match="no checkpoint"),
+    ):
+        checkpoints.choose_step(manager, "best")
+
+
+def truncate(folder):
+    path = biggest_file(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(folder):
+    path = biggest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def delete_half(folder):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file())[::2]:
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, delete_half])
+@pytest.mark.parametrize("item", ["model", "optimizer", "progress", "."])
+def test_a_damaged_latest_checkpoint_is_passed_over_and_kept_aside(tmp_path, damage, item, caplog):
+    save_all(tmp_path, {1: 0.5, 2: 0.6})
+    damage(tmp_path / "checkpoints" / "2" / item)
+    state, _ = restore_latest(tmp_path)
+    # What only describes the checkpoint may be lost without loss of the checkpoint.
+    if int(state.step) == 2:
+        assert item in (".", "progress")
+        np.testing.assert_array_equal(
+            state.params["pool"]["w_fp"], state_at(2).params["pool"]["w_fp"]
+        )
+        return
+    assert int(state.step) == 1
+    assert "step 2" in caplog.text
+    assert (tmp_path / "checkpoints_damaged" / "2.0").is_dir()
+    save_all(tmp_path, {2: 0.6})
+    assert int(restore_latest(tmp_path)[0].step) == 2
+
+
+def test_a_run_with_no_whole_checkpoint_is_not_started_over(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.6})
+    for step in "12":
+        truncate(tmp_path / "checkpoints" / step / "model")
+    with pytest.raises(UserError, match=r"damaged.*1, 2"):
+        restore_latest(tmp_path)
+    assert {p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")} == {"1", "2"}
+
+
+def test_evaluation_of_a_damaged_step_fails_by_name(tmp_path):
+    save_all(tmp_path, {3: 0.5})
+    flip_a_bit(tmp_path / "checkpoints" / "3" / "model")
+    with (
+        checkpoints.open_checkpoints(tmp_path, read_only=True) as manager,
+        pytest.raises(checkpoints.DamagedCheckpoint, match="step 3"),
+    ):
+        checkpoints.restore_model(manager, 3, state_at(0))
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: None})
+    save_all(tmp_path, {2: 0.9})
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        assert manager.best_step() == 2
+    assert int(restore_latest(tmp_path)[0].step) == 2
+
+
+def test_a_step_being_saved_again_is_not_lost_to_a_crash_in_between(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: None})
+    # As a crash leaves it: the old one moved away, the new one not finished.
+    (tmp_path / "checkpoints_superseded").mkdir()
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints_superseded" / "2")
+    assert int(restore_latest(tmp_path)[0].step) == 2
+
+
+def test_another_models_checkpoint_is_not_restored(tmp_path):
+    save_all(tmp_path, {1: 0.5})
+    other = state_at(0)
+    other = other.replace(params={"pool": {"w_fp": jnp.zeros((9, 10, 20))}})
+    with (
+        checkpoints.open_checkpoints(tmp_path) as manager,
+        pytest.raises(UserError, match="damaged"),
+    ):
+        checkpoints.restore_latest(manager, other)
