@@ -149,6 +149,11 @@ def _parse_flags(arguments: Sequence[str], modes: Iterable[str]) -> flags.FlagVa
     defaults = {"mode": DEFAULT_MODE}
     for name, meaning in FLAGS.items():
         flags.DEFINE_string(name, defaults.get(name), meaning, flag_values=flag_values)
+    for argument in arguments:
+        # absl takes these two without their being defined; one of them hides misspelt flags.
+        name = argument.partition("=")[0]
+        if name.startswith("-") and name.lstrip("-") in ("flagfile", "undefok"):
+            raise unknown_name("flag", name, _flag_names())
     # Flags may stand before and after what turns out not to be one.
     flag_values.set_gnu_getopt(True)
     try:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a mistake costs one line and exit status 2."""
 
+import errno
 import os
 import re
 import subprocess
@@ -53,6 +54,8 @@ MISTAKES = [
     ([DIGITS, "--workdr={new}"], ["'--workdr'", "'--workdir'"]),
     ([DIGITS, "--workdir={new}", "--batch_size=64"], ["'--batch_size'"]),
     ([DIGITS, "--workdir={new}", "--nomode"], ["--nomode"]),
+    ([DIGITS, "--workdir={new}", "--undefok=mdoe", "--mdoe=x"], ["'--undefok'"]),
+    ([DIGITS, "--workdir={new}", "--flagfile={file}"], ["'--flagfile'"]),
     ([DIGITS, "--workdir={new}", "--step=latest"], ["--step", "--mode=train"]),
     ([DIGITS, "--workdir={new}", "--", "--config.seed=-1"], ["config.seed is -1"]),
     ([DIGITS, "--workdir={new}", "--config.lerning_rate=1"], ["--config.learning_rate"]),
@@ -191,6 +194,9 @@ def stops_with(error):
         (TrainingDiverged("the loss is NaN\nat step 3"), 1),
         (Interrupted("stopped at step 3"), 75),
         (KeyboardInterrupt(), 130),
+        (PermissionError(errno.EACCES, "Permission denied", "/run/config.json"), 2),
+        (OSError(errno.EROFS, "Read-only file system", "/run/config.json"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/run/metrics.jsonl"), 1),
     ],
 )
 def test_how_a_run_ends_is_its_exit_status(error, status, monkeypatch, capsys):
@@ -198,6 +204,13 @@ def test_how_a_run_ends_is_its_exit_status(error, status, monkeypatch, capsys):
     monkeypatch.setattr(launch, "MODES", modes)
     assert launch.main([]) == status
     assert re.fullmatch(r"launch\.py: .+\n", capsys.readouterr().err)
+
+
+def test_a_mistake_of_the_programs_own_keeps_its_traceback(monkeypatch):
+    for error in (ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "gone", "/run/x")):
+        monkeypatch.setattr(launch, "MODES", {"train": launch.Mode(stops_with(error), "")})
+        with pytest.raises(type(error)):
+            launch.main([])
 
 
 @given(st.lists(st.text(max_size=12) | st.text(max_size=8).map("--{}".format), max_size=4))
