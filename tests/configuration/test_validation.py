@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from configs import default, release_recipe
 from flexpool_jax.configuration import (
     FIELDS,
+    apply_overrides,
     check_batch_size,
     check_files,
     check_pool_reg_stability,
@@ -13,6 +14,7 @@ from flexpool_jax.configuration import (
 )
 from flexpool_jax.configuration.fields import POOL_NAMES, field_names
 from flexpool_jax.errors import UserError
+from flexpool_jax.models import registry
 
 NAN, INF = float("nan"), float("inf")
 
@@ -105,6 +107,34 @@ def test_fields_that_contradict_each_other(values, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.fixture
+def backbones():
+    """Backbones of a user's own, with one and with five stages."""
+    names = {"one_stage": 1, "five_stages": 5}
+    for name, num_stages in names.items():
+        registry.register_model(name, num_stages=num_stages)(lambda **options: None)
+    yield
+    for name in names:
+        del registry.MODELS[name]
+
+
+def test_sac_needs_a_stage_for_every_weight(backbones):
+    with pytest.raises(UserError, match="one_stage has one stage"):
+        validate(config_with({"model": "one_stage", "sac.enabled": True, "sac.weights": (1.0,)}))
+    config = config_with({"model": "five_stages"}, "sac")
+    with pytest.raises(UserError, match="five_stages has 5 stages") as error:
+        validate(config)
+    suggestion = str(error.value).rpartition("=")[2]
+    apply_overrides(config, [f"--config.sac.weights={suggestion}"])
+    assert len(config.sac.weights) == 5
+    validate(config)
+
+
+def test_norm_after_relu_is_the_cifar_resnets_own(backbones):
+    with pytest.raises(UserError, match=r"config\.norm_after_relu .*resnet20"):
+        validate(config_with({"model": "one_stage", "norm_after_relu": True}))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +252,14 @@ def test_fields_are_those_of_the_default_config():
     assert set(FIELDS) == set(field_names(default.get_config()))
 
 
-def test_pool_names_are_those_that_exist():
+def test_names_are_those_that_exist():
     from flexpool_jax.pooling import POOLS
+    from flexpool_jax.training import optimizer
 
     assert set(POOL_NAMES) == set(POOLS)
+    for field, names in (
+        ("schedule", optimizer.SCHEDULES),
+        ("optimizer.name", optimizer.OPTIMIZERS),
+        ("optimizer.weight_decay_kind", optimizer.WEIGHT_DECAY_KINDS),
+    ):
+        assert set(FIELDS[field].names()) == set(names)

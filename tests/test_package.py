@@ -1,0 +1,30 @@
+"""Importing the package costs nothing; its names are there when they are asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import flexpool_jax
+
+
+def test_import_does_not_start_jax():
+    script = (
+        "import sys, flexpool_jax, flexpool_jax.configuration, flexpool_jax.command_line\n"
+        "sys.exit(sorted({'jax', 'flax', 'numpy', 'tensorflow'} & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_public_name_is_there():
+    for name in flexpool_jax.__all__:
+        assert callable(getattr(flexpool_jax, name))
+        assert name in dir(flexpool_jax)
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="no attribute 'FlexPol'"):
+        flexpool_jax.FlexPol  # noqa: B018
