@@ -32,19 +32,26 @@ def _check_feature_map(x: Array) -> None:
         )
 
 
-def _check_weights(x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> None:
-    """Says what to do when weights [H, W, C] meet a feature map of another shape."""
+def _check_weights(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    owner: str = "FlexPool's weights",
+    remedy: str = (
+        ", or resample the weights with flexpool_jax.pooling.resample_weights(w_fp, {size})"
+    ),
+) -> None:
+    """Says what to do when parameters [H, W, C] meet a feature map of another shape."""
     if tuple(x_shape[1:]) == tuple(w_shape):
         return
     mismatch = (
-        f"FlexPool's weights were made for feature maps of [H, W, C] = {tuple(w_shape)}, "
+        f"{owner} were made for feature maps of [H, W, C] = {tuple(w_shape)}, "
         f"but this one has {tuple(x_shape[1:])}"
     )
     if len(w_shape) != 3 or x_shape[3] != w_shape[2]:
         raise ValueError(f"{mismatch}: the number of channels must be the same")
     raise ValueError(
-        f"{mismatch}: resize the images to the resolution it was trained at, or resample the "
-        f"weights with flexpool_jax.pooling.resample_weights(w_fp, {tuple(x_shape[1:3])})"
+        f"{mismatch}: resize the images to the resolution it was trained at"
+        f"{remedy.format(size=tuple(x_shape[1:3]))}"
     )
 
 
@@ -191,7 +198,7 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
     Example:
         >>> import jax.numpy as jnp
         >>> w = resample_weights(jnp.full((8, 8, 64), 1 / 64), (4, 4))
-        >>> w.shape, float(w[0, 0, 0]) * 16
+        >>> w.shape, round(float(w[0, 0, 0]) * 16, 4)
         ((4, 4, 64), 1.0)
     """
     if w_fp.ndim != 3 or min(size) < 1:
@@ -235,6 +242,90 @@ def max_pool(x: Array) -> Array:
     return jnp.max(x, axis=(1, 2))
 
 
+def avgmax_pool(x: Array) -> Array:
+    """Half of the average plus half of the maximum (timm's adaptive pool ``avgmax``).
+
+    After Lee, Gallagher & Tu 2016, "Generalizing Pooling Functions in Convolutional Neural
+    Networks" (arXiv 1509.08985), section 3.1, with equal and fixed shares.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(avgmax_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0])
+        2.25
+    """
+    _check_feature_map(x)
+    wide = _widen(x)
+    return ((jnp.mean(wide, axis=(1, 2)) + jnp.max(wide, axis=(1, 2))) / 2).astype(x.dtype)
+
+
+def lse_pool(x: Array, r: float = 5.0) -> Array:
+    """Log-sum-exp pooling, ``log(mean(exp(r · x))) / r`` (Pinheiro & Collobert 2015).
+
+    "From Image-level to Pixel-level Labeling with Convolutional Networks", arXiv 1411.6228: the
+    average for r → 0, the maximum for r → ∞, and at most log(H·W)/r below the maximum. The default
+    makes that 0.83 for maps of 8×8, less than the standard deviation of 1 that a BatchNorm gives
+    its channels: near enough to the maximum to differ from the average, and still smooth.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> [round(float(lse_pool(x, r)[0, 0]), 2) for r in (1e-3, 5.0, 1e3)]
+        [1.5, 2.72, 3.0]
+    """
+    _check_feature_map(x)
+    return _log_mean_exp(_widen(x), r).astype(x.dtype)
+
+
+def soft_pool(x: Array) -> Array:
+    """SoftPool over the whole map: the mean weighted by the softmax of the values themselves.
+
+    Stergiou, Poppe & Kalliatakis 2021, "Refining activation downsampling with SoftPool",
+    arXiv 2101.00440, Eqs. 1 and 2, each channel by itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(soft_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0]), 2)
+        2.49
+    """
+    _check_feature_map(x)
+    wide = _widen(x)
+    return jnp.sum(jax.nn.softmax(wide, axis=(1, 2)) * wide, axis=(1, 2)).astype(x.dtype)
+
+
+def gem_pool(x: Array, p: Array | float, epsilon: float = 1e-6) -> Array:
+    """Generalised mean, ``mean(max(x, ε)^p)^(1/p)`` (Radenović, Tolias & Chum 2018).
+
+    "Fine-tuning CNN Image Retrieval with No Human Annotation", arXiv 1711.02512, Eq. 3: the
+    average for p = 1, the maximum for p → ∞. It is computed from logarithms, since ε^p leaves
+    float32's range from p = 7 on.
+
+    Args:
+        x: ``[B, H, W, C]``, floating; values below epsilon count as epsilon.
+        p: the exponent, a scalar other than 0.
+        epsilon: above 0.
+
+    Returns:
+        ``[B, C]`` of x's dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(gem_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 3.0)[0, 0]), 4)
+        2.0801
+    """
+    _check_feature_map(x)
+    return jnp.exp(_log_mean_exp(jnp.log(jnp.maximum(_widen(x), epsilon)), p)).astype(x.dtype)
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _log_mean_exp(x: Array, r: Array | float) -> Array:
+    """``log(mean(exp(r · x))) / r`` over positions, whatever the size of r · x."""
+    positions = x.shape[1] * x.shape[2]
+    return (jax.nn.logsumexp(r * x, axis=(1, 2)) - jnp.log(positions)) / r
+
+
 class GlobalPool(nn.Module):
     """A pool without parameters as a Flax module: ``[B, H, W, C]`` to ``[B, C]``.
 
@@ -249,9 +340,68 @@ class GlobalPool(nn.Module):
         return self.function(x)
 
 
+class GeMPool(nn.Module):
+    """`gem_pool` with one learned exponent, float32 ``p`` of shape ``[]``.
+
+    Attributes:
+        p_init: where it starts; 3 as in the paper.
+    """
+
+    p_init: float = 3.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        p = self.param("p", nn.initializers.constant(self.p_init), (), jnp.float32)
+        return gem_pool(x, p)
+
+
+class AttentionPool(nn.Module):
+    """CLIP's attention pool: the mean position asks all positions and itself, once.
+
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
+    (arXiv 2103.00020), section 2.4. Every position and their mean, each with a learned embedding,
+    are keys and values of a multi-head attention whose only query is the mean. There are C/64
+    heads, or as many fewer as it takes to divide C. Computed in float32, returned in x's dtype.
+
+    Raises:
+        ValueError: an input that is not ``[B, H, W, C]``, or one whose H, W, C differ from those
+            the embeddings were made for.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.ones((2, 8, 8, 128))
+        >>> variables = jax.eval_shape(AttentionPool().init, jax.random.key(0), x)
+        >>> variables["params"]["attention"]["query"]["kernel"].shape
+        (128, 2, 64)
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        _check_feature_map(x)
+        batch, height, width, channels = x.shape
+        if self.has_variable("params", "positions"):
+            shape = jnp.shape(self.get_variable("params", "positions"))
+            _check_weights(x.shape, shape, owner="AttentionPool's embeddings", remedy="")
+        init = nn.initializers.normal(channels**-0.5)
+        positions = self.param("positions", init, (height, width, channels), jnp.float32)
+        mean_position = self.param("mean_position", init, (channels,), jnp.float32)
+        wide = _widen(x)
+        mean = jnp.mean(wide, axis=(1, 2)) + mean_position
+        tokens = jnp.reshape(wide + positions, (batch, height * width, channels))
+        tokens = jnp.concatenate([mean[:, None], tokens], axis=1)
+        heads = next(n for n in range(max(1, channels // 64), 0, -1) if channels % n == 0)
+        attention = nn.MultiHeadDotProductAttention(heads, kernel_init=init, name="attention")
+        return attention(tokens[:, :1], tokens)[:, 0].astype(x.dtype)
+
+
 POOLS: Mapping[str, Callable[..., nn.Module]] = {
     "avg": functools.partial(GlobalPool, avg_pool),
     "max": functools.partial(GlobalPool, max_pool),
+    "avgmax": functools.partial(GlobalPool, avgmax_pool),
+    "gem": GeMPool,
+    "lse": functools.partial(GlobalPool, lse_pool),
+    "softpool": functools.partial(GlobalPool, soft_pool),
+    "attention": AttentionPool,
     "flexpool": FlexPool,
     "flexpool_softmax": functools.partial(FlexPool, constraint="softmax"),
 }

@@ -7,12 +7,18 @@ import optax
 import pytest
 
 from flexpool_jax import FlexPool, flexpool_regularizer
+from flexpool_jax.configuration.fields import POOL_NAMES
 from flexpool_jax.pooling import (
     POOLS,
+    AttentionPool,
     avg_pool,
     create_pool,
     flex_pool,
+    gem_pool,
+    lse_pool,
+    max_pool,
     resample_weights,
+    soft_pool,
     softmax_weights,
 )
 
@@ -23,6 +29,42 @@ WEIGHTS = np.random.default_rng(1).normal(size=(5, 4, 6)).astype(np.float32)
 def numpy_regularizer(w):
     """Eq. 2, written as the paper writes it: a loop over channels."""
     return sum((w[:, :, k].astype(np.float64).sum() - 1) ** 2 for k in range(w.shape[2]))
+
+
+def numpy_avgmax(x):
+    return (x.mean(axis=(1, 2)) + x.max(axis=(1, 2))) / 2
+
+
+def numpy_gem(x, p=3.0, epsilon=1e-6):
+    return np.mean(np.maximum(x, epsilon) ** p, axis=(1, 2)) ** (1 / p)
+
+
+def numpy_lse(x, r=5.0):
+    return np.log(np.mean(np.exp(r * x), axis=(1, 2))) / r
+
+
+def numpy_softpool(x):
+    return (np.exp(x) * x).sum(axis=(1, 2)) / np.exp(x).sum(axis=(1, 2))
+
+
+def numpy_attention(x, params):
+    """One example and one head at a time, as the formula of multi-head attention reads."""
+    projections = params["attention"]
+    heads, head_width = projections["query"]["bias"].shape
+    pooled = np.zeros((x.shape[0], x.shape[3]))
+    for example, feature_map in enumerate(x):
+        mean = feature_map.mean(axis=(0, 1)) + params["mean_position"]
+        tokens = (feature_map + params["positions"]).reshape(-1, x.shape[3])
+        tokens = np.vstack([mean, tokens])
+        for head in range(heads):
+            query, key, value = (
+                tokens @ projections[name]["kernel"][:, head] + projections[name]["bias"][head]
+                for name in ("query", "key", "value")
+            )
+            scores = np.exp(key @ query[0] / np.sqrt(head_width))
+            attended = (scores / scores.sum()) @ value
+            pooled[example] += attended @ projections["out"]["kernel"][head]
+    return pooled + projections["out"]["bias"]
 
 
 @pytest.mark.parametrize("constraint", [None, "softmax"])
@@ -118,10 +160,11 @@ def test_optimizer_moves_weights_and_equation_2_holds_their_sums():
     assert np.abs(params["w_fp"] - start).max() > 1e-2
 
 
+@pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize("shape", [(4, 4, 6), (3, 5, 4, 6, 1), (3, 0, 4, 6)])
-def test_refuses_what_is_not_a_feature_map(shape):
+def test_refuses_what_is_not_a_feature_map(shape, name):
     with pytest.raises(ValueError, match=r"\(3, |\(4, 4, 6\)"):
-        FlexPool().init(jax.random.key(0), jnp.ones(shape))
+        create_pool(name).init(jax.random.key(0), jnp.ones(shape))
 
 
 def test_names_both_shapes_and_the_remedy_at_another_resolution():
@@ -158,15 +201,120 @@ def test_resampled_average_pooling_is_average_pooling():
     )
 
 
-@pytest.mark.parametrize(("name", "function"), [("avg", np.mean), ("max", np.max)])
-def test_plain_pools_equal_numpy(name, function):
-    pooled = create_pool(name).apply({}, FEATURE_MAP)
-    np.testing.assert_allclose(pooled, function(FEATURE_MAP, axis=(1, 2)), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("avg", lambda x: x.mean(axis=(1, 2))),
+        ("max", lambda x: x.max(axis=(1, 2))),
+        ("avgmax", numpy_avgmax),
+        ("gem", numpy_gem),
+        ("lse", numpy_lse),
+        ("softpool", numpy_softpool),
+    ],
+)
+def test_peers_equal_numpy(name, expected):
+    pooled, _ = create_pool(name).init_with_output(jax.random.key(0), jnp.asarray(FEATURE_MAP))
+    np.testing.assert_allclose(
+        pooled, expected(FEATURE_MAP.astype(np.float64)), rtol=1e-5, atol=1e-6
+    )
+
+
+# C/64 where that divides C, fewer where it does not, and at least one.
+@pytest.mark.parametrize(("channels", "heads"), [(192, 3), (200, 2), (6, 1)])
+def test_attention_equals_numpy_with_the_heads_that_divide_the_channels(channels, heads):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4, channels)).astype(np.float32)
+    variables = jax.jit(create_pool("attention").init)(jax.random.key(0), x)
+    # The biases start at zero, where a wrong one would not be noticed.
+    params = jax.tree.map(lambda p: p + rng.normal(size=p.shape, scale=0.1), variables["params"])
+    assert params["attention"]["query"]["kernel"].shape == (channels, heads, channels // heads)
+    pooled = jax.jit(create_pool("attention").apply)({"params": params}, x)
+    expected = numpy_attention(x.astype(np.float64), jax.tree.map(np.asarray, params))
+    np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_at_another_resolution_names_both_shapes():
+    variables = jax.eval_shape(AttentionPool().init, jax.random.key(0), FEATURE_MAP)
+    with pytest.raises(ValueError, match=r"\(5, 4, 6\).*\(4, 5, 6\).*resize") as error:
+        AttentionPool().apply(variables, jnp.ones((1, 4, 5, 6)))
+    assert "resample_weights" not in str(error.value)
+
+
+def test_soft_maxima_lie_between_their_limits():
+    positive = np.abs(FEATURE_MAP)
+    average, maximum = avg_pool(positive), max_pool(positive)
+    np.testing.assert_allclose(gem_pool(positive, 1.0), average, rtol=1e-5)
+    np.testing.assert_allclose(gem_pool(positive, 200.0), maximum, rtol=0.02)
+    np.testing.assert_allclose(lse_pool(positive, 1e-3), average, rtol=0.01)
+    np.testing.assert_allclose(lse_pool(positive, 1e4), maximum, rtol=1e-3)
+    for pooled in (gem_pool(positive, 3.0), lse_pool(positive), soft_pool(positive)):
+        assert np.all(pooled > average)
+        assert np.all(pooled < maximum)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_gradients_are_finite_for_constant_maps(name):
+    # ReLU leaves whole channels at zero, and a diverging run values whose exp is infinite.
+    values = jnp.asarray([0.0, -2.0, 1e-8, 1.0, 300.0])
+    x = jnp.broadcast_to(values[:, None, None, None], (5, 3, 3, 4))
+    variables = jax.jit(create_pool(name).init)(jax.random.key(0), x)
+
+    @jax.jit
+    def loss(variables, x):
+        return jnp.sum(create_pool(name).apply(variables, x) ** 2)
+
+    for leaf in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(variables, x)):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("p", [1e-3, 6.5, 100.0])
+def test_gem_is_finite_for_every_exponent_that_training_may_reach(p):
+    x = jnp.asarray([0.0, 0.0, 1e-3, 40.0]).reshape(1, 2, 2, 1)
+    value, gradients = jax.value_and_grad(lambda x, p: jnp.sum(gem_pool(x, p)), argnums=(0, 1))(
+        x, jnp.float32(p)
+    )
+    assert 0 < value <= 40.001
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["gem", "avgmax", "lse", "softpool"])
+def test_peer_gradient_equals_finite_differences(name):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.abs(FEATURE_MAP[:1]), jnp.float64)
+        variables = create_pool(name).init(jax.random.key(0), x)
+
+        @jax.jit
+        def loss(x):
+            return jnp.sum(jnp.tanh(create_pool(name).apply(variables, x)))
+
+        gradient = jax.grad(loss)(x)
+        for index in [(0, 0, 0, 0), (0, 4, 3, 5), (0, 2, 1, 3)]:
+            bump = jnp.zeros_like(x).at[index].set(1e-6)
+            difference = (loss(x + bump) - loss(x - bump)) / 2e-6
+            np.testing.assert_allclose(gradient[index], difference, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_bfloat16_maps_are_pooled_in_float32(name):
+    """Rounded once, at the end: half a unit in bfloat16's last place from float32's result."""
+    x = jnp.asarray(np.random.default_rng(3).uniform(0.5, 2, (2, 16, 16, 4)), jnp.bfloat16)
+    variables = jax.jit(create_pool(name).init)(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} <= {jnp.dtype(jnp.float32)}
+    apply = jax.jit(create_pool(name).apply)
+    pooled, wide = apply(variables, x), apply(variables, x.astype(jnp.float32))
+    assert pooled.dtype == jnp.bfloat16
+    np.testing.assert_allclose(pooled.astype(jnp.float32), wide, rtol=2**-8, atol=1e-6)
+
+
+def test_names_are_those_that_configs_check():
+    assert tuple(POOLS) == POOL_NAMES
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_every_pool_maps_a_feature_map_to_a_vector(name):
-    pooled, _ = create_pool(name).init_with_output(jax.random.key(0), jnp.asarray(FEATURE_MAP))
+    pooled, _ = jax.eval_shape(
+        create_pool(name).init_with_output, jax.random.key(0), jnp.asarray(FEATURE_MAP)
+    )
     assert pooled.shape == (3, 6)
     assert pooled.dtype == jnp.float32
 

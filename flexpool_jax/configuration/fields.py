@@ -15,7 +15,17 @@ from flexpool_jax.errors import UserError, unknown_name
 from flexpool_jax.models import registry
 
 # The keys of `pooling.POOLS`, which cannot be read without importing JAX; a test compares them.
-POOL_NAMES = ("avg", "max", "flexpool", "flexpool_softmax")
+POOL_NAMES = (
+    "avg",
+    "max",
+    "avgmax",
+    "gem",
+    "lse",
+    "softpool",
+    "attention",
+    "flexpool",
+    "flexpool_softmax",
+)
 
 DATASET_NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "image_folder")
 
