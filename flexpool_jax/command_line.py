@@ -25,7 +25,7 @@ FLAGS = {
     "step": "which checkpoint to use: best, latest or a step's number",
 }
 DEFAULT_MODE = "train"
-DEFAULT_STEP = "best"
+DEFAULT_STEP = "latest"
 
 _HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
 

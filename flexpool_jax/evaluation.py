@@ -11,14 +11,14 @@ import ml_collections
 from flexpool_jax import configuration
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import checkpoints
+from flexpool_jax.training import checkpoints, reporting
 from flexpool_jax.training.experiment import build_experiment, evaluate, on_devices
 from flexpool_jax.training.train import use_compilation_cache
 
 
 def evaluate_workdir(
     workdir: str | os.PathLike[str],
-    step: str = "best",
+    step: str = "latest",
     config: ml_collections.ConfigDict | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the test split.
@@ -31,7 +31,7 @@ def evaluate_workdir(
 
     Returns:
         ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats) and ``accuracy``
-        in [0, 1].
+        in [0, 1]; written to the workdir's evaluation.json as well.
 
     Raises:
         UserError: there is no such workdir or step, the checkpoint is damaged, or the config
@@ -61,9 +61,11 @@ def evaluate_workdir(
             raise UserError(f"cannot evaluate {manager.directory}: {error}") from error
     split = on_devices(experiment, dataset.test)
     result = evaluate(experiment, experiment.replicate(model), split)
-    return {
+    report = {
         "step": number,
         "split": "validation" if config.dataset.holdout else "test",
         "examples": len(dataset.test.labels),
         **result,
     }
+    reporting.write_json(workdir / "evaluation.json", report)
+    return report

@@ -135,13 +135,12 @@ class TrainingRun:
             self.step += chosen.shape[1]
             self.progress.evaluated = False
             self._pending.append((self.step, metrics))
-            # One dispatch ahead keeps the devices busy while the host looks at the one before.
-            self._collect(leave=1)
-            crossed_log_point = self.step % self.config.log_every_steps < chunk
-            if crossed_log_point and start + chunk < len(indices):
+            if start + chunk >= len(indices) or self.step % self.config.log_every_steps < chunk:
+                self._collect()
                 self._write_train_log()
-        self._collect()
-        self._write_train_log()
+            else:
+                # One dispatch ahead keeps the devices busy while the host looks at the one before.
+                self._collect(leave=1)
 
     def _collect(self, leave: int = 0) -> None:
         """Waits for dispatched steps but the last few, and checks and keeps their metrics."""

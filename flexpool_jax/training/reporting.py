@@ -144,13 +144,18 @@ def write_result(workdir: str | os.PathLike[str], **fields: Any) -> Path:
         {'final_test_accuracy': 0.98}
     """
     path = Path(workdir) / RESULT_FILE
-    temporary = path.with_name(f".{RESULT_FILE}.{os.getpid()}")
+    write_json(path, fields)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all; what is not finite becomes null."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(_to_json(fields, indent=2) + "\n")
+        file.write(_to_json(value, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    return path
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

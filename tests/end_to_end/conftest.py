@@ -1,0 +1,109 @@
+"""Drives launch.py as a user does, in processes of its own, on a small real data set."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flexpool_jax.configuration import read_config
+from flexpool_jax.data import load_dataset
+from flexpool_jax.training import checkpoints
+from flexpool_jax.training.experiment import build_experiment
+
+ROOT = Path(__file__).parents[2]
+
+# Digits at 8x8, as they were scanned, make a ResNet20 quick enough to be started many times.
+SMALL = (
+    "--config=configs/digits.py:flexpool,reg,dropout,sac",
+    "--config.dataset.image_size=8",
+    "--config.batch_size=128",
+    "--config.num_epochs=3",
+    "--config.tensorboard=False",
+)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of prepared data for all runs."""
+    return tmp_path_factory.mktemp("data")
+
+
+class Launcher:
+    """Starts launch.py with the session's data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+
+    def start(self, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+        """Starts a command and returns its process, output and errors in one pipe."""
+        env = dict(os.environ)
+        if devices > 1:
+            env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        if any(argument.startswith("--config=") for argument in arguments):
+            arguments = (*arguments, f"--config.dataset.data_dir={self.data_dir}")
+        return subprocess.Popen(
+            [sys.executable, "launch.py", *arguments],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, devices: int = 1, status: int = 0) -> str:
+        """Runs a command to its end, checks its exit status and returns what it printed."""
+        process = self.start(*arguments, devices=devices)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == status, output
+        return output
+
+
+@pytest.fixture(scope="session")
+def launch(data_dir: Path) -> Launcher:
+    """Starts launch.py."""
+    return Launcher(data_dir)
+
+
+@pytest.fixture(scope="session")
+def finished_run(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of an uninterrupted small run."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    launch.run(*SMALL, f"--workdir={workdir}")
+    return workdir
+
+
+def read_metrics(workdir: Path, split: str | None = None) -> list[dict]:
+    """The lines of metrics.jsonl, without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["images_per_second"]
+    return [line for line in lines if split in (None, line["split"])]
+
+
+def saved_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of a workdir's latest checkpoint, by name."""
+    config = read_config(workdir)
+    dataset = load_dataset(
+        config.dataset.name, config.dataset.data_dir, image_size=config.dataset.image_size
+    )
+    like = build_experiment(config, dataset).abstract_state()
+    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+        state, _ = checkpoints.restore(manager, manager.latest_step(), like)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path), leaf
+
+
+def assert_same_run(workdir: Path, other: Path) -> None:
+    """Compares two runs bit by bit: every array saved last, and every line logged."""
+    arrays, others = dict(saved_arrays(workdir)), dict(saved_arrays(other))
+    assert len(arrays) > 100
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    assert read_metrics(workdir) == read_metrics(other)
