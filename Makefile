@@ -25,12 +25,13 @@ help: ## list these commands
 
 env: $(RUN_STAMP) ## make the virtual environment .venv, once
 
-$(BIN)/python:
+# pip is what a venv gets last: where it is missing, making the environment was cut short.
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: needs Python 3.11 or newer, but $(PYTHON) is older; try make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(RUN_STAMP): requirements-cpu.txt requirements.txt | $(BIN)/python
+$(RUN_STAMP): requirements-cpu.txt requirements.txt | $(BIN)/pip
 	$(INSTALL) -r $(REQUIREMENTS)
 	@touch $@
 
