@@ -88,11 +88,11 @@ class BatchNorm(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> x = jnp.arange(8.0).reshape(4, 2)
+        >>> x = jnp.array([[1.0], [3.0]])
         >>> norm = BatchNorm(activation="relu")
         >>> y, variables = norm.init_with_output(jax.random.key(0), x, train=True)
-        >>> print(y[:, 0].round(2))
-        [0.   0.   0.45 1.34]
+        >>> print(y.round(2).T, variables["batch_stats"]["mean"])
+        [[0. 1.]] [0.]
     """
 
     dtype: Any = None
