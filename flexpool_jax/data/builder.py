@@ -1,0 +1,219 @@
+"""Preparing a source: its examples, once, as ArrayRecord files that TFDS writes and reads.
+
+TFDS writes into a folder of another name and renames it at the end, so that a prepared folder is
+always whole. A lock keeps two processes from preparing the same data set at once, and whoever
+holds it removes what a killed process has left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexpool_jax.data import raw_files
+from flexpool_jax.data.source import Example, Source
+from flexpool_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+# Raise it when what is written for the same raw files changes.
+VERSION = "1.0.0"
+# Where data_dir keeps downloads: TFDS's own choice, so that its own copies are found too.
+_DOWNLOADS = "downloads"
+
+
+def prepared_folder(source: Source, data_dir: Path) -> Path:
+    """Returns where a source is, or will be, prepared."""
+    return data_dir / source.name / source.variant / VERSION
+
+
+def is_prepared(source: Source, data_dir: Path) -> bool:
+    """Whether a source has been prepared."""
+    return (prepared_folder(source, data_dir) / "dataset_info.json").is_file()
+
+
+def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
+    """Prepares a source, unless that has been done before.
+
+    Args:
+        source: What to prepare.
+        data_dir: The folder of all prepared data sets.
+        raw_dir: A folder with the source's raw files; None downloads them.
+
+    Returns:
+        The prepared folder, DATA_DIR/NAME/VERSION.
+
+    Raises:
+        UserError: The raw files are missing, damaged or not upstream's, or data_dir cannot be
+            written to.
+    """
+    folder = prepared_folder(source, data_dir)
+    if is_prepared(source, data_dir):
+        return folder
+    try:
+        with _lock(data_dir / f".{source.name}.lock"):
+            # Another process may have prepared it while this one waited for the lock.
+            if not is_prepared(source, data_dir):
+                _remove_leftovers(source, data_dir)
+                print(f"preparing {source.name} in {folder}", file=sys.stderr, flush=True)
+                _prepare(source, data_dir, raw_dir)
+    except OSError as error:
+        where = error.filename or data_dir
+        raise UserError(
+            f"cannot prepare {source.name}: {where}: {error.strerror or error}"
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds a lock that the operating system drops when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"waiting for another process that prepares the same data set ({path})",
+                file=sys.stderr,
+                flush=True,
+            )
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(source: Source, data_dir: Path) -> None:
+    """Removes what a killed process left; the lock says that no living one is at it."""
+    folder = prepared_folder(source, data_dir)
+    leftovers = [
+        # TFDS calls its temporary folder incomplete.RANDOM_VERSION.
+        *folder.parent.glob(f"incomplete.*_{VERSION}"),
+        *(data_dir / _DOWNLOADS / source.name).glob("*.tmp.*"),
+    ]
+    if folder.exists():  # Without dataset_info.json: never TFDS's doing, but maybe a half removal.
+        leftovers.append(folder)
+    for leftover in leftovers:
+        shutil.rmtree(leftover)
+
+
+def _prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    builder = _builder_class()(source, data_dir, raw_dir)
+    try:
+        # TFDS reports on standard output, which belongs to the command that runs.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_dir=data_dir / _DOWNLOADS,
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+                file_format="array_record",
+            )
+    except Exception as error:
+        # TFDS may wrap what an example's reader raises.
+        raise _innermost(error) from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Returns the UserError or OSError that an exception is about, else the exception itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError | OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+@functools.cache
+def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
+    """Defines the builder when it is first needed, because importing TFDS takes a while."""
+    import tensorflow_datasets as tfds
+
+    class _Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self) -> None:
+            """Looks nothing up: TFDS would ask Google's storage and leave a temporary folder."""
+
+    # Not registered with TFDS, which has builders of its own by some of these names.
+    class SourceBuilder(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
+        """The TFDS builder of any `Source`."""
+
+        VERSION = tfds.core.Version(VERSION)
+
+        def __init__(self, source: Source, data_dir: Path, raw_dir: Path | None) -> None:
+            self.name = source.name
+            self._source, self._raw_dir = source, raw_dir
+            config = tfds.core.BuilderConfig(name=source.variant) if source.variant else None
+            super().__init__(data_dir=data_dir, config=config)
+
+        @property
+        def url_infos(self) -> dict[str, Any]:
+            """The digests by which the download manager checks its downloads."""
+            return {
+                remote.url: tfds.core.download.checksums.UrlInfo(
+                    size=tfds.core.utils.Size(remote.digest.size),
+                    checksum=remote.digest.sha256,
+                    filename=remote.name,
+                )
+                for remote in self._source.files
+            }
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            source = self._source
+            features = {
+                "image": tfds.features.Image(shape=source.image_shape),
+                "label": tfds.features.ClassLabel(names=source.class_names),
+            }
+            if source.superclass_names:
+                features["coarse_label"] = tfds.features.ClassLabel(names=source.superclass_names)
+            return _Info(
+                builder=self,
+                description=source.description,
+                homepage=source.homepage,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                # Upstream's order, so that an index means the same image everywhere.
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Any]]]:
+            if self._raw_dir is None:
+                files = raw_files.download_raw_files(self._source, dl_manager)
+            else:
+                files = raw_files.find_raw_files(self._source, self._raw_dir)
+            splits = self._source.read(files)
+            return {
+                split: self._generate_examples(split, examples)
+                for split, examples in splits.items()
+            }
+
+        def _generate_examples(
+            self, split: str, examples: Iterable[Example]
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            expected, index = self._source.num_examples[split], -1
+            for index, example in enumerate(examples):
+                features = {"image": io.BytesIO(example.image), "label": example.label}
+                if example.superclass is not None:
+                    features["coarse_label"] = example.superclass
+                yield index, features
+            if index + 1 != expected:
+                raise UserError(
+                    f"{self._source.name} has {index + 1:,} {split} images where "
+                    f"{expected:,} are expected"
+                )
+
+    return SourceBuilder
