@@ -112,6 +112,9 @@ class TrainingRun:
             Interrupted: told to stop; the state is saved.
             TrainingDiverged: a loss became NaN or infinite.
         """
+        # Until the first step is done, which compiles, there is nothing that could be lost.
+        self.stop.saves = False
+        self.stop.check()
         while True:
             if not self.progress.evaluated and self.step % self.experiment.steps_per_epoch == 0:
                 self._finish_epoch()

@@ -1,0 +1,145 @@
+"""One step and its pmapped programs, on a model small enough to be checked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from flexpool_jax.losses import total_loss
+from flexpool_jax.models.classifier import Classifier
+from flexpool_jax.pooling import flexpool_regularizer
+from flexpool_jax.training import steps
+from flexpool_jax.training.state import create_train_state
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (40, 4, 4, 3), np.uint8)
+LABELS = RNG.integers(0, 5, 40).astype(np.int32)
+SCHEDULE = optax.linear_schedule(0.1, 0.0, 10)
+TX = optax.sgd(SCHEDULE, momentum=0.9)
+KEY = jax.random.key(0)
+
+
+class TwoStages(nn.Module):
+    """Two stages without a convolution, so that the tests compile in no time."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.BatchNorm(not train, momentum=0.9)(images)
+        return {"stage1": x, "stage2": nn.tanh(nn.Dense(6)(x))}
+
+
+MODEL = Classifier(TwoStages(), num_classes=5, pool="flexpool", sac=True, dropout_rate=0.5)
+PLAIN = MODEL.clone(dropout_rate=0.0)
+
+
+def normalise(images):
+    return images.astype(jnp.float32) / 255
+
+
+def train_step(model, augment=lambda images, keys: images):
+    return steps.make_train_step(
+        model,
+        TX,
+        SCHEDULE,
+        augment=augment,
+        normalise=normalise,
+        sac_weights=(0.3, 0.7),
+        pool_reg=0.01,
+    )
+
+
+def run(model, indices, steps_per_dispatch=1, **fields):
+    """Runs the given steps, [steps, B], from the initial state."""
+    program = steps.pmap_train_step(train_step(model, **fields), steps_per_dispatch)
+    state = create_train_state(model, TX, KEY, (4, 4, 3))
+    collected = []
+    for start in range(0, len(indices), steps_per_dispatch):
+        chosen = indices[start : start + steps_per_dispatch][None]
+        state, metrics = program(state, IMAGES, LABELS, chosen, KEY)
+        collected.append(jax.device_get(metrics))
+    return state, {k: np.concatenate([m[k] for m in collected]) for k in collected[0]}
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_a_step_descends_the_gradient_of_the_total_loss():
+    indices = np.arange(16, dtype=np.int32)[None]
+    state = create_train_state(PLAIN, TX, KEY, (4, 4, 3))
+
+    def objective(params):
+        logits, updates = PLAIN.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            normalise(jnp.asarray(IMAGES[:16])),
+            train=True,
+            mutable=["batch_stats", "aux_logits"],
+        )
+        return total_loss(
+            logits,
+            LABELS[:16],
+            aux_logits=updates["aux_logits"]["logits"],
+            sac_weights=(0.3, 0.7),
+            regularizer=flexpool_regularizer(params),
+            pool_reg=0.01,
+        )[0]
+
+    loss, gradient = jax.value_and_grad(objective)(state.params)
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, state.params, gradient)
+    new, metrics = run(PLAIN, indices)
+    np.testing.assert_allclose(metrics["loss"], [loss], rtol=1e-6)
+    assert_trees_close(new.params, expected, rtol=1e-5, atol=1e-6)
+    assert int(new.step) == 1
+    assert metrics["learning_rate"] == pytest.approx(0.1)
+    assert not np.allclose(
+        new.params["head"]["pool"]["w_fp"], state.params["head"]["pool"]["w_fp"], atol=1e-7
+    )
+
+
+def test_many_steps_a_dispatch_are_the_same_steps():
+    indices = RNG.permutation(40).astype(np.int32)[:36].reshape(6, 6)
+    one, metrics_of_one = run(MODEL, indices)
+    three, metrics_of_three = run(MODEL, indices, steps_per_dispatch=3)
+    assert_trees_close(one.params, three.params, rtol=1e-5, atol=1e-6)
+    assert_trees_close(metrics_of_one, metrics_of_three, rtol=1e-5, atol=1e-6)
+    assert metrics_of_one["loss"].shape == (6,)
+
+
+def test_the_state_has_no_device_axis_and_its_buffers_are_donated():
+    program = steps.pmap_train_step(train_step(PLAIN), 1)
+    state = create_train_state(PLAIN, TX, KEY, (4, 4, 3))
+    shapes = jax.tree.map(jnp.shape, state)
+    indices = np.arange(8, dtype=np.int32).reshape(1, 1, 8)
+    first, _ = program(state, IMAGES, LABELS, indices, KEY)
+    program(first, IMAGES, LABELS, indices, KEY)
+    assert jax.tree.map(jnp.shape, first) == shapes
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
+
+
+def test_augmentation_has_a_key_of_its_own_for_each_step_and_place():
+    seen = []
+
+    def augment(images, keys):
+        jax.debug.callback(lambda data: seen.append(np.asarray(data)), jax.random.key_data(keys))
+        return images
+
+    state, _ = run(PLAIN, np.arange(24, dtype=np.int32).reshape(3, 8), augment=augment)
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    keys = np.concatenate(seen)
+    assert len(np.unique(keys, axis=0)) == 24
+
+
+def test_evaluation_counts_each_valid_example_once():
+    model = PLAIN
+    state = create_train_state(model, TX, KEY, (4, 4, 3))
+    program = steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise))
+    indices = np.array([[3, 5, 7, -1, -1]], np.int32)
+    sums = program(state.variables, IMAGES, LABELS, indices)
+    logits = model.apply(state.variables, normalise(jnp.asarray(IMAGES[[3, 5, 7]])))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[[3, 5, 7]])
+    np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)
+    assert sums["correct"] == (logits.argmax(-1) == LABELS[[3, 5, 7]]).sum()
+    assert sums["correct"].dtype == jnp.int32
