@@ -65,17 +65,7 @@ class MetricsWriter:
         if path.exists():
             os.truncate(path, _end_of_lines(path, resume_bytes))
         self._file = path.open("ab")
-        self._events = None
-        if tensorboard:
-            # Here, since it takes a third of a second that a run without it need not wait.
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(
-                str(workdir / TENSORBOARD_FOLDER),
-                purge_step=purge_step,
-                # Its own names differ by the second only, and a file of the same name is replaced.
-                filename_suffix=f".{time.time_ns()}",
-            )
+        self._events = _Events(workdir, purge_step) if tensorboard else None
 
     def write(self, *, step: int, epoch: float, split: str, **values: float | None) -> None:
         """Writes one line, and each value to TensorBoard as ``split/name``.
@@ -93,7 +83,7 @@ class MetricsWriter:
         if self._events is not None:
             for name, value in values.items():
                 if value is not None and math.isfinite(value):
-                    self._events.add_scalar(f"{split}/{name}", float(value), step)
+                    self._events.write(f"{split}/{name}", float(value), step)
 
     def position(self) -> int:
         """The length of metrics.jsonl in bytes, all of it safely on the disk."""
@@ -118,6 +108,41 @@ class MetricsWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Events:
+    """A TensorBoard file, written in the calling thread.
+
+    tensorboardX's SummaryWriter leaves that to another thread, and its flush misses whatever is
+    still on the way there: events from before a checkpoint would be lost to a kill after it.
+    """
+
+    def __init__(self, workdir: Path, purge_step: int | None) -> None:
+        # Here, since it takes a third of a second that a run without it need not wait.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder = workdir / TENSORBOARD_FOLDER
+        folder.mkdir(exist_ok=True)
+        # Its own names differ by the second only, and a file of the same name is replaced.
+        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(
+                Event(wall_time=time.time(), step=purge_step, session_log=start)
+            )
+
+    def write(self, tag: str, value: float, step: int) -> None:
+        summary = self._scalar(tag, value)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _end_of_lines(path: Path, limit: int | None) -> int:

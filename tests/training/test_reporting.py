@@ -124,6 +124,14 @@ def test_tensorboard_gets_every_finite_value_under_its_split_without_tensorflow(
     assert "tensorflow" not in sys.modules
 
 
+def test_what_precedes_a_checkpoint_is_in_tensorboards_file_before_it_is_closed(tmp_path):
+    with MetricsWriter(tmp_path) as log:
+        write_steps(log, 1, 2)
+        log.position()
+        events = tensorboard_events(tmp_path)
+    assert {event.step for event in events if event.summary.value} == {1, 2}
+
+
 def test_a_resumed_run_tells_tensorboard_from_where_to_forget_and_keeps_older_files(tmp_path):
     for first_step in (1, 3):
         # Twice within one second: neither file may take the other's place.
