@@ -34,6 +34,10 @@ def _family(module: str, names: str, num_stages: int, **fields: Any) -> dict[str
 
 MODELS: dict[str, Entry] = {
     **_family("resnet_cifar", "resnet20 resnet32 resnet44 resnet56 resnet110", num_stages=3),
+    **_family("resnet", "resnet18 resnet34 resnet50", num_stages=4),
+    # The hidden layers are those of the authors' release (and of Simonyan & Zisserman 2015).
+    **_family("vgg", "vgg11 vgg13 vgg16 vgg19", num_stages=5, head_features=(4096, 4096)),
+    **_family("inception", "inception", num_stages=3),
 }
 
 
@@ -89,6 +93,35 @@ def num_stages(name: str) -> int:
         UserError: unknown name.
     """
     return _entry(name).num_stages
+
+
+def default_sac_weights(num_stages: int) -> tuple[float, ...]:
+    """The weights of Eq. 3 for any number of stages: 0.7 for the last, 0.3 for those before it.
+
+    The earlier ones share their 0.3 in proportion 1 : 2 : 3 : …, which gives the paper's (0.1, 0.2,
+    0.7) for three stages (section 4.1), and for every number of them weights that strictly
+    increase and sum to 1, most of it on the classifier that predicts.
+
+    Args:
+        num_stages: n, at least 1; a model's is `num_stages`.
+
+    Returns:
+        λ1 < λ2 < … < λn, first stage first.
+
+    Raises:
+        ValueError: num_stages is below 1.
+
+    Example:
+        >>> default_sac_weights(3), default_sac_weights(5)
+        ((0.1, 0.2, 0.7), (0.03, 0.06, 0.09, 0.12, 0.7))
+    """
+    if num_stages < 1:
+        raise ValueError(f"a model has at least one stage; got num_stages={num_stages}")
+    if num_stages == 1:
+        return (1.0,)
+    parts = num_stages * (num_stages - 1) / 2
+    # Rounded, so that 0.1 is 0.1 and not 0.09999999999999999.
+    return (*(round(0.3 * part / parts, 12) for part in range(1, num_stages)), 0.7)
 
 
 def create_model(

@@ -1,0 +1,70 @@
+"""What VGG, ResNet and Inception are built from: normed convolutions, max pools and the two stems.
+
+It is its own module since the three share it; the CIFAR ResNets need none of it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flexpool_jax.models.layers import BatchNorm, Conv
+
+Array = jax.Array
+
+# The longest shorter side of a small image. Of 64 pixels the large stem of the ResNets leaves a
+# quarter, and three more halvings 2×2 positions to pool.
+SMALL_IMAGE_SIDE = 64
+
+
+def is_small(images: Array, small_images: bool | None = None) -> bool:
+    """Whether images ``[B, H, W, C]`` get the stem for small ones; ``small_images`` overrides."""
+    if small_images is not None:
+        return small_images
+    return min(images.shape[1:3]) <= SMALL_IMAGE_SIDE
+
+
+def max_pool(x: Array, window: int, stride: int) -> Array:
+    """Max over windows of 2×2 or 3×3: ``[B, H, W, C]`` to ``[B, ⌈H/stride⌉, ⌈W/stride⌉, C]``.
+
+    A window of 3 is padded by one pixel on each side, as a convolution is. One of 2 is padded at
+    the end of a side of odd length only, so that 28 pixels become 14, 7, 4 and 2.
+    """
+    padding = [(window // 2, window // 2)] * 2 if window % 2 else "SAME"
+    return nn.max_pool(x, (window, window), strides=(stride, stride), padding=padding)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, BatchNorm, and ReLU after the residual is added, if one is given.
+
+    Attributes:
+        features: channels of the result.
+        kernel_size: height and width; padded by half of it on each side.
+        strides: of both directions.
+        activation: "relu", or None for the branch that is to be added to another.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: int = 1
+    activation: Literal["relu"] | None = "relu"
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    norm_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, residual: Array | None = None, train: bool = False) -> Array:
+        x = Conv(
+            self.features, self.kernel_size, strides=self.strides, dtype=self.dtype, name="conv"
+        )(x)
+        norm = BatchNorm(
+            dtype=self.dtype,
+            axis_name=self.norm_axis_name,
+            activation=self.activation,
+            name="norm",
+        )
+        return norm(x, residual=residual, train=train)

@@ -1,0 +1,114 @@
+"""GoogLeNet with BatchNorm (Szegedy et al. 2015, "Going Deeper with Convolutions").
+
+The nine Inception modules of table 1 (arXiv 1409.4842), with BatchNorm and the 5×5 convolutions as
+two of 3×3, both after Ioffe & Szegedy 2015 (arXiv 1502.03167). Large images begin with the paper's
+stem, which leaves an eighth of each side; small ones with one 3×3 convolution of 192 channels, as
+is usual for CIFAR. The two auxiliary classifiers of table 1's network (a convolution and two dense
+layers each) are left out: the simple ones of `flexpool_jax.models.classifier` are studied here.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flexpool_jax.models.blocks import ConvNorm, is_small, max_pool
+
+Array = jax.Array
+
+# Table 1 of the paper, by stage. Channels of: the 1×1 branch; the 3×3 branch's reduction and its
+# result; the 5×5 branch's reduction and its result; the projection after the max pool.
+MODULES = {
+    "stage1": {"3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64)},
+    "stage2": {
+        "4a": (192, 96, 208, 16, 48, 64),
+        "4b": (160, 112, 224, 24, 64, 64),
+        "4c": (128, 128, 256, 24, 64, 64),
+        "4d": (112, 144, 288, 32, 64, 64),
+        "4e": (256, 160, 320, 32, 128, 128),
+    },
+    "stage3": {"5a": (256, 160, 320, 32, 128, 128), "5b": (384, 192, 384, 48, 128, 128)},
+}
+
+
+class InceptionModule(nn.Module):
+    """Four branches side by side, joined along the channels (the paper, Fig. 2b).
+
+    Attributes:
+        features: six numbers of channels, a value of `MODULES`.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
+    """
+
+    features: tuple[int, int, int, int, int, int]
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    norm_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        conv_norm = functools.partial(
+            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+        )
+        one, reduce_three, three, reduce_five, five, project = self.features
+        branch1 = conv_norm(one, (1, 1), name="branch1")(x, train=train)
+        branch3 = conv_norm(reduce_three, (1, 1), name="branch3_reduce")(x, train=train)
+        branch3 = conv_norm(three, (3, 3), name="branch3")(branch3, train=train)
+        branch5 = conv_norm(reduce_five, (1, 1), name="branch5_reduce")(x, train=train)
+        branch5 = conv_norm(five, (3, 3), name="branch5_first")(branch5, train=train)
+        branch5 = conv_norm(five, (3, 3), name="branch5_second")(branch5, train=train)
+        branch_pool = conv_norm(project, (1, 1), name="branch_pool")(max_pool(x, 3, 1), train=train)
+        return jnp.concatenate([branch1, branch3, branch5, branch_pool], axis=-1)
+
+
+class Inception(nn.Module):
+    """Images ``[B, H, W, C]`` to the maps ``stage1`` (3b), ``stage2`` (4e) and ``stage3`` (5b).
+
+    They have 480, 832 and 1024 channels. ``stage1`` has the images' resolution if they are small,
+    an eighth of it otherwise; every later one is half as high and wide, rounded up.
+
+    Attributes:
+        small_images: which stem; None decides by the images, see `blocks.is_small`.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
+    """
+
+    small_images: bool | None = None
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    norm_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        x = self._stem(images, train)
+        stages: dict[str, Array] = {}
+        for stage, modules in MODULES.items():
+            if stages:
+                x = max_pool(x, 3, 2)
+            for name, features in modules.items():
+                x = InceptionModule(
+                    features,
+                    dtype=self.dtype,
+                    norm_axis_name=self.norm_axis_name,
+                    name=f"{stage}_{name}",
+                )(x, train)
+            stages[stage] = x
+        return stages
+
+    def _stem(self, images: Array, train: bool) -> Array:
+        conv_norm = functools.partial(
+            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+        )
+        if is_small(images, self.small_images):
+            return conv_norm(192, (3, 3), name="stem")(images, train=train)
+        x = conv_norm(64, (7, 7), 2, name="stem1")(images, train=train)
+        x = max_pool(x, 3, 2)
+        x = conv_norm(64, (1, 1), name="stem2")(x, train=train)
+        x = conv_norm(192, (3, 3), name="stem3")(x, train=train)
+        return max_pool(x, 3, 2)
+
+
+def inception(**fields: object) -> Inception:
+    """GoogLeNet with BatchNorm."""
+    return Inception(**fields)  # type: ignore[arg-type]

@@ -1,0 +1,122 @@
+"""ResNet18/34/50 (He et al. 2015, "Deep Residual Learning", arXiv 1512.03385, table 1).
+
+Four stages of 64, 128, 256 and 512 channels (four times as many from the bottlenecks of ResNet50),
+with 1×1 projection shortcuts where the shape changes (option B). As in torchvision and most later
+work, a bottleneck's stride is on its 3×3 convolution. Large images begin with the paper's 7×7
+convolution and max pool, which take three quarters of each side; small ones with a 3×3 convolution
+of stride 1 and no max pool, as is usual for CIFAR.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flexpool_jax.models.blocks import ConvNorm, is_small, max_pool
+
+Array = jax.Array
+
+STAGE_FEATURES = (64, 128, 256, 512)
+BOTTLENECK_EXPANSION = 4
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions, or 1×1, 3×3 and 1×1 with four times the features, plus a shortcut.
+
+    Attributes:
+        features: channels of the 3×3 convolutions.
+        stride: of the first 3×3 convolution and of the shortcut.
+        bottleneck: whether it is the block of three convolutions.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
+    """
+
+    features: int
+    stride: int = 1
+    bottleneck: bool = False
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    norm_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        conv_norm = functools.partial(
+            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+        )
+        features = self.features * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
+        shortcut = x
+        if self.stride > 1 or x.shape[-1] != features:
+            projection = conv_norm(
+                features, (1, 1), self.stride, activation=None, name="projection"
+            )
+            shortcut = projection(x, train=train)
+        if self.bottleneck:
+            x = conv_norm(self.features, (1, 1), name="conv1")(x, train=train)
+            x = conv_norm(self.features, (3, 3), self.stride, name="conv2")(x, train=train)
+            return conv_norm(features, (1, 1), name="conv3")(x, residual=shortcut, train=train)
+        x = conv_norm(self.features, (3, 3), self.stride, name="conv1")(x, train=train)
+        return conv_norm(features, (3, 3), name="conv2")(x, residual=shortcut, train=train)
+
+
+class ResNet(nn.Module):
+    """Images ``[B, H, W, C]`` to the maps ``stage1`` … ``stage4``, the last of each stage's blocks.
+
+    ``stage1`` has the images' resolution if they are small and a quarter of it otherwise; every
+    later one is half as high and wide, rounded up.
+
+    Attributes:
+        blocks_per_stage: how many blocks each of the four stages has.
+        bottleneck: whether the blocks are bottlenecks.
+        small_images: which stem; None decides by the images, see `blocks.is_small`.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
+    """
+
+    blocks_per_stage: tuple[int, int, int, int]
+    bottleneck: bool = False
+    small_images: bool | None = None
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    norm_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        x = self._stem(images, train)
+        stages: dict[str, Array] = {}
+        per_stage = zip(STAGE_FEATURES, self.blocks_per_stage, strict=True)
+        for stage, (features, blocks) in enumerate(per_stage, start=1):
+            for block in range(1, blocks + 1):
+                x = Block(
+                    features,
+                    stride=2 if stage > 1 and block == 1 else 1,
+                    bottleneck=self.bottleneck,
+                    dtype=self.dtype,
+                    norm_axis_name=self.norm_axis_name,
+                    name=f"stage{stage}_block{block}",
+                )(x, train)
+            stages[f"stage{stage}"] = x
+        return stages
+
+    def _stem(self, images: Array, train: bool) -> Array:
+        conv_norm = functools.partial(
+            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name, name="stem"
+        )
+        if is_small(images, self.small_images):
+            return conv_norm(STAGE_FEATURES[0], (3, 3))(images, train=train)
+        return max_pool(conv_norm(STAGE_FEATURES[0], (7, 7), 2)(images, train=train), 3, 2)
+
+
+def resnet18(**fields: object) -> ResNet:
+    """ResNet18 of He et al. 2015."""
+    return ResNet((2, 2, 2, 2), **fields)  # type: ignore[arg-type]
+
+
+def resnet34(**fields: object) -> ResNet:
+    """ResNet34 of He et al. 2015."""
+    return ResNet((3, 4, 6, 3), **fields)  # type: ignore[arg-type]
+
+
+def resnet50(**fields: object) -> ResNet:
+    """ResNet50 of He et al. 2015, with bottlenecks."""
+    return ResNet((3, 4, 6, 3), bottleneck=True, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,73 @@
+"""VGG11/13/16/19 with BatchNorm (Simonyan & Zisserman 2015, arXiv 1409.1556, table 1: A, B, D, E).
+
+Five stages of 3×3 convolutions, halved by a 2×2 max pool from one to the next. The paper's fifth
+max pool is left out: what stands there in the authors' release too is a global pool, and of a 32×32
+image the fifth would leave it a single position, where every pool is the same. The head is the
+release's, 512→4096→4096→classes (`registry.MODELS`), not the paper's 25088→4096→4096→classes.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flexpool_jax.models.blocks import ConvNorm, max_pool
+
+Array = jax.Array
+
+STAGE_FEATURES = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+    """Images ``[B, H, W, C]`` to the maps ``stage1`` … ``stage5``, each ahead of its max pool.
+
+    ``stage1`` is ``[B, H, W, 64]``, and every later one half as high and wide, rounded up.
+
+    Attributes:
+        convs_per_stage: how many convolutions each of the five stages has.
+        dtype: compute dtype.
+        norm_axis_name: axis over which batch statistics are synchronised, if any.
+    """
+
+    convs_per_stage: tuple[int, int, int, int, int]
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    norm_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        x = images
+        stages = {}
+        per_stage = zip(STAGE_FEATURES, self.convs_per_stage, strict=True)
+        for stage, (features, convs) in enumerate(per_stage, start=1):
+            if stage > 1:
+                x = max_pool(x, 2, 2)
+            for conv in range(1, convs + 1):
+                x = ConvNorm(
+                    features,
+                    dtype=self.dtype,
+                    norm_axis_name=self.norm_axis_name,
+                    name=f"stage{stage}_conv{conv}",
+                )(x, train=train)
+            stages[f"stage{stage}"] = x
+        return stages
+
+
+def vgg11(**fields: object) -> VGG:
+    """VGG11, configuration A."""
+    return VGG((1, 1, 2, 2, 2), **fields)  # type: ignore[arg-type]
+
+
+def vgg13(**fields: object) -> VGG:
+    """VGG13, configuration B."""
+    return VGG((2, 2, 2, 2, 2), **fields)  # type: ignore[arg-type]
+
+
+def vgg16(**fields: object) -> VGG:
+    """VGG16, configuration D."""
+    return VGG((2, 2, 3, 3, 3), **fields)  # type: ignore[arg-type]
+
+
+def vgg19(**fields: object) -> VGG:
+    """VGG19, configuration E."""
+    return VGG((2, 2, 4, 4, 4), **fields)  # type: ignore[arg-type]
