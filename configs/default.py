@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.data_dir = "~/tensorflow_datasets"
     # A folder with files downloaded by hand, or the image folder. Empty: download.
     config.dataset.raw_dir = ""
-    # Side in pixels to which images are resized when prepared; 0 keeps them as they are stored.
+    # Side in pixels to which images are resized when prepared; 0 leaves it to the data set.
     config.dataset.image_size = 0
     # This fraction of the training split (stratified, seeded) stands in for the test split: for
     # choosing values without looking at test images. 0: the official splits (section 4.4).

@@ -161,7 +161,7 @@ FIELDS: dict[str, Field] = {
     "dataset.raw_dir": _folder(may_be_empty=True),
     "dataset.image_size": Field(
         int,
-        "0 (as stored) or a whole number from 8 to 1024",
+        "0 (the data set's own) or a whole number from 8 to 1024",
         lambda value: value == 0 or 8 <= value <= 1024,
     ),
     "dataset.holdout": _number(0, 1, below=True),

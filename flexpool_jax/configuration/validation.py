@@ -186,8 +186,7 @@ def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
             "classifier to add; allowed: False"
         )
     given = f"config.sac.weights is {weights!r}"
-    ramp = [2 * (i + 1) / (num_stages * (num_stages + 1)) for i in range(num_stages)]
-    example = "0.1,0.2,0.7" if num_stages == 3 else ",".join(f"{weight:.4f}" for weight in ramp)
+    example = ",".join(f"{weight:g}" for weight in registry.default_sac_weights(num_stages))
     allowed = (
         f"allowed: {num_stages} positive numbers, strictly increasing, that sum to 1 (Eq. 3), "
         f"e.g. --config.sac.weights={example}"
