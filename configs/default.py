@@ -50,7 +50,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sac = ConfigDict()
     config.sac.enabled = False
     # The weight of each stage's loss in Eq. 3, first stage first; the last head is the one that
-    # predicts. They must strictly increase and sum to 1. Section 4.1: 0.1, 0.2 and 0.7.
+    # predicts. They must strictly increase and sum to 1. Section 4.1: 0.1, 0.2 and 0.7. Left at
+    # these, a model with another number of stages gets as many by the same rule: 0.7 for the last,
+    # the rest in proportion 1 : 2 : 3 : ... (0.03, 0.06, 0.09, 0.12, 0.7 for the five of a VGG).
+    # config.json has the weights that were used.
     config.sac.weights = (0.1, 0.2, 0.7)
 
     config.dataset = ConfigDict()

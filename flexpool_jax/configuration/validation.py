@@ -1,4 +1,8 @@
-"""Checks a whole training config: its fields one by one, then what they say together."""
+"""Checks a whole training config: its fields one by one, then what they say together.
+
+One field is also filled in: the default of `sac.weights` is the paper's three numbers, and a model
+with another number of stages gets as many.
+"""
 
 import itertools
 import math
@@ -21,6 +25,9 @@ from flexpool_jax.models import registry
 # Weights are typed by hand: three thirds written as 0.333 are close enough to 1.
 _SAC_SUM_TOLERANCE = 2e-3
 
+# Section 4.1's ResNet20 has three, for which the default of `sac.weights` is written down.
+_STAGES_OF_THE_PAPER = 3
+
 
 def validate(config: ConfigDict) -> None:
     """Checks every field's type and range, and that the fields do not contradict each other.
@@ -28,8 +35,11 @@ def validate(config: ConfigDict) -> None:
     What only the data and the devices can tell is left to `check_pool_reg_stability` and
     `check_batch_size`.
 
+    With SAC, `sac.weights` at its default becomes `default_sac_weights` of the model's stages, so
+    that whoever trains, and whoever reads config.json, has the weights that are used.
+
     Args:
-        config: A training config, as configs/default.py has it.
+        config: A training config, as configs/default.py has it; changed in place as said above.
 
     Raises:
         UserError: For the first mistake found, naming the field, its value and what is allowed.
@@ -51,6 +61,8 @@ at most 1000
     _check_dataset(config.dataset)
     _check_pool(config)
     if config.sac.enabled:
+        if config.sac.weights == registry.default_sac_weights(_STAGES_OF_THE_PAPER):
+            config.sac.weights = registry.default_sac_weights(registry.num_stages(config.model))
         _check_sac_weights(config.model, config.sac.weights)
     _check_norm_order(config)
     _check_superclass(config)
@@ -186,7 +198,7 @@ def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
             "classifier to add; allowed: False"
         )
     given = f"config.sac.weights is {weights!r}"
-    example = ",".join(f"{weight:g}" for weight in registry.default_sac_weights(num_stages))
+    example = ",".join(f"{weight:.4g}" for weight in registry.default_sac_weights(num_stages))
     allowed = (
         f"allowed: {num_stages} positive numbers, strictly increasing, that sum to 1 (Eq. 3), "
         f"e.g. --config.sac.weights={example}"

@@ -123,13 +123,38 @@ def backbones():
 def test_sac_needs_a_stage_for_every_weight(backbones):
     with pytest.raises(UserError, match="one_stage has one stage"):
         validate(config_with({"model": "one_stage", "sac.enabled": True, "sac.weights": (1.0,)}))
-    config = config_with({"model": "five_stages"}, "sac")
+    config = config_with({"model": "five_stages", "sac.weights": (0.05, 0.1, 0.85)}, "sac")
     with pytest.raises(UserError, match="five_stages has 5 stages") as error:
         validate(config)
     suggestion = str(error.value).rpartition("=")[2]
     apply_overrides(config, [f"--config.sac.weights={suggestion}"])
     assert len(config.sac.weights) == 5
     validate(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        ("resnet20", (0.1, 0.2, 0.7)),
+        ("inception", (0.1, 0.2, 0.7)),
+        ("resnet18", (0.05, 0.1, 0.15, 0.7)),
+        ("vgg16", (0.03, 0.06, 0.09, 0.12, 0.7)),
+    ],
+)
+def test_default_sac_weights_are_those_of_the_models_stages(model, weights):
+    config = default.get_config("flexpool,sac")
+    apply_overrides(config, [f"--config.model={model}"])
+    validate(config)
+    assert config.sac.weights == weights
+    # What config.json will hold is valid again when the run goes on.
+    validate(config)
+    assert config.sac.weights == weights
+
+
+def test_sac_weights_that_were_given_are_kept():
+    config = config_with({"model": "resnet18", "sac.weights": (0.1, 0.2, 0.3, 0.4)}, "sac")
+    validate(config)
+    assert config.sac.weights == (0.1, 0.2, 0.3, 0.4)
 
 
 def test_norm_after_relu_is_the_cifar_resnets_own(backbones):
