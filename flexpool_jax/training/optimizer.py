@@ -105,13 +105,15 @@ def make_optimizer(
     if name == "adam":
         scale = optax.scale_by_adam()
     elif name == "sgd":
-        scale = optax.trace(decay=momentum) if momentum else optax.identity()
+        scale = optax.trace(decay=momentum)
     else:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     if weight_decay_kind not in WEIGHT_DECAY_KINDS:
         raise unknown_name("kind of weight decay", weight_decay_kind, WEIGHT_DECAY_KINDS)
-    stages = [scale]
-    if weight_decay:
-        decay = optax.add_decayed_weights(weight_decay, mask=is_decayed)
-        stages.insert(0 if weight_decay_kind == "l2" else 1, decay)
-    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
+    l2, decoupled = (
+        optax.add_decayed_weights(weight_decay * (weight_decay_kind == kind), mask=is_decayed)
+        for kind in WEIGHT_DECAY_KINDS
+    )
+    # All four, even where one does nothing: the state's tree must not depend on the coefficients,
+    # or a run could not go on with others.
+    return optax.chain(l2, scale, decoupled, optax.scale_by_learning_rate(schedule))
