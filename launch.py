@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from flexpool_jax import command_line, configuration
 from flexpool_jax.command_line import Command
-from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
+from flexpool_jax.errors import Interrupted, SweepFailed, TrainingDiverged, UserError
+from flexpool_jax.training.interrupts import stop_on_signals
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
 
@@ -83,6 +84,38 @@ def prepare(command: Command) -> None:
     print(f"{dataset.name} is prepared in {folder}")
 
 
+def sweep(command: Command) -> None:
+    """Trains every run of a grid that is not finished yet, each in a process of its own."""
+    config = command.require_config()
+    workdir = command.require_workdir()
+    _refuse_step(command)
+
+    from flexpool_jax.experiments import grid
+    from flexpool_jax.experiments.sweep import run_sweep
+
+    cells = grid.expand(config, CONFIGS_DIR)
+    configuration.check_workdir(workdir)
+    run_sweep(cells, workdir, train=(sys.executable, str(Path(__file__).resolve())))
+
+
+def report(command: Command) -> None:
+    """Writes tables and figures from the results under the workdir."""
+    workdir = command.require_workdir()
+    _refuse_step(command)
+
+    from flexpool_jax.experiments import grid
+    from flexpool_jax.experiments.report import write_report
+
+    # A workdir's own config.json, were there one, is of a single run and says nothing of others.
+    config = command.require_config() if command.config_given else None
+    cells = grid.expand(config, CONFIGS_DIR) if config is not None else []
+    configuration.check_workdir(workdir)
+    path, skipped = write_report(workdir, cells)
+    for line in skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    print(f"see {path}")
+
+
 class Mode(NamedTuple):
     """What a mode runs, and the line that --help gives it."""
 
@@ -90,10 +123,14 @@ class Mode(NamedTuple):
     summary: str
 
 
+_STEP_MODES = ("eval", "inspect", "predict", "export")
+
 MODES = {
     "train": Mode(train, "train; carries on if the workdir holds a checkpoint (default)"),
     "eval": Mode(evaluate, "accuracy of a checkpoint; needs nothing but --workdir"),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
+    "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
+    "report": Mode(report, "tables and figures from the results under --workdir"),
 }
 
 
@@ -103,11 +140,13 @@ def main(arguments: Sequence[str]) -> int:
         print(help_text())
         return 0
     try:
-        command = command_line.read(arguments, MODES, CONFIGS_DIR)
-        MODES[command.mode].run(command)
+        # Training alone has something to save, and handles signals itself; the rest just stops.
+        with stop_on_signals():
+            command = command_line.read(arguments, MODES, CONFIGS_DIR)
+            MODES[command.mode].run(command)
     except UserError as error:
         return _report(error, EXIT_USER_ERROR)
-    except TrainingDiverged as error:
+    except (SweepFailed, TrainingDiverged) as error:
         return _report(error, EXIT_FAILED)
     except Interrupted as error:
         return _report(error, EXIT_INTERRUPTED)
@@ -124,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
 def help_text() -> str:
     """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(f"--mode={name}" for name in MODES if name not in ("train", "prepare"))
+    step_modes = ", ".join(f"--mode={name}" for name in MODES if name in _STEP_MODES)
     configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
     configs = textwrap.indent(configs, " " * 12).lstrip()
     return f"""\

@@ -1,21 +1,27 @@
 """Being told to stop: SIGTERM and SIGINT ask the loop to save and leave with exit status 75.
 
 Python runs a signal handler only between two instructions of the main thread, and so not while XLA
-compiles. Until there is something to save, a watching thread therefore ends the process itself.
+compiles. A watching thread therefore ends the process itself as long as there is nothing to save,
+and when saving has not come about in time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from flexpool_jax.errors import Interrupted
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it for "run it again".
+
+# Schedulers kill what has not left 30 s after it was told to, with a status that is no wish to be
+# run again.
+GRACE_SECONDS = 25.0
 
 
 class StopRequest:
@@ -39,9 +45,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and the first SIGINT into a request; a second SIGINT stops at once (130).
+    """Turns SIGTERM and the first SIGINT into a request; a SIGINT after it stops at once (130).
 
-    Outside the main thread, where Python allows no handlers, signals are left as they are.
+    May be nested: the innermost decides. Outside the main thread, where Python allows no handlers,
+    signals are left as they are.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -67,15 +74,32 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _watch(reader: int, stop: StopRequest) -> None:
-    while number := os.read(reader, 1):
+    deadline: float | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            _leave(
+                f"told to stop, but could not save within {GRACE_SECONDS:.0f} s; "
+                "the last saved checkpoint stands",
+                EXIT_STATUS,
+            )
+        number = os.read(reader, 1)
+        if not number:
+            return
+        if number[0] not in (signal.SIGTERM, signal.SIGINT):
+            continue
         if stop.requested and number[0] == signal.SIGINT:
             _leave("stopped at once; the last saved checkpoint stands", 130)
         stop.requested = True
+        if deadline is None:
+            deadline = time.monotonic() + GRACE_SECONDS
         if not stop.saves:
-            _leave("told to stop before the first step; nothing was lost", EXIT_STATUS)
+            _leave("told to stop with nothing to save; nothing was lost", EXIT_STATUS)
 
 
 def _leave(message: str, status: int) -> None:
-    sys.stderr.write(f"\n{message}\n")
-    sys.stderr.flush()
+    # Not by sys.stderr, whose lock the main thread may hold; and not if nobody reads the pipe.
+    if select.select([], [2], [], 0)[1]:
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{message}\n".encode())
     os._exit(status)
