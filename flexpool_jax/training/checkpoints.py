@@ -4,33 +4,38 @@ A checkpoint has three items: ``model`` (parameters and batch statistics, all th
 needs), ``optimizer`` (the optimiser's state and the step) and ``progress`` (JSON: where the run
 stands). Arrays are saved from the host without a device axis, so that a checkpoint restores on any
 number of devices. ``progress`` carries a digest of each item, and so what a disk has silently
-altered is found out.
+altered is found out. What becomes of damaged folders is next door, in `checkpoint_folders`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 
 from flexpool_jax.errors import UserError
+from flexpool_jax.training import checkpoint_folders
+from flexpool_jax.training.checkpoint_folders import DAMAGED_FOLDER, FOLDER
 from flexpool_jax.training.state import TrainState
-
-FOLDER = "checkpoints"
-DAMAGED_FOLDER = "checkpoints_damaged"
-SUPERSEDED_FOLDER = "checkpoints_superseded"
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be read, or whose content is not what was saved."""
+
+
+class NotFinite(Exception):
+    """A state that holds a NaN or an infinity."""
 
 
 def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
@@ -40,19 +45,21 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     best accuracy.
 
     Raises:
-        UserError: read_only, and one of them is damaged so that none can be looked at.
+        UserError: read_only, and one of them is damaged so that none can be looked at; or something
+            else is in the folder's place.
     """
-    if not read_only:
-        _recover_superseded(workdir)
-    # Orbax reads every step's metrics when it opens a folder, and fails if it cannot.
-    for step in _steps_with_unreadable_metrics(workdir):
-        if read_only:
+    checkpoint_folders.check_folder(workdir)
+    if read_only:
+        for step, reason in checkpoint_folders.steps_with_unreadable_metrics(workdir):
             raise UserError(
-                f"checkpoint {step} in {workdir / FOLDER} is damaged: its metrics cannot be read; "
+                f"checkpoint {step} in {workdir / FOLDER} is damaged: {reason}; "
                 "training on with the same command sets it aside"
             )
-        logging.warning("Checkpoint step %s is damaged: its metrics cannot be read.", step)
-        _set_aside(workdir, step)
+    else:
+        checkpoint_folders.recover_superseded(workdir)
+        checkpoint_folders.set_aside_unreadable_metrics(workdir)
+    # Orbax logs, with a traceback, every error of its threads that it raises as well.
+    absl_logging.get_absl_logger().addFilter(_is_not_raised_anyway)
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         best_fn=_accuracy,
@@ -75,6 +82,11 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         item_names=("model", "optimizer", "progress"),
         options=options,
     )
+
+
+def _is_not_raised_anyway(record: logging.LogRecord) -> bool:
+    from_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+    return not (from_orbax and record.levelno >= logging.ERROR and record.exc_info)
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float:
@@ -111,22 +123,69 @@ def save(
         state: replicated or on one device.
         progress: what JSON can hold.
         accuracy: in [0, 1], if this state has been evaluated; only such a state can be the best.
+
+    Raises:
+        NotFinite: the state holds a NaN or an infinity, and is not worth keeping.
+        OSError: the disk is full, say; of this save or of the one before.
     """
     items = jax.device_get(_items(state))
+    _check_finite(items)
     step = int(items["optimizer"]["step"])
     digests = {name: _digest(item) for name, item in items.items()}
     digests["progress"] = _digest(json.dumps(progress, sort_keys=True))
-    manager.wait_until_finished()
-    if step in manager.all_steps():
-        _supersede(manager, step)
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-            progress=ocp.args.JsonSave({"progress": dict(progress), "sha256": digests}),
-        ),
-        metrics=None if accuracy is None else {"accuracy": accuracy},
-    )
+    wait(manager)
+    with _naming_the_folder(manager):
+        if step in manager.all_steps():
+            checkpoint_folders.supersede(Path(manager.directory).parent, step)
+            manager.reload()
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                progress=ocp.args.JsonSave(
+                    {"progress": dict(progress), "accuracy": accuracy, "sha256": digests}
+                ),
+            ),
+            metrics=None if accuracy is None else {"accuracy": accuracy},
+        )
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Waits until what was saved is on the disk, whole.
+
+    Raises:
+        OSError: it could not be written: the disk is full, say.
+    """
+    with _naming_the_folder(manager):
+        manager.wait_until_finished()
+
+
+# What TensorStore's messages begin with or contain, where Orbax hands on no OSError.
+_ERRNO_OF_TEXT = {
+    "RESOURCE_EXHAUSTED: Error writing": errno.ENOSPC,
+    "PERMISSION_DENIED": errno.EACCES,
+    **{os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)},
+}
+
+
+@contextlib.contextmanager
+def _naming_the_folder(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns an error of the disk, of whatever class, into an OSError that names the folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        text = str(error)
+        number = number or next((n for part, n in _ERRNO_OF_TEXT.items() if part in text), None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(manager.directory)) from error
+
+
+def _check_finite(items: Mapping[str, Any]) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(items):
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise NotFinite(f"{jax.tree_util.keystr(path)} is not finite")
 
 
 def restore(
@@ -204,7 +263,7 @@ def restore_latest(
     Damaged ones are reported, passed over and moved to `DAMAGED_FOLDER` beside.
 
     Raises:
-        UserError: there are checkpoints, but none is whole.
+        UserError: there are checkpoints, or were, but none is whole.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     damaged: list[int] = []
@@ -216,53 +275,18 @@ def restore_latest(
             damaged.append(step)
             continue
         for bad in damaged:
-            _set_aside(Path(manager.directory).parent, bad)
+            checkpoint_folders.set_aside(Path(manager.directory).parent, bad)
         manager.reload()
         return state, progress
-    if steps:
+    workdir = Path(manager.directory).parent
+    kept = [path.name for path in (workdir / DAMAGED_FOLDER).glob("*")]
+    if steps or kept:
+        listed = ", ".join(sorted([*map(str, steps), *kept]))
         raise UserError(
-            f"every checkpoint in {manager.directory} is damaged (steps {sorted(steps)}); "
+            f"every checkpoint in {workdir} is damaged (steps {listed}); "
             "restore the folder from a copy, or start anew in another --workdir"
         )
     return None
-
-
-def _supersede(manager: ocp.CheckpointManager, step: int) -> None:
-    """Makes way for saving a step again, keeping what it holds until the new one is whole."""
-    folder = Path(manager.directory)
-    (folder.parent / SUPERSEDED_FOLDER).mkdir(exist_ok=True)
-    (folder / str(step)).rename(folder.parent / SUPERSEDED_FOLDER / str(step))
-    manager.reload()
-
-
-def _recover_superseded(workdir: Path) -> None:
-    """Brings back a superseded step whose replacement was never finished, and drops the others."""
-    for old in (workdir / SUPERSEDED_FOLDER).glob("*"):
-        if (workdir / FOLDER / old.name).exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(workdir / FOLDER / old.name)
-
-
-def _steps_with_unreadable_metrics(workdir: Path) -> list[int]:
-    damaged = []
-    for path in (workdir / FOLDER).glob("*/metrics/metrics"):
-        try:
-            json.loads(path.read_bytes())["accuracy"]
-        except (OSError, ValueError, KeyError, TypeError):
-            if path.parts[-3].isdigit():
-                damaged.append(int(path.parts[-3]))
-    return damaged
-
-
-def _set_aside(workdir: Path, step: int) -> None:
-    """Moves a damaged step out of the way of the one that will be saved again, deleting nothing."""
-    target = workdir / DAMAGED_FOLDER
-    target.mkdir(exist_ok=True)
-    number = 0
-    while (target / f"{step}.{number}").exists():
-        number += 1
-    (workdir / FOLDER / str(step)).rename(target / f"{step}.{number}")
 
 
 def choose_step(manager: ocp.CheckpointManager, which: str) -> int:

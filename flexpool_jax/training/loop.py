@@ -119,7 +119,7 @@ class TrainingRun:
             if not self.progress.evaluated and self.step % self.experiment.steps_per_epoch == 0:
                 self._finish_epoch()
             if self.step >= self.experiment.total_steps:
-                self.manager.wait_until_finished()
+                checkpoints.wait(self.manager)
                 return
             self._train_to_end_of_epoch()
 
@@ -157,7 +157,7 @@ class TrainingRun:
             ]
             for step, row in enumerate(rows, start=last_step - len(rows) + 1):
                 if not math.isfinite(row["loss"]):
-                    self._diverged(step, row["loss"])
+                    self._diverged(step, f"the loss is {row['loss']}")
                 self._unlogged.append(row)
             self.display.step(last_step, rows[-1])
             self.stop.saves = True
@@ -172,13 +172,14 @@ class TrainingRun:
             self.images_per_second = self._timed_images / self._timed_seconds
         self._clock = now
 
-    def _diverged(self, step: int, loss: float) -> NoReturn:
+    def _diverged(self, step: int, what: str) -> NoReturn:
         self.display.close()
-        self.manager.wait_until_finished()
+        checkpoints.wait(self.manager)
         good = self.manager.latest_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
         raise TrainingDiverged(
-            f"the loss is {loss} at step {step} (epoch {self.epoch + 1}); {saved}; "
+            f"{what} at step {step} (epoch {math.ceil(step / self.experiment.steps_per_epoch)}); "
+            f"{saved}; "
             f"the same command with a lower --config.learning_rate goes on from there"
         )
 
@@ -234,14 +235,18 @@ class TrainingRun:
             return
         self.progress.metrics_position = self.log.position()
         self.progress.seconds = self.seconds
-        checkpoints.save(self.manager, self.state, dataclasses.asdict(self.progress), accuracy)
+        try:
+            checkpoints.save(self.manager, self.state, dataclasses.asdict(self.progress), accuracy)
+        except checkpoints.NotFinite as error:
+            # The loss is computed before the update, and may have been finite once more.
+            self._diverged(self.step, str(error))
         self._saved_step = self.step
 
     def _save_and_leave(self) -> NoReturn:
         self._collect()
         self._write_train_log()
         self._save()
-        self.manager.wait_until_finished()
+        checkpoints.wait(self.manager)
         self.display.close()
         raise Interrupted(
             f"told to stop: saved at step {self.step} of {self.experiment.total_steps}; "
