@@ -59,7 +59,7 @@ format: env-dev ## rewrite the files in the project's format
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-figures: env-dev ## draw the figures in docs/ again
+figures: env ## draw the figures in docs/ again
 	$(BIN)/python docs/draw_method.py
 
 clean: ## remove the environment and every cache; runs and data sets stay
