@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ml_collections
 
 from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, load_dataset
-from flexpool_jax.training import checkpoints, reporting
+from flexpool_jax.training import checkpoints, reporting, superclass
 from flexpool_jax.training.experiment import Experiment, build_experiment, on_devices
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.lock import hold_workdir
@@ -48,15 +49,33 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
             holdout=config.dataset.holdout,
             seed=config.seed,
         )
-        experiment = build_experiment(config, dataset)
+        phases = [(config, dataset, workdir)]
+        if config.superclass.epochs:
+            phases.insert(
+                0,
+                (
+                    superclass.superclass_config(config),
+                    superclass.superclass_dataset(dataset, config.superclass.mapping),
+                    workdir / superclass.FOLDER,
+                ),
+            )
+        experiments = [build_experiment(config, dataset) for config, dataset, _ in phases]
         with hold_workdir(workdir):
-            _adopt_config(config, workdir)
-            return _train(config, experiment, dataset, workdir, stop)
+            result: dict[str, Any] = {}
+            trained = None
+            for (config, dataset, folder), experiment in zip(phases, experiments, strict=True):
+                folder.mkdir(exist_ok=True)
+                _adopt_config(config, folder)
+                trained, result = _train(config, experiment, dataset, folder, stop, trained)
+            return result
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder between runs; "" leaves JAX's setting alone."""
-    if folder:
+    """Keeps compiled programs in a folder between runs.
+
+    "" leaves JAX's setting alone, and so does a folder that the user's environment has chosen.
+    """
+    if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -74,16 +93,20 @@ def _train(
     dataset: Dataset,
     workdir: Path,
     stop: StopRequest,
-) -> dict[str, Any]:
+    initial_variables: Mapping[str, Any] | None,
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Runs one phase to its end; returns its final variables, on the host, and its result."""
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = experiment.init(), Progress()
+        if initial_variables is not None:
+            state = superclass.with_new_classifiers(state, initial_variables)
         restored = checkpoints.restore_latest(manager, state)
         if restored is not None:
             state, progress = restored[0], Progress(**restored[1])
         result = reporting.read_result(workdir)
         if result is not None and int(state.step) >= experiment.total_steps and progress.evaluated:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
-            return result
+            return state.variables, result
         _first_lines(config, experiment, dataset, state)
         with (
             reporting.MetricsWriter(
@@ -114,7 +137,7 @@ def _train(
             run.run()
             result = _result(config, run)
             reporting.write_result(workdir, **result)
-            return result
+            return jax.device_get(run.state.variables), result
 
 
 def _first_lines(
