@@ -7,6 +7,9 @@ They stand alone, import nothing but the standard library, and may be raised fro
 import difflib
 from collections.abc import Iterable
 
+# How like a name must be to be offered, from 0 to 1 (difflib's ratio).
+_CUTOFF = 0.5
+
 
 class UserError(ValueError):
     """A mistake the user can mend, in one line: what was given, what is allowed, closest match.
@@ -27,12 +30,19 @@ def closest_name(given: str, allowed: Iterable[str]) -> str | None:
     """Returns the allowed name most like the given one, letter case aside; None if none is like it.
 
     Example:
-        >>> closest_name("Restnet20", ["resnet20", "vgg11"])
+        >>> closest_name("Restnet20", ["resnet20", "resnet32", "vgg11"])
         'resnet20'
     """
-    by_lower_case = {name.lower(): name for name in allowed}
-    matches = difflib.get_close_matches(given.lower(), by_lower_case, n=1, cutoff=0.5)
-    return by_lower_case[matches[0]] if matches else None
+    given = given.lower()
+
+    def likeness(name: str) -> tuple[float, int]:
+        # Of equally like names the one with more letters in place: resnet2O is not resnet32.
+        name = name.lower()
+        in_place = sum(a == b for a, b in zip(name, given, strict=False))
+        return difflib.SequenceMatcher(None, name, given).ratio(), in_place
+
+    best = max(allowed, key=likeness, default=None)
+    return best if best is not None and likeness(best)[0] >= _CUTOFF else None
 
 
 def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:

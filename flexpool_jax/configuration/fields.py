@@ -134,7 +134,10 @@ def _folder(*, may_be_empty: bool) -> Field:
 
 def _is_dataset_name(name: str) -> bool:
     """Whether a name can be a data set's; a TFDS name may add `/CONFIG` and `:VERSION`."""
-    return bool(name) and all(character.isalnum() or character in "_-/:.+" for character in name)
+    # It names a folder too, and one that begins with dots would lie outside data_dir.
+    return name[:1].isalnum() and all(
+        character.isalnum() or character in "_-/:.+" for character in name
+    )
 
 
 def _are_finite(values: tuple[Any, ...]) -> bool:
