@@ -58,26 +58,35 @@ def register_model(
         keywords. The module is called as ``backbone(images, train=bool)``.
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken by another function. The same one may come again, as when a
+            notebook's cell is run twice.
 
     Example:
         >>> from flax import linen as nn
-        >>> class OneStage(nn.Module):
+        >>> class OneConv(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, images, train):
         ...         return {"stage1": nn.relu(nn.Conv(8, (3, 3))(images))}
-        >>> @register_model("one_stage", num_stages=1)
-        ... def one_stage(*, dtype, norm_axis_name):
-        ...     return OneStage()
+        >>> @register_model("one_conv", num_stages=1)
+        ... def one_conv(*, dtype, norm_axis_name):
+        ...     return OneConv()
     """
-    if name in MODELS:
-        raise errors.UserError(f"a model named {name!r} is registered already")
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        if name in MODELS and not _is_same_function(MODELS[name].build, build):
+            raise errors.UserError(f"a model named {name!r} is registered already")
         MODELS[name] = Entry(build, num_stages, head_features)
         return build
 
     return register
+
+
+def _is_same_function(one: str | Callable[..., nn.Module], other: Callable[..., nn.Module]) -> bool:
+    """Whether both are written in one place; running its definition again makes a new object."""
+    return not isinstance(one, str) and (one.__module__, one.__qualname__) == (
+        other.__module__,
+        other.__qualname__,
+    )
 
 
 def _entry(name: str) -> Entry:

@@ -177,4 +177,9 @@ def test_a_users_own_backbone_is_one_registered_function(monkeypatch):
     assert variables["params"]["aux_head_stage1"]["pool"]["w_fp"].shape == (32, 32, 4)
     assert model.apply(variables, IMAGES).shape == (2, 7)
     with pytest.raises(UserError, match="two_stages"):
-        register_model("two_stages", num_stages=2)
+        register_model("two_stages", num_stages=2)(lambda **fields: TwoStages())
+    with pytest.raises(UserError, match="resnet20"):
+        register_model("resnet20", num_stages=2)(two_stages)
+    # Running a notebook's cell again is no mistake, and its last version counts.
+    register_model("two_stages", num_stages=3)(two_stages)
+    assert num_stages("two_stages") == 3
