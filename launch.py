@@ -153,8 +153,10 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.filename is None or error.errno not in (*_NO_PERMISSION, *_NO_SPACE):
             raise
-        status = EXIT_USER_ERROR if error.errno in _NO_PERMISSION else EXIT_FAILED
-        return _report(f"{error.filename}: {error.strerror}", status)
+        if error.errno in _NO_SPACE:
+            advice = "what was saved before stands; make room, and the same command goes on"
+            return _report(f"{error.filename}: {error.strerror}; {advice}", EXIT_FAILED)
+        return _report(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_KEYBOARD)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def evaluate_workdir(
 
     Returns:
         ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats) and ``accuracy``
-        in [0, 1]; written to the workdir's evaluation.json as well.
+        in [0, 1]; written to the workdir's evaluation.json as well, where that can be done.
 
     Raises:
         UserError: there is no such workdir or step, the checkpoint is damaged, or the config
@@ -67,5 +68,9 @@ def evaluate_workdir(
         "examples": len(dataset.test.labels),
         **result,
     }
-    reporting.write_json(workdir / "evaluation.json", report)
+    try:
+        reporting.write_json(workdir / "evaluation.json", report)
+    except OSError as error:
+        # The folder may be another user's, or its disk full: the figure is worth having anyway.
+        print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)
     return report

@@ -9,23 +9,19 @@ altered is found out. What becomes of damaged folders is next door, in `checkpoi
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
+from absl import logging
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import checkpoint_folders
+from flexpool_jax.training import checkpoint_folders, orbax_errors
 from flexpool_jax.training.checkpoint_folders import DAMAGED_FOLDER, FOLDER
 from flexpool_jax.training.state import TrainState
 
@@ -58,8 +54,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     else:
         checkpoint_folders.recover_superseded(workdir)
         checkpoint_folders.set_aside_unreadable_metrics(workdir)
-    # Orbax logs, with a traceback, every error of its threads that it raises as well.
-    absl_logging.get_absl_logger().addFilter(_is_not_raised_anyway)
+    orbax_errors.say_once()
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         best_fn=_accuracy,
@@ -82,11 +77,6 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         item_names=("model", "optimizer", "progress"),
         options=options,
     )
-
-
-def _is_not_raised_anyway(record: logging.LogRecord) -> bool:
-    from_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
-    return not (from_orbax and record.levelno >= logging.ERROR and record.exc_info)
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float:
@@ -134,7 +124,7 @@ def save(
     digests = {name: _digest(item) for name, item in items.items()}
     digests["progress"] = _digest(json.dumps(progress, sort_keys=True))
     wait(manager)
-    with _naming_the_folder(manager):
+    with orbax_errors.naming(Path(manager.directory)):
         if step in manager.all_steps():
             checkpoint_folders.supersede(Path(manager.directory).parent, step)
             manager.reload()
@@ -156,30 +146,8 @@ def wait(manager: ocp.CheckpointManager) -> None:
     Raises:
         OSError: it could not be written: the disk is full, say.
     """
-    with _naming_the_folder(manager):
+    with orbax_errors.naming(Path(manager.directory)):
         manager.wait_until_finished()
-
-
-# What TensorStore's messages begin with or contain, where Orbax hands on no OSError.
-_ERRNO_OF_TEXT = {
-    "RESOURCE_EXHAUSTED: Error writing": errno.ENOSPC,
-    "PERMISSION_DENIED": errno.EACCES,
-    **{os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)},
-}
-
-
-@contextlib.contextmanager
-def _naming_the_folder(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Turns an error of the disk, of whatever class, into an OSError that names the folder."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        number = getattr(error, "errno", None)
-        text = str(error)
-        number = number or next((n for part, n in _ERRNO_OF_TEXT.items() if part in text), None)
-        if number is None:
-            raise
-        raise OSError(number, os.strerror(number), str(manager.directory)) from error
 
 
 def _check_finite(items: Mapping[str, Any]) -> None:

@@ -6,13 +6,14 @@ here. Nothing imports TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,7 +65,9 @@ class MetricsWriter:
         path = workdir / METRICS_FILE
         if path.exists():
             os.truncate(path, _end_of_lines(path, resume_bytes))
-        self._file = path.open("ab")
+        # Unbuffered, so that what could not be written is not tried again on closing.
+        self._file = path.open("ab", buffering=0)
+        self._path = path
         self._events = _Events(workdir, purge_step) if tensorboard else None
 
     def write(self, *, step: int, epoch: float, split: str, **values: float | None) -> None:
@@ -78,19 +81,22 @@ class MetricsWriter:
                 finite becomes null, since JSON has no NaN.
         """
         line = {"step": step, "epoch": epoch, "split": split, **values}
-        self._file.write(_to_json(line).encode() + b"\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in values.items():
-                if value is not None and math.isfinite(value):
-                    self._events.write(f"{split}/{name}", float(value), step)
+        with _naming(self._path):
+            rest = memoryview(_to_json(line).encode() + b"\n")
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            if self._events is not None:
+                for name, value in values.items():
+                    if value is not None and math.isfinite(value):
+                        self._events.write(f"{split}/{name}", float(value), step)
 
     def position(self) -> int:
         """The length of metrics.jsonl in bytes, all of it safely on the disk."""
-        os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.flush()
-        return self._file.tell()
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
+            if self._events is not None:
+                self._events.flush()
+            return self._file.tell()
 
     def close(self) -> None:
         """Closes the files; TensorBoard's are written by then."""
@@ -107,7 +113,12 @@ class MetricsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        # A disk that is full when a line is written is full on closing as well.
+        with contextlib.suppress(OSError):
+            self.close()
 
 
 class _Events:
@@ -145,6 +156,17 @@ class _Events:
         self._writer.close()
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError the name of its file, which those of an open file do not have."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _end_of_lines(path: Path, limit: int | None) -> int:
     """The length of a file up to the end of its last whole line within the limit."""
     return path.read_bytes()[:limit].rfind(b"\n") + 1
@@ -176,11 +198,16 @@ def write_result(workdir: str | os.PathLike[str], **fields: Any) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; what is not finite becomes null."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(_to_json(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with _naming(path), temporary.open("w", encoding="utf-8") as file:
+            file.write(_to_json(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
