@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import ml_collections
@@ -104,7 +104,7 @@ def _train(
         if restored is not None:
             state, progress = restored[0], Progress(**restored[1])
         result = reporting.read_result(workdir)
-        if result is not None and int(state.step) >= experiment.total_steps and progress.evaluated:
+        if _is_whole(result) and int(state.step) >= experiment.total_steps and progress.evaluated:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
         _first_lines(config, experiment, dataset, state)
@@ -138,6 +138,16 @@ def _train(
             result = _result(config, run)
             reporting.write_result(workdir, **result)
             return jax.device_get(run.state.variables), result
+
+
+def _is_whole(result: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a result.json holds what is told of a finished run; if not, it is written again."""
+    numbers = ("final_test_accuracy", "best_test_accuracy", "epochs", "seconds")
+    return (
+        result is not None
+        and all(isinstance(result.get(name), int | float) for name in numbers)
+        and isinstance(result.get("split"), str)
+    )
 
 
 def _first_lines(
