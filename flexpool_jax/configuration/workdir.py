@@ -138,6 +138,15 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")
+    return config_from_json(values)
+
+
+def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """Makes a config of what JSON kept of one, in config.json or in result.json.
+
+    Returns:
+        The config, locked, its tuples tuples again, with the fields that came since it was written.
+    """
     config = ConfigDict(_with_tuples(values))
     names = set(field_names(config))
     with config.unlocked():
