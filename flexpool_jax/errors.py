@@ -22,6 +22,10 @@ class TrainingDiverged(Exception):
     """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
 
 
+class SweepFailed(Exception):
+    """Runs of a sweep failed; the others were run all the same. The message names those that did."""
+
+
 class Interrupted(Exception):
     """The process was told to stop and did so once its state was saved; it may be started again."""
 

@@ -1,0 +1,191 @@
+"""A sweep's config in, the runs it stands for out: a name and a training config for each.
+
+The files of configs/ that describe sweeps (paper_tables.py, lambda_ablation.py, pools.py) have the
+fields of `FIELDS`. Every run is one data set's own config file with a variant, as a user would name
+it on the command line, and so a cell of a sweep and the same run started by hand are one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shlex
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from flexpool_jax import configuration
+from flexpool_jax.configuration.fields import POOL_NAMES
+from flexpool_jax.errors import UserError, unknown_name
+
+# Field: its type, that of its entries if it is a tuple, and what it may hold, in words.
+FIELDS: dict[str, tuple[type, type | None, str]] = {
+    "datasets": (tuple, str, "names of files in configs/ without .py, e.g. digits,cifar10"),
+    "columns": (tuple, str, "variants joined by +, e.g. avg,flexpool+reg"),
+    "sac": (tuple, str, "off, on, or weights joined by /, e.g. off,0.1/0.2/0.7"),
+    "seeds": (tuple, int, "whole numbers from 0, e.g. 0,1,2"),
+    "num_epochs": (int, None, "a whole number from 1, or 0 for each data set's own"),
+    "overrides": (str, None, 'FIELD=VALUE with blanks between, e.g. "batch_size=64 model=vgg11"'),
+}
+
+POOL_WORDS = {"avg": "avg", "flexpool": "flexpool", "softmax": "flexpool_softmax"}
+_OTHER_POOLS = tuple(name for name in POOL_NAMES if name not in POOL_WORDS.values())
+_COLUMN_WORDS = (*POOL_WORDS, *_OTHER_POOLS, "reg", "dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        name: Its folder under the sweep's, e.g. "digits/flexpool+reg+sac/seed-0".
+        dataset: The entry of `datasets` that it came from.
+        config: The training config.
+    """
+
+    name: str
+    dataset: str
+    config: ConfigDict
+
+    @property
+    def digest(self) -> str:
+        """Names the config by what it computes."""
+        return configuration.digest(self.config)
+
+
+def is_sweep(config: ConfigDict) -> bool:
+    """Whether a config describes a sweep rather than one run."""
+    return "datasets" in config and "seeds" in config
+
+
+def check_sweep(config: ConfigDict) -> None:
+    """Checks a sweep's fields one by one.
+
+    Raises:
+        UserError: For the first mistake found, naming the field, its value and what is allowed.
+
+    Example:
+        >>> from configs import paper_tables
+        >>> config = paper_tables.get_config()
+        >>> check_sweep(config)
+        >>> config.seeds = (0, -1)
+        >>> check_sweep(config)
+        Traceback (most recent call last):
+        ...
+        flexpool_jax.errors.UserError: config.seeds is (0, -1); allowed: whole numbers from 0, \
+e.g. 0,1,2
+    """
+    if not is_sweep(config):
+        raise UserError(
+            "--config names a single run; --mode=sweep needs a sweep, e.g. "
+            "--config=configs/paper_tables.py"
+        )
+    for name in config:
+        if name not in FIELDS:
+            raise unknown_name("field", f"config.{name}", [f"config.{field}" for field in FIELDS])
+    for name, (kind, entry, allowed) in FIELDS.items():
+        if name not in config:
+            raise UserError(f"the sweep has no config.{name}; start from configs/paper_tables.py")
+        value = config[name]
+        values = value if entry is not None and isinstance(value, tuple) else (value,)
+        right = isinstance(value, kind) and bool(values)
+        right &= all(type(part) is (entry or kind) for part in values)
+        if not right or any(isinstance(part, int) and part < 0 for part in values):
+            raise UserError(f"config.{name} is {value!r}; allowed: {allowed}")
+        if entry is not None and len(set(value)) < len(value):
+            raise UserError(f"config.{name} is {value!r}, which names one twice")
+
+
+def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell]:
+    """Lists the runs of a sweep, all of them checked.
+
+    The seeds come outermost: a sweep that is stopped early leaves whole tables of fewer seeds.
+
+    Args:
+        config: A sweep's config.
+        configs_dir: The folder with the data sets' config files.
+
+    Raises:
+        UserError: When the sweep or any of its runs is not valid; names the run.
+
+    Example:
+        >>> from configs import paper_tables
+        >>> config = paper_tables.get_config()
+        >>> config.datasets, config.sac, config.seeds = ("digits",), ("on",), (7,)
+        >>> cells = expand(config, "configs")
+        >>> [cell.name for cell in cells]
+        ['digits/avg+sac/seed-7', 'digits/flexpool+sac/seed-7', \
+'digits/flexpool+reg+sac/seed-7', 'digits/flexpool+reg+dropout+sac/seed-7']
+        >>> cells[2].config.pool_reg > 0, cells[2].config.sac.enabled, cells[2].config.seed
+        (True, True, 7)
+    """
+    check_sweep(config)
+    names = configuration.config_files(configs_dir)
+    for dataset in config.datasets:
+        if f"{dataset}.py" not in names:
+            files = [name.removesuffix(".py") for name in names]
+            raise unknown_name("config.datasets entry", dataset, files)
+    cells = []
+    grid = itertools.product(config.seeds, config.datasets, config.sac, config.columns)
+    for seed, dataset, sac, column in grid:
+        name = f"{dataset}/{_folder(column, sac)}/seed-{seed}"
+        try:
+            training = _training_config(config, dataset, column, sac, configs_dir)
+            training.seed = seed
+            configuration.validate(training)
+            configuration.check_files(training)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        cells.append(Cell(name, dataset, training))
+    return cells
+
+
+def _folder(column: str, sac: str) -> str:
+    if sac == "off":
+        return column
+    return f"{column}+sac" + ("" if sac == "on" else "-" + sac.replace("/", "-"))
+
+
+def _training_config(
+    sweep: ConfigDict, dataset: str, column: str, sac: str, configs_dir: str | os.PathLike[str]
+) -> ConfigDict:
+    """The data set's config with what the sweep says; the overrides come last, and so count."""
+    words = column.split("+")
+    for word in words:
+        if word not in _COLUMN_WORDS:
+            raise unknown_name("variant", word, _COLUMN_WORDS)
+    others = [word for word in words if word in _OTHER_POOLS]
+    if others and (len(others) > 1 or set(words) & {*POOL_WORDS, "reg"}):
+        raise UserError(f"column {column!r} names several pools, or reg (Eq. 2) without flexpool")
+    variant = [word for word in words if word not in others] + ["sac"] * (sac != "off")
+    path = Path(configs_dir) / f"{dataset}.py"
+    config = configuration.load_config(f"{path}:{','.join(variant)}", configs_dir)
+    if others:
+        config.pool = others[0]
+    if sac not in ("off", "on"):
+        config.sac.weights = _sac_weights(sac)
+    if sweep.num_epochs:
+        config.num_epochs = sweep.num_epochs
+    _override(config, sweep.overrides)
+    return config
+
+
+def _sac_weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split("/"))
+    except ValueError:
+        raise UserError(f"config.sac has {text!r}; allowed: {FIELDS['sac'][2]}") from None
+
+
+def _override(config: ConfigDict, text: str) -> None:
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"config.overrides is {text!r}: {error}") from error
+    for part in parts:
+        if "=" not in part or part.startswith("-"):
+            raise UserError(f"config.overrides has {part!r}; allowed: {FIELDS['overrides'][2]}")
+        if part.startswith("seed="):
+            raise UserError("config.overrides sets the seed; that is what config.seeds is for")
+    configuration.apply_overrides(config, [f"--config.{part}" for part in parts])
