@@ -1,0 +1,47 @@
+"""The numbers that the paper reports: Tables 1 and 2, test accuracy in per cent.
+
+Its row "ImageNet" is Tiny ImageNet shrunk to 32×32 (section 4.1). It does not say how many runs a
+number is from, nor whether it is that of the last epoch or of the best one.
+"""
+
+from __future__ import annotations
+
+COLUMNS = ("AvgPool", "FlexPool", "FlexPool + Reg", "FlexPool + Reg + Dropout")
+
+# Data set: the columns' accuracies.
+TABLE_1: dict[str, tuple[float, float, float, float]] = {
+    "cifar10": (91.63, 91.91, 91.87, 92.32),
+    "fashion_mnist": (91.38, 92.35, 93.48, 93.98),
+    "cifar100": (66.18, 66.50, 66.73, 68.30),
+    "tiny_imagenet": (46.50, 47.03, 48.11, 48.55),
+}
+TABLE_2: dict[str, tuple[float, float, float, float]] = {
+    "cifar10": (89.31, 91.61, 91.86, 92.03),
+    "fashion_mnist": (93.55, 93.65, 93.48, 93.84),
+    "cifar100": (63.79, 64.12, 64.53, 65.57),
+    "tiny_imagenet": (45.13, 47.55, 48.64, 49.01),
+}
+
+DATASET_TITLES = {
+    "digits": "Digits",
+    "cifar10": "CIFAR-10",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny ImageNet",
+}
+
+
+def accuracy(dataset: str, column: str, *, sac: bool) -> float | None:
+    """What the paper has in a cell, in per cent; None for a data set that it has not.
+
+    Args:
+        dataset: The name in `config.dataset.name`.
+        column: One of `COLUMNS`.
+        sac: Whether of Table 2.
+
+    Example:
+        >>> accuracy("fashion_mnist", "FlexPool + Reg", sac=True)
+        93.48
+    """
+    row = (TABLE_2 if sac else TABLE_1).get(dataset)
+    return None if row is None else row[COLUMNS.index(column)]
