@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexpool_jax.data.dataset import Split, channel_statistics, hold_out, stratified_split
+from flexpool_jax.errors import UserError
+
+
+def test_channel_statistics_equal_those_in_float64():
+    images = np.random.default_rng(0).integers(0, 256, (50, 5, 7, 3)).astype(np.uint8)
+    images[..., 1] //= 3
+    mean, std = channel_statistics(images)
+    scaled = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)), rtol=1e-6)
+    assert mean.dtype == std.dtype == np.float32
+
+
+def test_a_constant_channel_has_deviation_one():
+    mean, std = channel_statistics(np.full((2, 3, 3, 1), 51, np.uint8))
+    np.testing.assert_allclose([mean, std], [[0.2], [1.0]], rtol=1e-6)
+
+
+@given(
+    st.lists(st.integers(2, 30), min_size=1, max_size=6),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_stratified_split_takes_the_same_share_of_every_class(counts, fraction, seed):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    left, drawn = stratified_split(labels, fraction, seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate([left, drawn])), np.arange(len(labels)))
+    for label, count in enumerate(counts):
+        got = np.count_nonzero(labels[drawn] == label)
+        assert 1 <= got <= count - 1
+        assert abs(got - count * fraction) <= 1
+
+
+def test_a_stratified_split_depends_on_the_seed_alone():
+    labels = np.arange(100) % 10
+    drawn = [stratified_split(labels, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_class_of_one_image_cannot_be_split():
+    with pytest.raises(UserError, match="class 1 has 1 training image"):
+        stratified_split(np.array([0, 0, 1]), 0.5, 0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_hold_out_refuses_fractions_outside_the_open_interval(fraction):
+    split = Split(np.zeros((4, 1, 1, 1), np.uint8), np.array([0, 0, 1, 1], np.int32))
+    with pytest.raises(UserError, match="holdout is"):
+        hold_out(split, fraction, 0)

@@ -1,0 +1,161 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flexpool_jax.data import load_dataset
+from flexpool_jax.data.builder import prepare
+from flexpool_jax.data.loading import load_source
+from flexpool_jax.errors import UserError
+
+REAL_FILES = Path("/usr/share/datasets/fashion-mnist")
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+
+
+def assert_is(dataset, arrays):
+    for split, prefix in ((dataset.train, "train"), (dataset.test, "t10k")):
+        images = arrays[f"{prefix}-images-idx3-ubyte"]
+        np.testing.assert_array_equal(split.images[..., 0], images)
+        np.testing.assert_array_equal(split.labels, arrays[f"{prefix}-labels-idx1-ubyte"])
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+
+
+def test_is_read_from_upstreams_files_in_raw_dir(fashion, tmp_path):
+    files = fashion()
+    dataset = load_source(files.source, tmp_path / "data", files.raw_dir)
+    assert_is(dataset, files.arrays)
+    assert dataset.class_names[9] == "Ankle boot"
+
+
+def test_is_downloaded_where_no_raw_dir_is_named(fashion, tmp_path):
+    files = fashion()
+    assert_is(load_source(files.source, tmp_path / "data"), files.arrays)
+
+
+@pytest.mark.parametrize("kind", ["compressed again", "not compressed"])
+def test_a_copy_with_the_same_content_passes(fashion, tmp_path, kind):
+    files = fashion()
+    path = files.raw_dir / f"{TRAIN_IMAGES}.gz"
+    content = gzip.decompress(path.read_bytes())
+    if kind == "not compressed":
+        path.unlink()
+        (files.raw_dir / TRAIN_IMAGES).write_bytes(content)
+    else:
+        again = gzip.compress(content, compresslevel=1, mtime=12345)
+        assert again != path.read_bytes()
+        path.write_bytes(again)
+    assert_is(load_source(files.source, tmp_path / "data", files.raw_dir), files.arrays)
+
+
+def damage_truncated(packed):
+    return packed[: len(packed) // 2]
+
+
+def damage_altered(packed):
+    content = bytearray(gzip.decompress(packed))
+    content[-1] ^= 1
+    return gzip.compress(bytes(content))
+
+
+def damage_longer(packed):
+    return gzip.compress(gzip.decompress(packed) + b"\0")
+
+
+def damage_shorter(packed):
+    return gzip.compress(gzip.decompress(packed)[:-1])
+
+
+def damage_bit_flipped(packed):
+    return packed[:200] + bytes([packed[200] ^ 0x10]) + packed[201:]
+
+
+def damage_emptied(packed):
+    return b""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_truncated,
+        damage_altered,
+        damage_longer,
+        damage_shorter,
+        damage_bit_flipped,
+        damage_emptied,
+    ],
+)
+def test_a_damaged_file_is_refused_by_name_and_nothing_is_left(fashion, tmp_path, damage):
+    files = fashion()
+    path = files.raw_dir / f"{TRAIN_IMAGES}.gz"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with pytest.raises(UserError) as caught:
+        prepare(files.source, tmp_path / "data", files.raw_dir)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "data" / "fashion_mnist").iterdir())
+    # With the file mended, the same folder serves.
+    path.write_bytes(whole)
+    assert_is(load_source(files.source, tmp_path / "data", files.raw_dir), files.arrays)
+
+
+def test_a_missing_file_and_a_missing_folder_are_named(fashion, tmp_path):
+    files = fashion()
+    (files.raw_dir / f"{TRAIN_IMAGES}.gz").unlink()
+    with pytest.raises(UserError, match=f"has no {TRAIN_IMAGES}.gz \\(nor {TRAIN_IMAGES}\\)"):
+        prepare(files.source, tmp_path / "data", files.raw_dir)
+    with pytest.raises(UserError, match=r"dataset.raw_dir=.*nowhere is no folder"):
+        prepare(files.source, tmp_path / "data", tmp_path / "nowhere")
+
+
+def test_contents_that_do_not_fit_together_are_refused(fashion, tmp_path):
+    short = bytes([0, 0, 8, 1, 0, 0, 0, 29]) + bytes(29)
+    files = fashion(**{"train-labels-idx1-ubyte": short})
+    with pytest.raises(UserError, match=r"has 30 images, but .* has 29 labels"):
+        prepare(files.source, tmp_path / "data", files.raw_dir)
+    wrong = bytes([0, 0, 8, 1, 0, 0, 0, 30]) + bytes([10] * 30)
+    files = fashion(**{"train-labels-idx1-ubyte": wrong})
+    with pytest.raises(UserError, match="label 10; allowed: 0 to 9"):
+        prepare(files.source, tmp_path / "data", files.raw_dir)
+
+
+def test_a_download_that_differs_from_its_digest_is_refused(fashion, tmp_path, server):
+    files = fashion()
+    path = server.folder / f"{TRAIN_IMAGES}.gz"
+    path.write_bytes(damage_altered(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{TRAIN_IMAGES}.gz is not the published file"):
+        prepare(files.source, tmp_path / "data", None)
+
+
+def test_a_kept_download_that_rotted_is_noticed_and_downloaded_again(fashion, tmp_path):
+    files = fashion()
+    data_dir = tmp_path / "data"
+    folder = prepare(files.source, data_dir, None)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    (kept,) = (data_dir / "downloads" / "fashion_mnist").glob(f"*{TRAIN_IMAGES[:12]}*.gz")
+    kept.write_bytes(damage_bit_flipped(kept.read_bytes()))
+    with pytest.raises(UserError, match="damaged download is deleted"):
+        prepare(files.source, data_dir, None)
+    assert_is(load_source(files.source, data_dir), files.arrays)
+
+
+def test_a_file_that_the_server_lacks_is_named_with_the_way_out(fashion, tmp_path, server):
+    files = fashion()
+    (server.folder / f"{TRAIN_IMAGES}.gz").unlink()
+    with pytest.raises(UserError, match=r"cannot download http.*HTTP status 404.*raw_dir"):
+        prepare(files.source, tmp_path / "data", None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="needs the real Fashion-MNIST files")
+def test_the_real_files_have_their_published_statistics(tmp_path):
+    dataset = load_dataset("fashion_mnist", tmp_path, REAL_FILES)
+    assert dataset.train.images.shape == (60_000, 28, 28, 1)
+    assert np.bincount(dataset.train.labels).tolist() == [6000] * 10
+    assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+    # As every collection of constants has them.
+    np.testing.assert_allclose([dataset.mean, dataset.std], [[0.2860], [0.3530]], atol=5e-5)
