@@ -155,6 +155,8 @@ def check_files(config: ConfigDict) -> None:
 
 def _check_names(names: Sequence[str]) -> None:
     """Refuses a config with fields too many or too few, as a file written from scratch may have."""
+    if {"datasets", "seeds"} <= set(names):
+        raise UserError("--config describes a sweep of many runs; --mode=sweep runs it")
     for name in names:
         if name not in FIELDS:
             match = closest_name(name, FIELDS)

@@ -1,0 +1,143 @@
+"""A sweep stands for the runs that a user would start by hand, and mistakes in it cost one line."""
+
+import pytest
+
+from configs import default, digits, lambda_ablation, paper_tables, pools
+from flexpool_jax import configuration, pooling
+from flexpool_jax.configuration import apply_overrides, load_config
+from flexpool_jax.errors import UserError
+from flexpool_jax.experiments import grid, paper
+from flexpool_jax.experiments.results import Arm
+from tests.experiments.conftest import CONFIGS_DIR, small_sweep
+
+
+def test_paper_tables_are_every_cell_of_both_tables_over_five_seeds():
+    cells = grid.expand(paper_tables.get_config(), CONFIGS_DIR)
+    assert len({cell.name for cell in cells}) == len(cells) == 4 * 2 * 4 * 5
+    assert len({cell.digest for cell in cells}) == len(cells)
+    found = {
+        (cell.config.dataset.name, bool(arm.sac), arm.column, cell.config.seed)
+        for cell in cells
+        for arm in [Arm.of(cell.config)]
+    }
+    assert found == {
+        (dataset, sac, column, seed)
+        for dataset in paper.TABLE_1
+        for sac in (False, True)
+        for column in paper.COLUMNS
+        for seed in range(5)
+    }
+
+
+def test_cell_is_the_run_that_a_user_would_start_by_hand():
+    (cell,) = grid.expand(
+        small_sweep(
+            columns=("flexpool+reg+dropout",),
+            sac=("on",),
+            seeds=(3,),
+            num_epochs=7,
+            overrides="batch_size=32 dataset.image_size=16",
+        ),
+        CONFIGS_DIR,
+    )
+    by_hand = load_config("configs/digits.py:flexpool,reg,dropout,sac", CONFIGS_DIR)
+    apply_overrides(
+        by_hand,
+        [
+            "--config.seed=3",
+            "--config.num_epochs=7",
+            "--config.batch_size=32",
+            "--config.dataset.image_size=16",
+        ],
+    )
+    assert cell.name == "digits/flexpool+reg+dropout+sac/seed-3"
+    assert cell.config.to_dict() == by_hand.to_dict()
+    assert cell.digest == configuration.digest(by_hand)
+
+
+def test_without_a_number_of_epochs_each_data_set_has_its_own():
+    cells = grid.expand(small_sweep(datasets=("digits", "cifar10")), CONFIGS_DIR)
+    epochs = {cell.dataset: cell.config.num_epochs for cell in cells}
+    assert epochs == {"digits": digits.get_config().num_epochs, "cifar10": 100}
+
+
+def test_seeds_come_outermost():
+    cells = grid.expand(small_sweep(seeds=(5, 2)), CONFIGS_DIR)
+    assert [cell.config.seed for cell in cells] == [5] * 4 + [2] * 4
+
+
+def test_fields_are_narrowed_on_the_command_line():
+    config = paper_tables.get_config()
+    apply_overrides(
+        config,
+        [
+            "--config.seeds=0,1",
+            "--config.datasets=digits",
+            "--config.sac=off",
+            "--config.columns=avg,flexpool+reg",
+            "--config.overrides=model=resnet32 batch_size=1e2",
+        ],
+    )
+    cells = grid.expand(config, CONFIGS_DIR)
+    assert [cell.name for cell in cells] == [
+        "digits/avg/seed-0",
+        "digits/flexpool+reg/seed-0",
+        "digits/avg/seed-1",
+        "digits/flexpool+reg/seed-1",
+    ]
+    assert {(cell.config.model, cell.config.batch_size) for cell in cells} == {("resnet32", 100)}
+
+
+def test_lambda_ablation_has_the_papers_and_the_releases_weights():
+    cells = grid.expand(lambda_ablation.get_config(), CONFIGS_DIR)
+    weights = {Arm.of(cell.config).sac for cell in cells}
+    assert {(), (0.1, 0.2, 0.7), (0.01, 0.11, 0.88), (0.05, 0.1, 0.85)} < weights
+    assert "cifar10/flexpool+reg+sac-0.01-0.11-0.88/seed-0" in {cell.name for cell in cells}
+
+
+def test_pools_are_all_there_are():
+    cells = grid.expand(pools.get_config(), CONFIGS_DIR)
+    assert {cell.config.pool for cell in cells} == set(pooling.POOLS)
+    assert all(cell.config.pool_reg == 0 or cell.config.pool == "flexpool" for cell in cells)
+
+
+def test_pool_words_are_those_of_the_configs():
+    assert grid.POOL_WORDS == default.POOL_OF_WORD
+
+
+MISTAKES = [
+    ({"datasets": ("digit",)}, ["'digit'", "'digits'"]),
+    ({"datasets": ("pools",)}, ["pools", "argument after the colon"]),
+    ({"datasets": ()}, ["config.datasets is ()"]),
+    ({"columns": ("flexpol",)}, ["'flexpol'", "'flexpool'"]),
+    ({"columns": ("avg+reg",)}, ["digits/avg+reg/seed-0", "Eq. 2"]),
+    ({"columns": ("gem+reg",)}, ["'gem+reg'", "Eq. 2"]),
+    ({"columns": ("gem+max",)}, ["'gem+max'"]),
+    ({"columns": ("avg", "avg")}, ["config.columns", "twice"]),
+    ({"sac": ("yes",)}, ["'yes'", "off, on"]),
+    ({"sac": ("0.5/0.3/0.2",)}, ["digits/avg+sac-0.5-0.3-0.2/seed-0", "Eq. 3"]),
+    ({"seeds": (1, 1)}, ["config.seeds", "twice"]),
+    ({"seeds": (-1,)}, ["config.seeds is (-1,)"]),
+    ({"num_epochs": -1}, ["config.num_epochs is -1"]),
+    ({"overrides": "lerning_rate=1"}, ["digits/avg/seed-0", "learning_rate"]),
+    ({"overrides": "learning_rate=-1"}, ["digits/avg/seed-0", "learning_rate is -1"]),
+    ({"overrides": "learning_rate"}, ["'learning_rate'", "FIELD=VALUE"]),
+    ({"overrides": "model='x"}, ["config.overrides"]),
+    ({"overrides": "seed=4"}, ["config.seeds"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), MISTAKES)
+def test_mistake_in_a_sweep_is_named(fields, words):
+    with pytest.raises(UserError) as error:
+        grid.expand(small_sweep(**fields), CONFIGS_DIR)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_single_run_is_no_sweep_and_the_other_way_round():
+    with pytest.raises(UserError, match="paper_tables"):
+        grid.expand(digits.get_config(), CONFIGS_DIR)
+    with pytest.raises(UserError, match="--mode=sweep"):
+        configuration.validate(paper_tables.get_config())

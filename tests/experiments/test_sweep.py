@@ -1,0 +1,162 @@
+"""Finished cells are passed over, failed ones stop no other, and a stopped sweep goes on."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flexpool_jax import configuration
+from flexpool_jax.errors import Interrupted, SweepFailed, UserError
+from flexpool_jax.experiments import grid
+from flexpool_jax.experiments.sweep import is_finished, run_sweep
+from flexpool_jax.training.interrupts import stop_on_signals
+from tests.experiments import trainer
+from tests.experiments.conftest import CONFIGS_DIR, small_sweep
+
+TRAINER = Path(trainer.__file__)
+
+
+class Sweeps:
+    """Runs sweeps in one folder with the program of trainer.py."""
+
+    def __init__(self, folder):
+        self.workdir, self.log = folder / "sweep", folder / "log"
+        self.log.touch()
+
+    def run(self, seeds, **fields):
+        cells = grid.expand(small_sweep(seeds=seeds, columns=("avg",), **fields), CONFIGS_DIR)
+        run_sweep(cells, self.workdir, (sys.executable, str(TRAINER), str(self.log)))
+
+    def trained(self):
+        """The seeds of the runs that were started, in order, since the last call."""
+        lines = self.log.read_text().splitlines()
+        self.log.write_text("")
+        return [int(line.rpartition("-")[2]) for line in lines]
+
+
+@pytest.fixture
+def sweeps(tmp_path, request, monkeypatch):
+    # The program imports the package, installed or not.
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    return Sweeps(tmp_path)
+
+
+def test_finished_cells_are_passed_over(sweeps, capsys):
+    sweeps.run((0, 1))
+    assert sweeps.trained() == [0, 1]
+    sweeps.run((0, 1, 2))
+    assert sweeps.trained() == [2]
+    assert "cell 3 of 3: digits/avg/seed-2 (about 0 h 01 min left)" in capsys.readouterr().err
+
+
+def test_failed_cells_stop_no_other_and_are_told_at_the_end(sweeps, capsys):
+    bad = (trainer.DIVERGES, trainer.IS_KILLED, trainer.LEAVES_NOTHING)
+    with pytest.raises(SweepFailed) as error:
+        sweeps.run((*bad, 0))
+    assert sweeps.trained() == [*bad, 0]
+    assert str(error.value) == (
+        "3 of 4 cells failed: digits/avg/seed-101 (the loss is nan at step 3); "
+        "digits/avg/seed-102 (ended by SIGKILL); digits/avg/seed-103 (it ended without a result)"
+    )
+    assert "4 cells: 0 finished before, 1 now, 3 failed" in capsys.readouterr().err
+    with pytest.raises(SweepFailed):
+        sweeps.run((*bad, 0))
+    assert sweeps.trained() == list(bad)
+
+
+def test_another_config_in_a_cells_folder_is_refused_before_anything_runs(sweeps):
+    sweeps.run((1,), num_epochs=5)
+    sweeps.trained()
+    with pytest.raises(UserError, match=r"seed-1 holds .*config.num_epochs is 6 \(was 5\)"):
+        sweeps.run((0, 1), num_epochs=6)
+    with pytest.raises(UserError, match=r"seed-1 holds .*config.batch_size is 32 \(was 64\)"):
+        sweeps.run((0, 1), num_epochs=5, overrides="batch_size=32")
+    assert sweeps.trained() == []
+
+
+def test_folders_and_cadences_may_change(sweeps):
+    sweeps.run((1,))
+    sweeps.run((1,), overrides="log_every_steps=7 dataset.data_dir=/elsewhere")
+    assert sweeps.trained() == [1]
+
+
+def test_damaged_config_fails_its_cell_alone(sweeps):
+    folder = sweeps.workdir / "digits/avg/seed-1"
+    folder.mkdir(parents=True)
+    configuration.config_path(folder).write_text("{")
+    with pytest.raises(SweepFailed, match=r"1 of 2 cells failed: .*config.json is damaged"):
+        sweeps.run((1, 0))
+    assert sweeps.trained() == [0]
+    assert configuration.config_path(folder).read_text() == "{"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config_digest": "0"}'])
+def test_damaged_result_is_no_result(sweeps, content):
+    sweeps.run((0,))
+    (sweeps.workdir / "digits/avg/seed-0/result.json").write_text(content)
+    (cell,) = grid.expand(small_sweep(columns=("avg",)), CONFIGS_DIR)
+    assert not is_finished(cell, sweeps.workdir)
+    sweeps.run((0,))
+    assert is_finished(cell, sweeps.workdir)
+    assert sweeps.trained() == [0, 0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_waits_for_the_cell_and_goes_on_the_next_time(sweeps, number):
+    waiting = sweeps.workdir / f"digits/avg/seed-{trainer.WAITS}/waiting"
+
+    def tell():
+        while not waiting.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    # As in launch.py, whose own way of stopping must not leave the run behind.
+    with stop_on_signals(), pytest.raises(Interrupted, match="1 of 3 cells are finished"):
+        sweeps.run((0, trainer.WAITS, 1))
+    thread.join()
+    assert sweeps.trained() == [0, trainer.WAITS]
+
+
+def test_launch_runs_resumes_and_reports_a_sweep_in_which_a_cell_fails(launch_sweep, tmp_path):
+    # Eq. 2 with this rate is more than SGD can hold, which shows once the maps' sizes are known.
+    command = (
+        "--config=configs/paper_tables.py",
+        "--config.datasets=digits",
+        "--config.columns=flexpool+reg,avg",
+        "--config.sac=off",
+        "--config.seeds=0",
+        "--config.num_epochs=2",
+        "--config.overrides=dataset.image_size=8 batch_size=128 tensorboard=False "
+        "optimizer.name=sgd learning_rate=5",
+    )
+    process = launch_sweep(*command)
+    while not list(tmp_path.glob("digits/avg/seed-0/checkpoints/11")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "0 of 2 cells are finished" in output
+    process = launch_sweep(*command)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "resuming after step" in output
+    assert "Traceback" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith(
+        "launch.py: 1 of 2 cells failed: digits/flexpool+reg/seed-0 (config.pool"
+    )
+    process = launch_sweep("--mode=report", *command)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    result = json.loads((tmp_path / "digits/avg/seed-0/result.json").read_text())
+    text = (tmp_path / "report/report.md").read_text()
+    assert f"| {100 * result['final_test_accuracy']:.2f} (n = 1, no interval) |" in text
+    assert "Begun, not finished: digits/flexpool+reg/seed-0" in text
+    assert (tmp_path / "report/curves-digits.png").exists()
