@@ -1,0 +1,258 @@
+"""A report says what the results say, and where it knows nothing it says that."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from configs import lambda_ablation, paper_tables, pools
+from flexpool_jax.errors import UserError
+from flexpool_jax.experiments import grid
+from flexpool_jax.experiments.report import write_report
+from tests.experiments.conftest import CONFIGS_DIR, small_sweep, write_run
+
+AVG, FLEXPOOL = "digits/avg", "digits/flexpool"
+
+
+def accuracy_of(cell):
+    """Some accuracy that depends on the cell alone."""
+    column, seed = cell.name.split("/")[1:]
+    return 0.90 + 0.001 * (sum(map(ord, column)) % 40) + 0.002 * (int(seed[-1]) * 7 % 5)
+
+
+def tables_of(path):
+    """The rows of every Markdown table of a file, by the heading they stand under."""
+    tables = {}
+    for part in path.read_text().split("\n## ")[1:]:
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+        tables[part.splitlines()[0]] = rows[2:]
+    return tables
+
+
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_holds_means_intervals_and_paired_tests(write_sweep):
+    sweep = small_sweep(datasets=("fashion_mnist",), num_epochs=2, seeds=(0, 1, 2, 3, 4))
+    accuracies = {}
+
+    def accuracy(cell):
+        value = accuracy_of(cell) + 0.001 * np.random.default_rng(len(accuracies)).normal()
+        accuracies.setdefault(cell.name.split("/")[1], []).append(100 * value)
+        return value
+
+    folder = write_sweep(sweep, accuracy)
+    path, skipped = write_report(folder)
+    assert skipped == []
+    tables = tables_of(path)
+    here, paper, difference = tables["Table 1: one classifier"]
+    assert here[0] == "Fashion-MNIST"
+    assert paper[2:] == ["91.38", "92.35", "93.48", "93.98"]
+    assert difference[2] == "–"
+    columns = ["avg", "flexpool", "flexpool+reg", "flexpool+reg+dropout"]
+    for i, column in enumerate(columns, start=2):
+        values = accuracies[column]
+        half = stats.t.ppf(0.975, 4) * stats.sem(values)
+        assert here[i] == f"{np.mean(values):.2f} ± {half:.2f} (n = 5)"
+    for i, column in enumerate(columns[1:], start=3):
+        test = stats.ttest_rel(accuracies[column], accuracies["avg"])
+        shown, p_value = re.fullmatch(r"(\S+) ± \S+, (p .*?)( \*)?", difference[i]).groups()[:2]
+        mean = np.mean(np.subtract(accuracies[column], accuracies["avg"]))
+        assert shown == f"{mean:+.2f}"
+        assert p_value == ("p < 0.001" if test.pvalue < 0.001 else f"p = {test.pvalue:.3f}")
+    assert "No run belongs to this table." in path.read_text()
+    assert "3 differences are tested" in path.read_text()
+    record = read_csv(path.parent / "table1.csv")[1]
+    assert float(record["accuracy"]) == pytest.approx(np.mean(accuracies["flexpool"]))
+    assert (record["column"], record["paper"], record["n"]) == ("FlexPool", "92.35", "5")
+
+
+def test_headline_is_the_last_epoch_not_the_best(tmp_path):
+    (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
+    write_run(tmp_path / "run", cell.config, 0.91, best=0.95)
+    path, _ = write_report(tmp_path)
+    tables = tables_of(path)
+    assert tables["Table 1: one classifier"][0][2] == "91.00 (n = 1, no interval)"
+    assert tables["Digits: every setting"][0][2:4] == ["91.00 (n = 1, no interval)", "95.00"]
+
+
+def test_missing_cells_and_seeds_say_so(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, seeds=(0, 1, 2)), accuracy_of)
+    for seed in range(3):
+        (folder / f"digits/flexpool+reg/seed-{seed}/result.json").unlink()
+    (folder / FLEXPOOL / "seed-1/result.json").unlink()
+    here, paper, difference = tables_of(write_report(folder)[0])["Table 1: one classifier"]
+    assert here[3].endswith("(n = 2); without seed 1")
+    assert difference[3].endswith("(2 pairs)") or "alike" in difference[3]
+    assert (here[4], difference[4]) == ("not run", "–")
+    assert paper[2:] == ["not in it"] * 4
+    text = (folder / "report/report.md").read_text()
+    assert "- Begun, not finished: digits/flexpool/seed-1" in text
+
+
+def test_sweep_tells_what_has_not_been_run_at_all(write_sweep):
+    run = small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1))
+    asked = small_sweep(num_epochs=1, datasets=("digits", "cifar10"), seeds=(0, 1, 2))
+    folder = write_sweep(run, accuracy_of)
+    path, _ = write_report(folder, grid.expand(asked, CONFIGS_DIR))
+    rows = tables_of(path)["Table 1: one classifier"]
+    assert [rows[0][0], rows[3][0]] == ["Digits", "CIFAR-10"]
+    assert rows[0][2].endswith("(n = 2); without seed 2")
+    assert rows[0][3:] == ["not run"] * 3
+    assert rows[3][2:] == ["not run"] * 4
+    assert rows[4][2:] == ["91.63", "91.91", "91.87", "92.32"]
+    assert "- Not run: Digits, AvgPool, seed 2" in path.read_text()
+
+
+DAMAGE = {
+    "empty": (lambda result: "", "damaged"),
+    "half": (lambda result: json.dumps(result)[:100], "damaged"),
+    "list": (lambda result: "[]", "no config"),
+    "no config": (lambda result: json.dumps(result | {"config": None}), "no config"),
+    "no field": (lambda result: json.dumps(result | {"config": {"seed": 1}}), "lacks a field"),
+    "text": (lambda result: json.dumps(result | {"final_test_accuracy": "0.9"}), "'0.9'"),
+    "null": (lambda result: json.dumps(result | {"final_test_accuracy": None}), "None"),
+    "true": (lambda result: json.dumps(result | {"best_test_accuracy": True}), "True"),
+    "per cent": (lambda result: json.dumps(result | {"final_test_accuracy": 91.0}), "91.0"),
+    "nan": (lambda result: json.dumps(result | {"final_test_accuracy": float("nan")}), "nan"),
+    "deep": (lambda result: "[" * 100_000, "damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_results_are_named_and_left_out(damage, write_sweep):
+    folder = write_sweep(
+        small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1)), lambda cell: 0.9
+    )
+    path = folder / AVG / "seed-1/result.json"
+    spoil, words = DAMAGE[damage]
+    path.write_text(spoil(json.loads(path.read_text())))
+    report, skipped = write_report(folder)
+    assert len(skipped) == 1
+    assert f"{AVG}/seed-1/result.json" in skipped[0]
+    assert words in skipped[0]
+    assert f"- Skipped: {skipped[0]}" in report.read_text()
+    assert tables_of(report)["Table 1: one classifier"][0][2] == "90.00 (n = 1, no interval)"
+
+
+def test_results_that_are_no_text_are_named(write_sweep):
+    folder = write_sweep(
+        small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1)), lambda cell: 0.9
+    )
+    (folder / AVG / "seed-1/result.json").write_bytes(b"\xff\xfe\x00")
+    assert len(write_report(folder)[1]) == 1
+
+
+def test_same_run_twice_counts_once(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), accuracy_of)
+    (cell,) = grid.expand(small_sweep(num_epochs=1, columns=("avg",)), CONFIGS_DIR)
+    write_run(folder / "zz-copy", cell.config, 0.5)
+    path, skipped = write_report(folder)
+    assert "zz-copy" in skipped[0]
+    assert len(read_csv(path.parent / "runs.csv")) == 1
+    assert "50.00" not in tables_of(path)["Table 1: one classifier"][0][2]
+
+
+def test_different_recipes_are_never_averaged(tmp_path):
+    for epochs, value in ((1, 0.8), (2, 0.9)):
+        sweep = small_sweep(columns=("avg",), num_epochs=epochs)
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        write_run(tmp_path / str(epochs), cell.config, value)
+    rows = tables_of(write_report(tmp_path)[0])["Table 1: one classifier"]
+    assert {row[0]: row[2] for row in rows if row[0]} == {
+        "Digits (num_epochs 1)": "80.00 (n = 1, no interval)",
+        "Digits (num_epochs 2)": "90.00 (n = 1, no interval)",
+    }
+
+
+def test_different_settings_of_a_column_are_listed_not_averaged(write_sweep):
+    sweep = lambda_ablation.get_config()
+    sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 1, (0, 1)
+    path, _ = write_report(write_sweep(sweep, accuracy_of))
+    tables = tables_of(path)
+    assert tables["Table 2: with SAC"][0][2] == "4 settings, see below"
+    rows = tables["Digits: every setting"]
+    assert len(rows) == 10
+    assert {row[0] for row in rows} == {
+        *("–", "0.1/0.2/0.7", "0.01/0.11/0.88", "0.05/0.1/0.85", "0.32/0.33/0.35")
+    }
+    assert (path.parent / "settings-digits.png").exists()
+    assert not (path.parent / "figure4.png").exists()
+
+
+def test_numbers_on_training_images_do_not_pass_for_the_papers_kind(write_sweep):
+    sweep = small_sweep(
+        datasets=("cifar10",), columns=("avg",), num_epochs=1, overrides="dataset.holdout=0.1"
+    )
+    rows = tables_of(write_report(write_sweep(sweep, accuracy_of))[0])["Table 1: one classifier"]
+    assert rows[0][0] == "CIFAR-10, held-out training images"
+    assert rows[1][2:] == ["not in it"] * 4
+
+
+def test_asterisks_are_holms(write_sweep):
+    # One clear difference; eight that there are not.
+    sweep = pools.get_config()
+    sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 1, tuple(range(5))
+
+    def accuracy(cell):
+        noise = np.random.default_rng([*cell.name.encode()]).normal()
+        return 0.8 + 0.1 * ("gem" in cell.name) + 0.002 * noise
+
+    path, _ = write_report(write_sweep(sweep, accuracy))
+    rows = tables_of(path)["Digits: every setting"]
+    assert [row[1] for row in rows if row[4].endswith("*")] == ["GeM"]
+    assert "9 differences are tested" in path.read_text()
+
+
+def test_figures_are_pictures_and_the_same_each_time(write_sweep):
+    sweep = paper_tables.get_config()
+    sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits", "fashion_mnist"), 3, (0, 1)
+    folder = write_sweep(sweep, accuracy_of)
+    path, _ = write_report(folder)
+    names = ["figure2.png", "figure4.png", "curves-digits.png", "curves-fashion-mnist.png"]
+    assert {p.name for p in path.parent.glob("*.png")} == set(names)
+    for name in names:
+        assert f"({name})" in path.read_text()
+        pixels = np.asarray(Image.open(path.parent / name).convert("L"))
+        assert min(pixels.shape) > 400
+        assert (pixels < 128).mean() > 0.005
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    write_report(folder)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_what_an_earlier_report_had_is_gone(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg",), sac=("off", "on"))
+    folder = write_sweep(sweep, accuracy_of)
+    path, _ = write_report(folder)
+    assert (path.parent / "figure4.png").exists()
+    (folder / "digits/avg+sac/seed-0/result.json").unlink()
+    write_report(folder)
+    assert not (path.parent / "figure4.png").exists()
+
+
+def test_torn_metrics_do_not_matter(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=2, columns=("avg",)), accuracy_of)
+    metrics = folder / AVG / "seed-0/metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + b'{"step": 3, "epo\n[]\nnull\n\xff\n')
+    path, _ = write_report(folder)
+    assert (path.parent / "curves-digits.png").exists()
+    metrics.unlink()
+    path, _ = write_report(folder)
+    assert not (path.parent / "curves-digits.png").exists()
+
+
+def test_without_a_result_there_is_no_report(tmp_path):
+    with pytest.raises(UserError, match=r"has no result.json"):
+        write_report(tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report").exists()
