@@ -218,4 +218,6 @@ class _Clock:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    # A sweep outlives the terminal, or the pipe, that it was started from.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)

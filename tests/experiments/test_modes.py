@@ -1,0 +1,54 @@
+"""`--mode=sweep` and `--mode=report` on the command line: mistakes cost one line."""
+
+import re
+
+import pytest
+
+import launch
+from tests.experiments.conftest import small_sweep
+
+SWEEP = "--config=configs/paper_tables.py"
+MISTAKES = [
+    (["--mode=sweep"], ["--config"]),
+    (["--mode=sweep", "--workdir={new}"], ["--mode=sweep needs --config"]),
+    (["--mode=sweep", SWEEP], ["--workdir"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--step=3"], ["--step"]),
+    (["--mode=sweep", SWEEP, "--workdir={file}"], ["is a file"]),
+    (["--mode=sweep", "--config=configs/digits.py", "--workdir={new}"], ["configs/paper_tables"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seed=1"], ["--config.seeds"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seeds=a"], ["config.seeds='a'"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.datasets=mnist"], ["'fashion_mnist'"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.overrides=x=1"], ["cifar10/avg/seed-0"]),
+    ([SWEEP, "--workdir={new}"], ["--mode=sweep"]),
+    (["--mode=report"], ["--workdir"]),
+    (["--mode=report", "--workdir={new}"], ["no result.json"]),
+    (["--mode=report", "--workdir={new}", "--config=configs/digits.py"], ["configs/paper_tables"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
+def test_mistake_costs_one_line_and_nothing_is_written(arguments, words, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    names = {"new": tmp_path / "new", "file": tmp_path / "file"}
+    assert launch.main([argument.format(**names) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(r"launch\.py: .+\n", output.err)
+    for word in words:
+        assert word in output.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_report_names_what_it_skipped(write_sweep, capsys):
+    folder = write_sweep(small_sweep(num_epochs=1, seeds=(0, 1)), lambda cell: 0.9)
+    (folder / "digits/avg/seed-1/result.json").write_text("{")
+    assert launch.main(["--mode=report", f"--workdir={folder}"]) == 0
+    output = capsys.readouterr()
+    assert re.fullmatch(r"skipped: digits/avg/seed-1/result.json is damaged: .+\n", output.err)
+    assert output.out == f"see {folder / 'report/report.md'}\n"
+
+
+def test_report_on_a_single_run_leaves_its_config_alone(write_sweep, capsys):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), lambda cell: 0.9)
+    assert launch.main(["--mode=report", f"--workdir={folder / 'digits/avg/seed-0'}"]) == 0
+    assert "90.00 (n = 1" in (folder / "digits/avg/seed-0/report/report.md").read_text()
