@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flexpool_jax.configuration.fields import field_names
+from flexpool_jax.configuration.fields import FIELDS, field_names
 from flexpool_jax.errors import UserError, closest_name
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
@@ -138,6 +138,11 @@ def _lookup(field: str, config: ConfigDict) -> Any:
         if not isinstance(node, ConfigDict) or part not in node:
             names = list(field_names(config))
             match = closest_name(field, names) or _by_last_part(field, names)
+            if match is None and "overrides" in config and field in FIELDS:
+                raise UserError(
+                    f"--config.{field} is a field of a sweep's runs, not of the sweep; write "
+                    f'--config.overrides="{field}=VALUE"'
+                )
             hint = f"did you mean --config.{match}?" if match else f"allowed: {', '.join(names)};"
             raise UserError(
                 f"unknown field --config.{field}; {hint} configs/default.py explains each"

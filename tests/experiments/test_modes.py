@@ -16,6 +16,7 @@ MISTAKES = [
     (["--mode=sweep", SWEEP, "--workdir={file}"], ["is a file"]),
     (["--mode=sweep", "--config=configs/digits.py", "--workdir={new}"], ["configs/paper_tables"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seed=1"], ["--config.seeds"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.model=vgg11"], ['"model=VALUE"']),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seeds=a"], ["config.seeds='a'"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.datasets=mnist"], ["'fashion_mnist'"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.overrides=x=1"], ["cifar10/avg/seed-0"]),
