@@ -31,14 +31,14 @@ VERSION = "1.0.0"
 _DOWNLOADS = "downloads"
 
 
-def prepared_folder(source: Source, data_dir: Path) -> Path:
-    """Returns where a source is, or will be, prepared."""
-    return data_dir / source.name / source.variant / VERSION
+def prepared_folder(data_dir: Path, name: str, variant: str = "") -> Path:
+    """Returns where a source of that name and variant is, or will be, prepared."""
+    return data_dir / name / variant / VERSION
 
 
-def is_prepared(source: Source, data_dir: Path) -> bool:
-    """Whether a source has been prepared."""
-    return (prepared_folder(source, data_dir) / "dataset_info.json").is_file()
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a prepared data set."""
+    return (folder / "dataset_info.json").is_file()
 
 
 def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
@@ -56,14 +56,14 @@ def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
         UserError: The raw files are missing, damaged or not upstream's, or data_dir cannot be
             written to.
     """
-    folder = prepared_folder(source, data_dir)
-    if is_prepared(source, data_dir):
+    folder = prepared_folder(data_dir, source.name, source.variant)
+    if is_prepared(folder):
         return folder
     try:
         with _lock(data_dir / f".{source.name}.lock"):
             # Another process may have prepared it while this one waited for the lock.
-            if not is_prepared(source, data_dir):
-                _remove_leftovers(source, data_dir)
+            if not is_prepared(folder):
+                _remove_leftovers(source, folder, data_dir)
                 print(f"preparing {source.name} in {folder}", file=sys.stderr, flush=True)
                 _prepare(source, data_dir, raw_dir)
     except OSError as error:
@@ -94,9 +94,8 @@ def _lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_leftovers(source: Source, data_dir: Path) -> None:
+def _remove_leftovers(source: Source, folder: Path, data_dir: Path) -> None:
     """Removes what a killed process left; the lock says that no living one is at it."""
-    folder = prepared_folder(source, data_dir)
     leftovers = [
         # TFDS calls its temporary folder incomplete.RANDOM_VERSION.
         *folder.parent.glob(f"incomplete.*_{VERSION}"),
@@ -113,10 +112,9 @@ def _prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    builder = _builder_class()(source, data_dir, raw_dir)
     try:
-        # TFDS reports on standard output, which belongs to the command that runs.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet_tfds():
+            builder = _builder_class()(source, data_dir, raw_dir)
             builder.download_and_prepare(
                 download_dir=data_dir / _DOWNLOADS,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -125,6 +123,20 @@ def _prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
     except Exception as error:
         # TFDS may wrap what an example's reader raises.
         raise _innermost(error) from error
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS off standard output, which is the command's, and from warning of our configs."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -176,10 +188,11 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
             source = self._source
             features = {
                 "image": tfds.features.Image(shape=source.image_shape),
-                "label": tfds.features.ClassLabel(names=source.class_names),
+                "label": tfds.features.ClassLabel(num_classes=source.num_classes),
             }
-            if source.superclass_names:
-                features["coarse_label"] = tfds.features.ClassLabel(names=source.superclass_names)
+            if source.num_superclasses:
+                coarse_label = tfds.features.ClassLabel(num_classes=source.num_superclasses)
+                features["coarse_label"] = coarse_label
             return _Info(
                 builder=self,
                 description=source.description,
@@ -195,10 +208,16 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
                 files = raw_files.download_raw_files(self._source, dl_manager)
             else:
                 files = raw_files.find_raw_files(self._source, self._raw_dir)
-            splits = self._source.read(files)
+            contents = self._source.read(files)
+            # Only now, as the names may stand in the files.
+            self.info.features["label"].names = list(contents.class_names)
+            if self._source.num_superclasses:
+                self.info.features["coarse_label"].names = list(contents.superclass_names)
+            splits = {"train": contents.train, "test": contents.test}
             return {
                 split: self._generate_examples(split, examples)
                 for split, examples in splits.items()
+                if examples is not None
             }
 
         def _generate_examples(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flexpool_jax.data.idx import parse_idx
 from flexpool_jax.data.images import encode_png
-from flexpool_jax.data.source import Digest, Example, RawFile, RemoteFile, Source, Splits
+from flexpool_jax.data.source import Contents, Digest, Example, RawFile, RemoteFile, Source
 from flexpool_jax.errors import UserError
 
 _UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -25,13 +25,12 @@ CLASS_NAMES = (
 )
 
 
-def read_fashion_mnist(files: tuple[RawFile, ...]) -> Splits:
+def read_fashion_mnist(files: tuple[RawFile, ...]) -> Contents:
     """Reads four IDX files: training images and labels, test images and labels."""
     train_images, train_labels, test_images, test_labels = files
-    return {
-        "train": _examples(train_images, train_labels),
-        "test": _examples(test_images, test_labels),
-    }
+    return Contents(
+        _examples(train_images, train_labels), _examples(test_images, test_labels), CLASS_NAMES
+    )
 
 
 def _examples(images_file: RawFile, labels_file: RawFile) -> Iterator[Example]:
@@ -53,7 +52,7 @@ FASHION_MNIST = Source(
     description="70,000 grey images of clothes, 28x28, ten classes.",
     homepage="https://github.com/zalandoresearch/fashion-mnist",
     image_shape=(28, 28, 1),
-    class_names=CLASS_NAMES,
+    num_classes=len(CLASS_NAMES),
     num_examples={"train": 60_000, "test": 10_000},
     read=read_fashion_mnist,
     files=(

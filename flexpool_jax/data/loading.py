@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flexpool_jax.data import builder, tfds_sets
+from flexpool_jax.data import builder, image_folder, tfds_sets
+from flexpool_jax.data.cifar import CIFAR10, CIFAR100
 from flexpool_jax.data.dataset import Dataset, Superclasses, channel_statistics, hold_out
 from flexpool_jax.data.digits import DIGITS
 from flexpool_jax.data.fashion_mnist import FASHION_MNIST
 from flexpool_jax.data.reading import Prepared, read_prepared
 from flexpool_jax.data.source import Source
+from flexpool_jax.data.tiny_imagenet import TINY_IMAGENET
 from flexpool_jax.errors import UserError
 
-SOURCES = {source.name: source for source in (DIGITS, FASHION_MNIST)}
+SOURCES = {
+    source.name: source for source in (DIGITS, FASHION_MNIST, CIFAR10, CIFAR100, TINY_IMAGENET)
+}
 
 # Every data set that this project prepares itself.
-DATASETS = tuple(SOURCES)
+DATASETS = (*SOURCES, image_folder.NAME)
 
 # What becomes the test split where a data set has none.
 _TEST_FRACTION = 0.2
@@ -40,7 +44,8 @@ def load_dataset(
             ArrayRecord under data_dir.
         data_dir: The folder of prepared data sets. `~` is the home folder.
         raw_dir: A folder with the published files; empty downloads them. Not looked at once the
-            data set is prepared.
+            data set is prepared. For image_folder: the tree of images, which is looked at each
+            time, and prepared again if it has changed.
         image_size: Side in pixels to which images are resized, by area averaging when they
             shrink; 0 leaves it to the data set, see `Source.default_image_size`.
         holdout: If above 0, this fraction of each class of the training split becomes `test` in
@@ -93,7 +98,9 @@ def load_source(
 
 def _prepare(name: str, data_dir: _Path, raw_dir: _Path, image_size: int) -> tuple[Path, int]:
     """Returns the prepared folder and the side in pixels at which to read it."""
-    root = _path(data_dir)
+    root, raw = _path(data_dir), _path(raw_dir) if raw_dir else None
+    if name == image_folder.NAME:
+        return _prepare_image_folder(root, raw, image_size), 0
     source = SOURCES.get(name)
     if source is None:
         folder = tfds_sets.find_prepared(name, root)
@@ -101,12 +108,20 @@ def _prepare(name: str, data_dir: _Path, raw_dir: _Path, image_size: int) -> tup
             raise tfds_sets.unknown_dataset(name, root, DATASETS)
         return folder, image_size
     size = image_size or source.default_image_size
-    if not builder.is_prepared(source, root):
+    if not builder.is_prepared(builder.prepared_folder(root, name)):
         # TFDS has builders of some of these names: what they prepared is as good.
         folder = tfds_sets.find_prepared(name, root)
         if folder is not None:
             return folder, size
-    return builder.prepare(source, root, _path(raw_dir) if raw_dir else None), size
+    return builder.prepare(source, root, raw), size
+
+
+def _prepare_image_folder(data_dir: Path, raw_dir: Path | None, image_size: int) -> Path:
+    images = image_folder.open_image_folder(raw_dir, image_size)
+    folder = builder.prepared_folder(data_dir, image_folder.NAME, images.variant)
+    if builder.is_prepared(folder):
+        return folder
+    return builder.prepare(image_folder.image_folder_source(images), data_dir, raw_dir)
 
 
 def _path(path: _Path) -> Path:
@@ -115,8 +130,10 @@ def _path(path: _Path) -> Path:
 
 def _as_dataset(name: str, prepared: Prepared, holdout: float, seed: int) -> Dataset:
     train, test = prepared.splits["train"], prepared.splits.get("test")
-    if holdout or test is None:
-        train, test = hold_out(train, holdout or _TEST_FRACTION, seed)
+    if test is None:
+        train, test = hold_out(train, _TEST_FRACTION, seed)
+    if holdout:
+        train, test = hold_out(train, holdout, seed)
     mean, std = channel_statistics(train.images)
     superclasses = None
     if prepared.superclass_names:

@@ -18,6 +18,8 @@ def find_raw_files(source: Source, raw_dir: Path) -> tuple[RawFile, ...]:
     Raises:
         UserError: The folder or one of the files is missing.
     """
+    if not source.files:
+        return ()
     if not raw_dir.is_dir():
         raise UserError(
             f"dataset.raw_dir={raw_dir} is no folder; it should hold "

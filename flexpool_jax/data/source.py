@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from flexpool_jax.errors import UserError
@@ -120,9 +120,21 @@ class Example:
     superclass: int | None = None
 
 
-# The examples of each split, by the split's name: "train" and, unless one is to be drawn from it,
-# "test". Each is read once, one after the other.
-Splits = Mapping[str, Iterable[Example]]
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What the raw files of a source hold.
+
+    Attributes:
+        train: The training examples; they are read once, before those of the test split.
+        test: The test examples; None if a part of the training split is to serve.
+        class_names: The name of each class.
+        superclass_names: The name of each superclass; empty if there are none.
+    """
+
+    train: Iterable[Example]
+    test: Iterable[Example] | None
+    class_names: Sequence[str]
+    superclass_names: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +146,13 @@ class Source:
         description: A sentence on what it is.
         homepage: Where it comes from.
         image_shape: Height, width and channels of the images as they are stored.
-        class_names: The name of each class.
-        num_examples: How many examples each split must turn out to have.
-        read: From the raw files, in the order of `files`, to the examples.
+        num_classes: How many classes there are.
+        num_examples: How many examples each split, "train" and "test", must turn out to have.
+        read: Reads the raw files, which come in the order of `files`.
         files: What upstream publishes.
         default_image_size: The side that images are resized to on loading if no other is asked
             for; 0 leaves them as they are stored.
-        superclass_names: The name of each superclass, where the data set has its own.
+        num_superclasses: How many superclasses there are; 0 if the data set has none of its own.
         variant: A folder level between the name and the version, for sources that are made from
             a folder of the user's.
     """
@@ -149,10 +161,10 @@ class Source:
     description: str
     homepage: str
     image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
+    num_classes: int
     num_examples: Mapping[str, int]
-    read: Callable[[tuple[RawFile, ...]], Splits]
+    read: Callable[[tuple[RawFile, ...]], Contents]
     files: tuple[RemoteFile, ...] = ()
     default_image_size: int = 0
-    superclass_names: tuple[str, ...] = ()
+    num_superclasses: int = 0
     variant: str = ""

@@ -1,0 +1,167 @@
+"""A folder or a zip archive, both seen as a tree of files that are read one by one.
+
+An archive is never unpacked to disk. Its entries are checked all the same, because one that climbs
+out of its folder or is a link says that the archive is not what it claims to be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from flexpool_jax.errors import UserError
+
+# No image is as large, and nothing larger is ever read into memory.
+MAX_FILE_BYTES = 512 * 2**20
+# Of what an archive says it holds; fifty times ImageNet's size.
+_MAX_TOTAL_BYTES = 2**43
+# What macOS and Windows leave behind; hidden files go by their dot.
+_LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini"}
+
+
+class Tree(Protocol):
+    """Files by their path inside a folder or an archive, with `/` between the parts.
+
+    Attributes:
+        path: The folder or archive.
+        files: Size in bytes and time of change of each file, in alphabetical order.
+        folders: Every folder inside, empty ones too.
+    """
+
+    path: Path
+    files: dict[str, tuple[int, int]]
+    folders: set[str]
+
+    def open(self, name: str) -> BinaryIO:
+        """Opens a file for reading."""
+        ...
+
+
+def open_tree(path: Path) -> Tree:
+    """Opens a folder or a zip archive and lists it, leaving out what is hidden or left behind.
+
+    Raises:
+        UserError: It is neither, cannot be read, or has entries that no honest archive has.
+    """
+    try:
+        if path.is_dir():
+            return _Folder(path)
+        if path.is_file():
+            return _Zip(path)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    raise UserError(f"there is no folder or zip archive {path}")
+
+
+def read_file(tree: Tree, name: str) -> bytes:
+    """Reads a whole file of a tree.
+
+    Raises:
+        UserError: It cannot be read, or an archive's entry is damaged.
+    """
+    try:
+        with tree.open(name) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"cannot read {tree.path / name}: {error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise _too_large(tree.path / name, len(content))
+    return content
+
+
+def _too_large(name: object, size: int) -> UserError:
+    return UserError(f"{name} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+
+
+def _is_leftover(name: str) -> bool:
+    return any(
+        part.startswith(".") or part.lower() in _LEFTOVERS for part in PurePosixPath(name).parts
+    )
+
+
+class _Folder:
+    """A folder on disk; links are followed, as it is the user's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.folders = path, set[str]()
+        self.files = dict(sorted(self._walk(path, "", frozenset())))
+
+    def _walk(
+        self, folder: Path, prefix: str, above: frozenset[str]
+    ) -> Iterator[tuple[str, tuple[int, int]]]:
+        above |= {os.path.realpath(folder)}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if _is_leftover(entry.name):
+                    continue
+                if entry.is_dir():
+                    if os.path.realpath(entry) in above:
+                        raise UserError(f"{self.path / name} links to a folder that it is in")
+                    self.folders.add(name)
+                    yield from self._walk(Path(entry), f"{name}/", above)
+                    continue
+                status = entry.stat()
+                # A named pipe would be waited for without end.
+                if not stat.S_ISREG(status.st_mode):
+                    raise UserError(f"{self.path / name} is no regular file")
+                if status.st_size > MAX_FILE_BYTES:
+                    raise _too_large(self.path / name, status.st_size)
+                yield name, (status.st_size, status.st_mtime_ns)
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.path / name).open("rb")
+
+
+class _Zip:
+    """A zip archive, read in place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.folders = path, set[str]()
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise UserError(f"{path} is no whole zip archive ({error})") from error
+        files: dict[str, tuple[int, int]] = {}
+        # One time for all: entries carry no more than local time, in steps of two seconds.
+        changed = path.stat().st_mtime_ns
+        for entry in self._archive.infolist():
+            self._check(entry)
+            name = entry.filename.rstrip("/")
+            if _is_leftover(name):
+                continue
+            parents = [str(parent) for parent in PurePosixPath(name).parents][:-1]
+            self.folders.update(parents)
+            if entry.is_dir():
+                self.folders.add(name)
+            elif name in files:
+                raise UserError(f"{path} has two entries {name!r}")
+            else:
+                files[name] = (entry.file_size, changed)
+        if sum(size for size, _ in files.values()) > _MAX_TOTAL_BYTES:
+            raise UserError(f"{path} says it holds more than {_MAX_TOTAL_BYTES:,} bytes")
+        self.files = dict(sorted(files.items()))
+
+    def _check(self, entry: zipfile.ZipInfo) -> None:
+        # The name as the archive has it: zipfile cuts it at a zero byte.
+        name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
+        shown = f"{self.path}: entry {name[:200]!r}"
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or "\\" in name or "\0" in name:
+            raise UserError(f"{shown} is not a path inside the archive")
+        if ".." in PurePosixPath(name).parts:
+            raise UserError(f"{shown} climbs out of its folder")
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{shown} is a link or another special file")
+        if entry.flag_bits & 0x1:
+            raise UserError(f"{shown} is encrypted")
+        if entry.file_size > MAX_FILE_BYTES:
+            raise _too_large(f"{shown}, unpacked,", entry.file_size)
+
+    def open(self, name: str) -> BinaryIO:
+        return self._archive.open(name)  # type: ignore[return-value]
