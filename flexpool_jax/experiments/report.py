@@ -70,19 +70,9 @@ def write_report(
 
 
 def _opening(found: Found, comparisons: Comparisons) -> str:
-    devices = Counter(
-        f"{run.result.get('devices', '?')} × {run.result.get('device', 'unknown device')} "
-        f"({run.result.get('platform', '?')})"
-        for run in found.runs
-    )
-    versions = Counter(
-        ", ".join(
-            f"{name} {run.result.get('versions', {}).get(name, '?')}"
-            for name in ("flexpool_jax", "jax", "flax", "python")
-        )
-        for run in found.runs
-    )
-    hours = sum(float(run.result.get("seconds") or 0) for run in found.runs) / 3600
+    devices = Counter(run.device for run in found.runs)
+    versions = Counter(run.versions for run in found.runs)
+    hours = sum(run.seconds for run in found.runs) / 3600
     return f"""\
 # Report
 

@@ -128,6 +128,29 @@ class Run:
         """The run's seed."""
         return self.config.seed
 
+    @property
+    def seconds(self) -> float:
+        """How long it took, 0 where the result does not say."""
+        seconds = self.result.get("seconds")
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+    @property
+    def device(self) -> str:
+        """What it ran on, in words."""
+        number, kind, platform = (
+            self.result.get(name, "unknown") for name in ("devices", "device", "platform")
+        )
+        return f"{number} × {kind}" + (f" ({platform})" if platform != kind else "")
+
+    @property
+    def versions(self) -> str:
+        """The packages that matter most, in words."""
+        versions = self.result.get("versions")
+        if not isinstance(versions, dict):
+            return "unknown versions"
+        names = ("flexpool_jax", "jax", "flax", "python")
+        return ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in names)
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -189,9 +212,11 @@ def read_run(folder: Path) -> Run:
         if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
             raise UserError("it holds no config")
         config = configuration.config_from_json(result["config"])
-        # Not all of them: a model that a program of one's own registered is not known here.
-        for name in (*_ARM_FIELDS, "seed", "dataset.name", "dataset.holdout", "num_epochs"):
-            check_field(name, get_field(config, name))
+        for name in configuration.FIELDS:
+            value = get_field(config, name)
+            # A model that a program of one's own has registered is not known here.
+            if name != "model":
+                check_field(name, value)
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )

@@ -10,9 +10,11 @@ from PIL import Image
 from scipy import stats
 
 from configs import lambda_ablation, paper_tables, pools
+from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.experiments import grid
 from flexpool_jax.experiments.report import write_report
+from flexpool_jax.experiments.results import find_runs
 from tests.experiments.conftest import CONFIGS_DIR, small_sweep, write_run
 
 AVG, FLEXPOOL = "digits/avg", "digits/flexpool"
@@ -140,6 +142,30 @@ def test_damaged_results_are_named_and_left_out(damage, write_sweep):
     assert words in skipped[0]
     assert f"- Skipped: {skipped[0]}" in report.read_text()
     assert tables_of(report)["Table 1: one classifier"][0][2] == "90.00 (n = 1, no interval)"
+
+
+def test_no_field_of_a_result_is_trusted(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), lambda cell: 0.9)
+    path = folder / AVG / "seed-0/result.json"
+    result = json.loads(path.read_text())
+    for field in configuration.FIELDS:
+        *groups, last = field.split(".")
+        for junk in ({}, None, -1, "?\n"):
+            spoilt = json.loads(path.read_text())
+            group = spoilt["config"]
+            for name in groups:
+                group = group[name]
+            group[last] = junk
+            (folder / "result.json").write_text(json.dumps(spoilt))
+            found = find_runs(folder)
+            assert len(found.runs) + len(found.skipped) == 2, field
+            if not isinstance(junk, str) and field != "model":
+                assert len(found.skipped) == 1, field
+    (folder / "result.json").unlink()
+    others = set(result) - {"config", "final_test_accuracy", "best_test_accuracy"}
+    for junk in (None, {}, "x"):
+        path.write_text(json.dumps(result | dict.fromkeys(others, junk)))
+        assert write_report(folder)[1] == []
 
 
 def test_results_that_are_no_text_are_named(write_sweep):
