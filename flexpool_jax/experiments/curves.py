@@ -17,6 +17,8 @@ from flexpool_jax.experiments.figures import COLOURS, STYLE, arm_name, save
 from flexpool_jax.experiments.results import Arm, Run, read_curve
 from flexpool_jax.experiments.tables import Row
 
+MEAN_WIDTH = 2.0
+
 
 def draw_curves(row: Row, path: Path) -> bool:
     """Draws how test accuracy and training loss went, each arm's seeds and their mean.
@@ -60,10 +62,13 @@ def _dress_curves(accuracy: Axes, loss: Axes, title: str) -> None:
     accuracy.set_title(title)
     accuracy.set_ylabel("accuracy in %")
     # The first epochs' steep rise would press all that differs into one line at the top.
-    points = np.concatenate([line.get_xydata() for line in accuracy.get_lines()])
+    means = [
+        line.get_xydata() for line in accuracy.get_lines() if line.get_linewidth() == MEAN_WIDTH
+    ]
+    points = np.concatenate(means)
     if points.size:
-        late = points[points[:, 0] > 0.4 * points[:, 0].max(), 1]
-        margin = 0.08 * max(np.ptp(late), 1)
+        late = points[points[:, 0] >= 0.5 * points[:, 0].max(), 1]
+        margin = max(0.15 * np.ptp(late), 0.3)
         accuracy.set_ylim(late.min() - margin, late.max() + margin)
     loss.set_title("training loss")
     loss.set_ylabel("loss")
@@ -99,5 +104,7 @@ def _draw_curve(
     # A mean over fewer runs than all would jump where a run lacks a line.
     means = {epoch: sum(v) / len(v) for epoch, v in sorted(points.items()) if len(v) == len(runs)}
     marker = "o" if len(means) == 1 else ""
-    ax.plot(list(means), list(means.values()), color=colour, lw=2, label=label, marker=marker)
+    ax.plot(
+        list(means), list(means.values()), color=colour, lw=MEAN_WIDTH, label=label, marker=marker
+    )
     return bool(means)

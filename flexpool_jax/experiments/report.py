@@ -12,7 +12,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.experiments import curves, figures, paper, records, tables
 from flexpool_jax.experiments.grid import Cell
 from flexpool_jax.experiments.results import Arm, Found, find_runs
-from flexpool_jax.experiments.statistics import Difference, Estimate
+from flexpool_jax.experiments.statistics import Estimate
 from flexpool_jax.experiments.tables import Comparisons, Row, avgpool_of, without_sac
 
 FOLDER = "report"
@@ -139,6 +139,8 @@ def _measured(row: Row, arms: Sequence[Arm]) -> str:
 def _estimate(found: Estimate) -> str:
     if found.half_width is None:
         return f"{found.mean:.2f} (n = 1, no interval)"
+    if not found.half_width:
+        return f"{found.mean:.2f} (n = {found.n}, all alike)"
     return f"{found.mean:.2f} ± {found.half_width:.2f} (n = {found.n})"
 
 
@@ -146,18 +148,17 @@ def _difference(row: Row, arm: Arm, baseline: Arm, comparisons: Comparisons) -> 
     found = row.difference(arm, baseline)
     if found is None:
         return "–" if arm == baseline else "nothing to pair with"
+    # Without the minus that rounding leaves to a zero.
+    mean = f"{round(found.mean, 2) + 0.0:+.2f}"
     if found.half_width is None:
-        return f"{found.mean:+.2f} (one pair, no interval)"
+        return f"{mean} (one pair, no interval)"
+    if found.p_value is None:
+        return f"{mean} ({found.n} pairs, all alike)"
     pairs = "" if found.n == len(row.accuracies(arm)) else f" ({found.n} pairs)"
-    text = f"{found.mean:+.2f} ± {found.half_width:.2f}, {_p_value(found)}{pairs}"
+    p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
+    text = f"{mean} ± {found.half_width:.2f}, {p_value}{pairs}"
     adjusted = comparisons.adjusted(row, arm, baseline)
     return f"{text} *" if adjusted is not None and adjusted < 0.05 else text
-
-
-def _p_value(found: Difference) -> str:
-    if found.p_value is None:
-        return "no test: all differences are alike"
-    return "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
 
 
 def _settings(row: Row, comparisons: Comparisons, folder: Path) -> str:

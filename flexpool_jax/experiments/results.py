@@ -237,7 +237,10 @@ def _accuracy(value: object) -> float:
 
 
 def read_curve(run: Run, split: str, value: str) -> tuple[list[float], list[float]]:
-    """Reads a curve from a run's metrics.jsonl: epochs, and the value at each.
+    """Reads a curve from a run's metrics.jsonl: a point for each epoch.
+
+    Several lines of one epoch, each a mean over the steps since the line before, become their mean
+    over all of these steps.
 
     Args:
         run: Whose.
@@ -245,21 +248,26 @@ def read_curve(run: Run, split: str, value: str) -> tuple[list[float], list[floa
         value: Such as "accuracy" or "loss".
 
     Returns:
-        Two lists of one length; empty where there is no such file. Lines that are torn, and values
-        that are null, are left out.
+        Epochs completed, and the value at each; empty where there is no such file. Lines that are
+        torn, and values that are null, are left out.
     """
-    epochs, values = [], []
     try:
         lines = (run.folder / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
+    sums: dict[int, float] = {}
+    steps: dict[int, float] = {}
+    last_step = 0.0
     for line in lines:
         try:
             row = json.loads(line)
-            point = float(row["epoch"]), float(row[value])
-        except (ValueError, TypeError, KeyError):
+            step, epoch, point = float(row["step"]), float(row["epoch"]), float(row[value])
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if row.get("split") == split and all(map(math.isfinite, point)):
-            epochs.append(point[0])
-            values.append(point[1])
-    return epochs, values
+        if row.get("split") != split or not all(map(math.isfinite, (step, epoch, point))):
+            continue
+        weight, last_step = max(step - last_step, 1.0), step
+        at = math.ceil(epoch - 1e-9)
+        sums[at] = sums.get(at, 0.0) + weight * point
+        steps[at] = steps.get(at, 0.0) + weight
+    return [float(at) for at in sums], [total / steps[at] for at, total in sums.items()]

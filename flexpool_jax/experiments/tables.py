@@ -7,6 +7,7 @@ and says so; nothing is filled in from elsewhere.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
@@ -101,8 +102,12 @@ def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
         return (known.index(name) if name in known else len(known), name)
 
     ordered = sorted(rows.values(), key=place)
+    titles: Counter[str] = Counter()
     for row in ordered:
         row.title = _title(row, ordered)
+        titles[row.title] += 1
+        # Image folders of one name at different places, say; each has its own lines and figures.
+        row.title += f" [{titles[row.title]}]" * (titles[row.title] > 1)
     return ordered
 
 

@@ -14,7 +14,7 @@ from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.experiments import grid
 from flexpool_jax.experiments.report import write_report
-from flexpool_jax.experiments.results import find_runs
+from flexpool_jax.experiments.results import find_runs, read_curve
 from tests.experiments.conftest import CONFIGS_DIR, small_sweep, write_run
 
 AVG, FLEXPOOL = "digits/avg", "digits/flexpool"
@@ -198,6 +198,22 @@ def test_different_recipes_are_never_averaged(tmp_path):
     }
 
 
+def test_image_folders_of_one_name_stay_apart(tmp_path):
+    for i, value in enumerate((0.8, 0.9)):
+        sweep = small_sweep(
+            datasets=("image_folder",),
+            columns=("avg",),
+            num_epochs=1,
+            overrides=f"dataset.raw_dir=/data{i}/cats",
+        )
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        write_run(tmp_path / str(i), cell.config, value)
+    path, _ = write_report(tmp_path)
+    rows = tables_of(path)["Table 1: one classifier"]
+    assert [row[0] for row in rows if row[0]] == ["Images of cats", "Images of cats [2]"]
+    assert len(list(path.parent.glob("curves-*.png"))) == 2
+
+
 def test_different_settings_of_a_column_are_listed_not_averaged(write_sweep):
     sweep = lambda_ablation.get_config()
     sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 1, (0, 1)
@@ -273,6 +289,30 @@ def test_torn_metrics_do_not_matter(write_sweep):
     metrics.unlink()
     path, _ = write_report(folder)
     assert not (path.parent / "curves-digits.png").exists()
+
+
+def test_lines_within_an_epoch_become_the_mean_over_its_steps(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=2, columns=("avg",)), accuracy_of)
+    (run,) = find_runs(folder).runs
+    # 4 steps an epoch, a line every 3: means over 3, 1, 2 and 2 steps.
+    lines = [(3, 0.75, 4.0), (4, 1.0, 8.0), (6, 1.5, 3.0), (8, 2.0, 1.0)]
+    (run.folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "epoch": epoch, "split": "train", "loss": loss}) + "\n"
+            for step, epoch, loss in lines
+        )
+    )
+    assert read_curve(run, "train", "loss") == ([1.0, 2.0], [5.0, 2.0])
+    assert read_curve(run, "test", "loss") == ([], [])
+
+
+def test_seeds_that_are_all_alike_say_so(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1))
+    path, _ = write_report(write_sweep(sweep, lambda cell: 0.9))
+    here, _, difference = tables_of(path)["Table 1: one classifier"]
+    assert here[2] == "90.00 (n = 2, all alike)"
+    assert difference[3] == "+0.00 (2 pairs, all alike)"
+    assert "0 differences are tested" in path.read_text()
 
 
 def test_without_a_result_there_is_no_report(tmp_path):
