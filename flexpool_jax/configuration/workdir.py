@@ -113,8 +113,11 @@ def write_config(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # The errors of an open file, as on a disk that is full, have no name.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -138,7 +141,10 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")
-    return config_from_json(values)
+    try:
+        return config_from_json(values)
+    except (ValueError, RecursionError) as error:  # A name that no field can have, say.
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 def config_from_json(values: Mapping[str, Any]) -> ConfigDict:

@@ -17,7 +17,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _kept_or_decoded(
 ) -> dict[str, np.ndarray]:
     kept_in = folder / f"{_ARRAYS_PREFIX}{size or 'as_stored'}.npz"
     key = _key(folder, split_names, size)
-    arrays = _read_kept(kept_in, key)
+    arrays = _read_kept(kept_in, key, split_names)
     if arrays is None:
         arrays = _decode(builder, split_names, size)
         # A data folder that others prepared may be read-only, and a disk full: then without.
@@ -142,12 +142,13 @@ def _key(folder: Path, split_names: dict[str, str], size: int) -> str:
     return hashlib.sha256(repr((_FORMAT, split_names, size, stats)).encode()).hexdigest()
 
 
-def _read_kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
+def _read_kept(path: Path, key: str, roles: Iterable[str]) -> dict[str, np.ndarray] | None:
+    names = [f"{role}_{what}" for role in roles for what in ("images", "labels")]
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return {name: file[name] for name in file.files if name != "key"}
+            return {name: file[name] for name in (*names, "superclass_of_class")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
