@@ -8,13 +8,14 @@ holds it removes what a killed process has left behind.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import io
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,13 @@ def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
                 _remove_leftovers(source, folder, data_dir)
                 print(f"preparing {source.name} in {folder}", file=sys.stderr, flush=True)
                 _prepare(source, data_dir, raw_dir)
+    except RuntimeError as error:
+        # ArrayRecord's writer knows no other error.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise UserError(
+            f"cannot prepare {source.name}: {data_dir}: {os.strerror(errno.ENOSPC)}"
+        ) from error
     except OSError as error:
         where = error.filename or data_dir
         raise UserError(
@@ -209,16 +217,25 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
             else:
                 files = raw_files.find_raw_files(self._source, self._raw_dir)
             contents = self._source.read(files)
-            # Only now, as the names may stand in the files.
-            self.info.features["label"].names = list(contents.class_names)
+            self._set_names("label", contents.class_names)
             if self._source.num_superclasses:
-                self.info.features["coarse_label"].names = list(contents.superclass_names)
+                self._set_names("coarse_label", contents.superclass_names)
             splits = {"train": contents.train, "test": contents.test}
             return {
                 split: self._generate_examples(split, examples)
                 for split, examples in splits.items()
                 if examples is not None
             }
+
+        def _set_names(self, feature_name: str, names: Sequence[str]) -> None:
+            """Names the classes, which could not be done before the files were at hand."""
+            feature = self.info.features[feature_name]
+            if len(names) != feature.num_classes or len(set(names)) != len(names):
+                raise UserError(
+                    f"{self._source.name} has {len(set(names))} classes; {feature.num_classes} "
+                    "are expected"
+                )
+            feature.names = list(names)
 
         def _generate_examples(
             self, split: str, examples: Iterable[Example]
