@@ -4,7 +4,9 @@ The flags are read here and nowhere else. Every check that can be made without J
 is imported, and before anything is written.
 """
 
+import contextlib
 import errno
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -208,4 +210,10 @@ def _report(error: object, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    with contextlib.suppress(OSError):  # Whoever read them may be gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if status:
+        # All that can be saved is; a thread of Orbax's may wait forever for what could not be.
+        os._exit(status)

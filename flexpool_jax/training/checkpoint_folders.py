@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -19,15 +20,19 @@ DAMAGED_FOLDER = "checkpoints_damaged"
 SUPERSEDED_FOLDER = "checkpoints_superseded"
 
 
-def check_folder(workdir: Path) -> None:
-    """Refuses something else in the place of the checkpoints' folder.
+def check_folder(workdir: Path, *, read_only: bool) -> None:
+    """Refuses what is no folder of checkpoints, or none to save to, before the work is done.
 
     Raises:
-        UserError: it is a file, say.
+        UserError: it is a file, or a permission is missing.
     """
     folder = workdir / FOLDER
-    if folder.exists() and not folder.is_dir():
+    if not folder.exists():
+        return
+    if not folder.is_dir():
         raise UserError(f"{folder} is not a folder, so that no checkpoint can be there")
+    if not os.access(folder, os.R_OK | os.X_OK | (0 if read_only else os.W_OK)):
+        raise UserError(f"no permission to {'read' if read_only else 'write to'} {folder}")
 
 
 def supersede(workdir: Path, step: int) -> None:

@@ -44,7 +44,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         UserError: read_only, and one of them is damaged so that none can be looked at; or something
             else is in the folder's place.
     """
-    checkpoint_folders.check_folder(workdir)
+    checkpoint_folders.check_folder(workdir, read_only=read_only)
     if read_only:
         for step, reason in checkpoint_folders.steps_with_unreadable_metrics(workdir):
             raise UserError(

@@ -34,7 +34,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from error
+        raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
     try:
         _lock(descriptor, workdir)
         # Which process that is, for the one that is refused; on a full disk it stays unsaid.

@@ -43,6 +43,7 @@ def naming(folder: Path) -> Iterator[None]:
 def say_once() -> None:
     """Keeps from standard error what is said there of an error that is raised as well."""
     absl_logging.get_absl_logger().addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_news)
     show = sys.unraisablehook
 
     def show_unless_loop_is_closed(unraisable: UnraisableHookArgs) -> None:
@@ -55,6 +56,9 @@ def say_once() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Drops tracebacks of errors, and warnings that what is read-only is not written."""
+    if record.name == "asyncio":
+        # Of several reads that fail only the first one's error is raised.
+        return "never retrieved" not in record.getMessage()
     if f"{os.sep}orbax{os.sep}" not in record.pathname:
         return True
     if record.levelno >= logging.ERROR:

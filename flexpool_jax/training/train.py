@@ -82,9 +82,12 @@ def use_compilation_cache(folder: str) -> None:
 
 def _adopt_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Writes config.json, unless the workdir has one that this config contradicts."""
-    for change in configuration.check_resume(config, workdir):
+    changes = configuration.check_resume(config, workdir)
+    for change in changes:
         print(f"going on with another value: {change}", file=sys.stderr)
-    configuration.write_config(config, workdir)
+    # On a full disk a run may find room by itself, by removing what it could not finish saving.
+    if changes or not configuration.config_path(workdir).is_file():
+        configuration.write_config(config, workdir)
 
 
 def _train(
