@@ -40,15 +40,17 @@ class Launcher:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
 
-    def start(self, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, devices: int = 1, before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
         """Starts a command and returns its process, output and errors in one pipe."""
         env = dict(os.environ)
         if devices > 1:
             env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         if any(argument.startswith("--config=") for argument in arguments):
-            arguments = (*arguments, f"--config.dataset.data_dir={self.data_dir}")
+            arguments = (f"--config.dataset.data_dir={self.data_dir}", *arguments)
         return subprocess.Popen(
-            [sys.executable, "launch.py", *arguments],
+            [*before, sys.executable, "launch.py", *arguments],
             cwd=ROOT,
             env=env,
             stdout=subprocess.PIPE,
@@ -56,9 +58,15 @@ class Launcher:
             text=True,
         )
 
-    def run(self, *arguments: str, devices: int = 1, status: int = 0) -> str:
+    def run(
+        self,
+        *arguments: str,
+        devices: int = 1,
+        before: tuple[str, ...] = (),
+        status: int = 0,
+    ) -> str:
         """Runs a command to its end, checks its exit status and returns what it printed."""
-        process = self.start(*arguments, devices=devices)
+        process = self.start(*arguments, devices=devices, before=before)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == status, output
         return output
@@ -101,9 +109,14 @@ def saved_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def assert_same_run(workdir: Path, other: Path) -> None:
     """Compares two runs bit by bit: every array saved last, and every line logged."""
+    assert_same_arrays(workdir, other)
+    assert read_metrics(workdir) == read_metrics(other)
+
+
+def assert_same_arrays(workdir: Path, other: Path) -> None:
+    """Compares every array that two runs saved last, bit by bit."""
     arrays, others = dict(saved_arrays(workdir)), dict(saved_arrays(other))
     assert len(arrays) > 100
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, others[name], err_msg=name)
-    assert read_metrics(workdir) == read_metrics(other)

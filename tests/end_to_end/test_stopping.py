@@ -1,0 +1,92 @@
+"""Told to stop by a signal, in whatever it is doing, a command leaves in time and loses nothing."""
+
+import signal
+import threading
+import time
+
+from tests.end_to_end.conftest import SMALL, assert_same_arrays, read_metrics
+
+SECONDS = 30  # What schedulers grant.
+
+
+class Output:
+    """Reads what a process prints as it comes."""
+
+    def __init__(self, process):
+        self.process, self.lines = process, []
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self):
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    def wait_for(self, text, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not any(text in line for line in self.lines):
+            assert self.process.poll() is None, self.lines
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.002)
+
+    def stop(self, *numbers, pause=0.05):
+        """Sends signals, waits for the end and returns the exit status."""
+        started = time.monotonic()
+        for number in numbers:
+            self.process.send_signal(number)
+            time.sleep(pause)
+        status = self.process.wait(SECONDS)
+        self.thread.join()
+        assert time.monotonic() - started < SECONDS
+        assert not any("Traceback" in line for line in self.lines), self.lines
+        return status
+
+
+# Text with which a phase begins, seconds into it, and whether there is something to save by then.
+PHASES = {
+    "starting": ("", 1.0),
+    "preparing the data": ("preparing digits", 0.3),
+    "before the first step": ("compiling the first step", 0.0),
+    "evaluating": ("| step 11/33", 0.1),
+    "saving": ("epoch 2/3 | test accuracy", 0.0),
+}
+
+
+def test_told_to_stop_in_every_phase_it_leaves_with_75_and_ends_as_if_it_had_not(
+    launch, finished_run, tmp_path
+):
+    # In batches of 4 an evaluation is long enough to be caught, and comes out the same.
+    command = (
+        *SMALL,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.dataset.data_dir={tmp_path / 'data'}",
+        "--config.eval_batch_size=4",
+    )
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    for phase, (text, delay) in PHASES.items():
+        output = Output(launch.start(*command))
+        if text:
+            output.wait_for(text)
+        time.sleep(delay)
+        numbers.reverse()
+        assert output.stop(numbers[0]) == 75, (phase, output.lines)
+    launch.run(*command)
+    assert_same_arrays(tmp_path / "run", finished_run)
+    tests = [{**line, "loss": None} for line in read_metrics(tmp_path / "run", "test")]
+    assert tests == [{**line, "loss": None} for line in read_metrics(finished_run, "test")]
+
+
+def test_a_second_interrupt_stops_at_once(launch, finished_run, tmp_path):
+    output = Output(launch.start(*SMALL, f"--workdir={tmp_path}", "--config.eval_batch_size=4"))
+    output.wait_for("| step 11/33")
+    assert output.stop(signal.SIGINT, signal.SIGINT, pause=0.02) == 130, output.lines
+    launch.run(*SMALL, f"--workdir={tmp_path}", "--config.num_epochs=1")
+
+
+def test_evaluation_and_preparation_can_be_stopped_and_run_again(launch, finished_run, tmp_path):
+    output = Output(launch.start(f"--workdir={finished_run}", "--mode=eval"))
+    time.sleep(1)
+    assert output.stop(signal.SIGINT) == 75, output.lines
+    preparation = (*SMALL, "--mode=prepare", f"--config.dataset.data_dir={tmp_path}")
+    output = Output(launch.start(*preparation))
+    output.wait_for("preparing digits")
+    assert output.stop(signal.SIGTERM) == 75, output.lines
+    assert "is prepared in" in launch.run(*preparation)

@@ -1,0 +1,149 @@
+"""Disks that are full and folders that must not be written to: one line, and nothing saved is lost.
+
+For root, whom no permission stops, commands are started without the privileges that make it so.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.end_to_end.conftest import SMALL, assert_same_run
+
+WITHOUT_PRIVILEGES = (
+    "setpriv",
+    "--bounding-set=-dac_override,-dac_read_search",
+    "--inh-caps=-dac_override,-dac_read_search",
+)
+
+
+@pytest.fixture
+def unprivileged():
+    """What to put before a command so that permissions mean something to it."""
+    if os.geteuid() != 0:
+        return ()
+    probe = [*WITHOUT_PRIVILEGES, "true"]
+    if not shutil.which("setpriv") or subprocess.run(probe, check=False).returncode:
+        pytest.skip("root without setpriv: no permission stops it")
+    return WITHOUT_PRIVILEGES
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of a given size on a folder; a second call changes its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def mount(kilobytes):
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={kilobytes}k"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        if subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode:
+            pytest.skip("may not mount a file system")
+        mounted = True
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(path):
+    """Writes to a file until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def last_line(output):
+    assert "Traceback" not in output, output
+    return output.splitlines()[-1]
+
+
+def test_a_full_disk_stops_the_run_in_one_line_and_with_room_it_goes_on(
+    launch, finished_run, small_disk
+):
+    # Each checkpoint takes about 3.3 MB: the first two fit, the third does not.
+    workdir = small_disk(7000) / "run"
+    command = (*SMALL, f"--workdir={workdir}")
+    output = launch.run(*command, status=1)
+    assert f"{workdir}/checkpoints: No space left on device" in last_line(output)
+    # What was saved can be evaluated, although the figure cannot be written down.
+    fill(workdir.parent / "filling")
+    output = launch.run(f"--workdir={workdir}", "--mode=eval")
+    assert "step 22)" in output
+    assert "evaluation.json: No space left on device" in output
+    assert not list(workdir.glob(".evaluation*"))
+    output = launch.run(*command, status=1)
+    assert "No space left on device" in last_line(output)
+    small_disk(50_000)
+    launch.run(*command)
+    assert_same_run(workdir, finished_run)
+
+
+def test_a_full_disk_under_the_data_folder_is_named_too(launch, small_disk):
+    data_dir = small_disk(100)
+    arguments = (*SMALL, "--mode=prepare", f"--config.dataset.data_dir={data_dir}")
+    process = launch.start(*arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (1, 2)
+    assert str(data_dir) in last_line(output)
+    assert "No space left on device" in last_line(output)
+    small_disk(50_000)
+    assert "is prepared in" in launch.run(*arguments)
+
+
+def test_a_finished_run_of_somebody_elses_can_be_evaluated(
+    launch, finished_run, tmp_path, unprivileged
+):
+    workdir = shutil.copytree(finished_run, tmp_path / "run")
+    folders = [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o500)
+    output = launch.run(f"--workdir={workdir}", "--mode=eval", before=unprivileged)
+    for folder in folders:
+        folder.chmod(0o700)
+    accuracy = json.loads((finished_run / "result.json").read_text())["final_test_accuracy"]
+    assert f"test accuracy {accuracy:.2%}" in output
+    assert "evaluation.json" in output
+    assert "Permission denied" in output
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "mode", "arguments"),
+    [
+        ("", 0o500, ["--workdir={forbidden}/run"]),
+        ("", 0o000, ["--workdir={forbidden}/run"]),
+        ("", 0o500, ["--workdir={forbidden}"]),
+        ("data", 0o500, ["--config.dataset.data_dir={forbidden}", "--workdir={tmp}/new"]),
+        ("data", 0o500, ["--config.dataset.data_dir={forbidden}", "--mode=prepare"]),
+        ("run/config.json", 0o000, ["--workdir={tmp}/run"]),
+        ("run/config.json", 0o000, ["--workdir={tmp}/run", "--mode=eval"]),
+        ("run/.lock", 0o000, ["--workdir={tmp}/run"]),
+        ("run/metrics.jsonl", 0o400, ["--workdir={tmp}/run", "--config.num_epochs=4"]),
+        ("run/checkpoints", 0o500, ["--workdir={tmp}/run", "--config.num_epochs=4"]),
+        ("run/checkpoints", 0o000, ["--workdir={tmp}/run", "--config.num_epochs=4"]),
+        ("run/checkpoints", 0o000, ["--workdir={tmp}/run", "--mode=eval"]),
+    ],
+)
+def test_what_may_not_be_read_or_written_is_named_in_one_line(
+    launch, finished_run, tmp_path, unprivileged, forbidden, mode, arguments
+):
+    if forbidden.startswith("run"):
+        shutil.copytree(finished_run, tmp_path / "run")
+    path = tmp_path / forbidden
+    if forbidden == "data":
+        path.mkdir()
+    old_mode = path.stat().st_mode
+    path.chmod(mode)
+    names = {"forbidden": path, "tmp": tmp_path}
+    config = () if forbidden.startswith("run") else SMALL
+    output = launch.run(
+        *config, *(a.format(**names) for a in arguments), before=unprivileged, status=2
+    )
+    path.chmod(old_mode)
+    assert str(path) in last_line(output)

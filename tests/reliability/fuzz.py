@@ -1,0 +1,242 @@
+"""Damages files at random and reads them: what comes back is what was written, or one UserError.
+
+    python -m tests.reliability.fuzz --cases=1000
+
+A case flips bits of a file, overwrites, cuts, doubles or removes a piece of it, and hands it to the
+code that reads it: prepared records, kept arrays, an IDX file, a gzipped raw file, a checkpoint, a
+config.json. Any other exception, and any other content taken for whole, is a failure. The number of
+cases is a reader's.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flexpool_jax.data.builder import prepare
+from flexpool_jax.data.dataset import Dataset
+from flexpool_jax.data.idx import parse_idx
+from flexpool_jax.data.images import encode_png
+from flexpool_jax.data.loading import load_source
+from flexpool_jax.data.source import Contents, Digest, Example, RawFile, RemoteFile, Source
+from flexpool_jax.errors import UserError
+
+# A reader's name, the files to choose from, and what reads them: it returns what it has read, or
+# raises what it means to raise.
+Reader = tuple[str, Callable[[], list[Path]], Callable[[], object]]
+
+
+def damage(content: bytes, chance: random.Random) -> bytes:
+    """Returns a file's content with one to three kinds of damage done to it."""
+    for _ in range(chance.randint(1, 3)):
+        size = len(content)
+        at = chance.randrange(size + 1)
+        length = min(size - at, chance.choice([1, 2, 4, 8, 64, 512, size]))
+        piece = content[at : at + length]
+        match chance.randrange(7):
+            case 0 | 1 if piece:
+                flipped = bytes([piece[0] ^ (1 << chance.randrange(8))])
+                content = content[:at] + flipped + content[at + 1 :]
+            case 2:
+                content = content[:at] + chance.randbytes(length) + content[at + length :]
+            case 3:
+                content = content[:at]
+            case 4:
+                content = content[:at] + content[at + length :]
+            case 5:
+                content = content[:at] + piece + content[at:]
+            case 6:
+                content = content[:at] + bytes(length) + content[at + length :]
+    return content
+
+
+def tiny_source(seed: int = 0) -> Source:
+    """A data set of forty images of noise."""
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (40, 8, 8), np.uint8)
+
+    def read(files: tuple[RawFile, ...]) -> Contents:
+        examples = [Example(encode_png(image), i % 4) for i, image in enumerate(images)]
+        return Contents(examples[:30], examples[30:], class_names="abcd")
+
+    return Source(
+        name="tiny",
+        description="Noise.",
+        homepage="https://example.org",
+        image_shape=(8, 8, 1),
+        num_classes=4,
+        num_examples={"train": 30, "test": 10},
+        read=read,
+    )
+
+
+def arrays_of(dataset: Dataset) -> list[bytes]:
+    """Everything of a data set that training looks at."""
+    splits = (dataset.train, dataset.test)
+    return [a.tobytes() for split in splits for a in (split.images, split.labels)]
+
+
+def prepared_records(folder: Path) -> Reader:
+    """The ArrayRecord files and descriptions of a prepared data set, without kept arrays."""
+    source, data_dir = tiny_source(), folder / "records"
+    prepared = prepare(source, data_dir, None)
+
+    def read() -> object:
+        for kept in prepared.glob("*.npz"):
+            kept.unlink()
+        return arrays_of(load_source(source, data_dir))
+
+    # A class's name is of no consequence, and dataset_info.json also says where it was made.
+    return "prepared records", lambda: sorted(prepared.glob("*.array_record*")), read
+
+
+def kept_arrays(folder: Path) -> Reader:
+    """The decoded arrays that are kept beside the records."""
+    source, data_dir = tiny_source(), folder / "kept"
+    prepared = prepare(source, data_dir, None)
+    load_source(source, data_dir)
+
+    def read() -> object:
+        return arrays_of(load_source(source, data_dir))
+
+    return "kept arrays", lambda: sorted(prepared.glob("*.npz")), read
+
+
+def idx_file(folder: Path) -> Reader:
+    """A bare IDX file: what it holds is not checked, but its size is that of its header."""
+    path = folder / "images-idx3-ubyte"
+    header = bytes([0, 0, 8, 3, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0, 8])
+    path.write_bytes(header + np.random.default_rng(0).bytes(320))
+
+    def read() -> object:
+        array = parse_idx(path.read_bytes(), path.name, 3)
+        assert array.nbytes == path.stat().st_size - 16
+        return True
+
+    return "IDX file", lambda: [path], read
+
+
+def gzipped_raw_file(folder: Path) -> Reader:
+    """A published file with the digest of its content."""
+    import hashlib
+
+    content = np.random.default_rng(0).bytes(3000)
+    path = folder / "raw.gz"
+    path.write_bytes(gzip.compress(content))
+    digest = Digest(len(content), hashlib.sha256(content).hexdigest())
+    remote = RemoteFile("https://example.org/raw.gz", Digest(0, ""), digest)
+    return "gzipped raw file", lambda: [path], RawFile(path, remote).read_content
+
+
+def config_json(folder: Path) -> Reader:
+    """The config of a workdir: what is read is a config that passes every check, or is refused."""
+    from configs import digits
+    from flexpool_jax import configuration
+
+    configuration.write_config(digits.get_config("flexpool,reg,sac"), folder)
+    path = configuration.config_path(folder)
+
+    def read() -> object:
+        configuration.validate(configuration.read_config(folder))
+        return True
+
+    return "config.json", lambda: [path], read
+
+
+def checkpoint(folder: Path) -> Reader:
+    """A checkpoint of a small state."""
+    import jax.numpy as jnp
+    import optax
+
+    from flexpool_jax.training import checkpoints
+    from flexpool_jax.training.state import TrainState
+
+    tx = optax.adam(0.1)
+    params = {"pool": {"w_fp": jnp.arange(2000.0).reshape(10, 10, 20)}}
+    state = TrainState(jnp.asarray(7), params, {"mean": jnp.full(3, 0.5)}, tx.init(params))
+    workdir = folder / "run"
+    with checkpoints.open_checkpoints(workdir) as manager:
+        checkpoints.save(manager, state, {"seconds": 1.5}, 0.5)
+
+    def read() -> object:
+        import jax
+
+        with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+            try:
+                restored, progress = checkpoints.restore(manager, 7, state)
+            except checkpoints.DamagedCheckpoint as error:
+                raise UserError(str(error)) from error
+        return [leaf.tobytes() for leaf in jax.tree.leaves(restored)], json.dumps(progress)
+
+    def files() -> list[Path]:
+        return sorted(path for path in workdir.rglob("*") if path.is_file())
+
+    return "checkpoint", files, read
+
+
+READERS = (
+    prepared_records,
+    kept_arrays,
+    idx_file,
+    gzipped_raw_file,
+    config_json,
+    checkpoint,
+)
+
+
+def fuzz(make_reader: Callable[[Path], Reader], cases: int, seed: int) -> Counter[str]:
+    """Damages one reader's files so many times.
+
+    Returns:
+        How often the damage was refused, how often it did no harm; and each failure's words.
+    """
+    outcomes = Counter[str]()
+    folder = Path(tempfile.mkdtemp(prefix="flexpool_jax_fuzz_"))
+    name, files, read = make_reader(folder)
+    expected = read()
+    contents = {path: path.read_bytes() for path in files()}
+    for case in range(cases):
+        chance = random.Random(f"{seed} {name} {case}")
+        path = chance.choice(sorted(contents))
+        path.write_bytes(damage(contents[path], chance))
+        try:
+            outcomes["harmless" if read() == expected else f"case {case}: WRONG {path.name}"] += 1
+        except UserError as error:
+            lines = str(error).splitlines()
+            outcomes["refused" if len(lines) == 1 else f"case {case}: {len(lines)} lines"] += 1
+        except Exception as error:
+            outcomes[f"case {case}: {path.name}: {type(error).__name__}: {error}"] += 1
+        for path, content in contents.items():
+            path.write_bytes(content)
+    shutil.rmtree(folder)
+    return outcomes
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the command line; returns 1 if there was a failure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    failed = False
+    for make_reader in READERS:
+        outcomes = fuzz(make_reader, options.cases, options.seed)
+        sound = outcomes.pop("refused", 0), outcomes.pop("harmless", 0)
+        name = make_reader.__name__.replace("_", " ")
+        print(f"{name}: {options.cases} cases: {sound[0]} refused, {sound[1]} harmless", flush=True)
+        for words in outcomes:
+            print(f"  FAILED {words[:300]}")
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
