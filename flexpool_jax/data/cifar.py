@@ -9,6 +9,7 @@ pickles, which can run any program, and are not read.
 from __future__ import annotations
 
 import functools
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -60,27 +61,34 @@ def read_tar_members(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """
     members = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
             for member in tar:
-                if member.name.startswith("/") or ".." in Path(member.name).parts:
-                    raise UserError(f"{archive}: entry {member.name!r} climbs out of its folder")
-                if not member.isreg() and not member.isdir():
-                    raise UserError(f"{archive}: entry {member.name!r} is a link or special file")
-                # Even what is passed over has to be decompressed.
-                if member.size > _MAX_MEMBER_BYTES:
-                    raise UserError(
-                        f"{archive}: entry {member.name!r} has {member.size:,} bytes; at most "
-                        f"{_MAX_MEMBER_BYTES:,} are read"
-                    )
+                _check_member(archive, member)
                 file = tar.extractfile(member) if member.name in names else None
                 if file is not None:
                     members[member.name] = file.read()
+            # The tar archive ends before the gzip file, whose checksum comes last.
+            if len(unpacked.read(_MAX_MEMBER_BYTES)) == _MAX_MEMBER_BYTES:
+                raise UserError(f"{archive} goes on after its end")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{archive} is a damaged archive ({error})") from error
     missing = [name for name in names if name not in members]
     if missing:
         raise UserError(f"{archive} has no {missing[0]}")
     return members
+
+
+def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
+    entry = f"{archive}: entry {member.name!r}"
+    if member.name.startswith("/") or ".." in Path(member.name).parts:
+        raise UserError(f"{entry} climbs out of its folder")
+    if not member.isreg() and not member.isdir():
+        raise UserError(f"{entry} is a link or another special file")
+    # Even what is passed over has to be decompressed.
+    if member.size > _MAX_MEMBER_BYTES:
+        raise UserError(
+            f"{entry} has {member.size:,} bytes; at most {_MAX_MEMBER_BYTES:,} are read"
+        )
 
 
 def _names(content: bytes, archive: Path, name: str, count: int) -> list[str]:

@@ -14,8 +14,7 @@ from flexpool_jax.errors import UserError
 
 # By the name's ending; the content decides what a file is, among these alone.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# MPO is what some cameras call a JPEG file with a second picture in it.
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 # Below Pillow's own warning; a 24-bit image of this size takes 240 MB.
 MAX_PIXELS = 80_000_000
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "F")

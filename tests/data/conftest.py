@@ -81,3 +81,18 @@ class FashionFiles:
     source: object
     raw_dir: object
     arrays: dict
+
+
+@pytest.fixture
+def publish(server):
+    """`publish(source, content)` puts a file on the server and returns the source that has it."""
+
+    def with_file(source, content, **changes):
+        (remote,) = source.files
+        (server.folder / remote.name).write_bytes(content)
+        remote = dataclasses.replace(
+            remote, url=f"{server.url}{remote.name}", digest=digest(content)
+        )
+        return dataclasses.replace(source, files=(remote,), **changes)
+
+    return with_file
