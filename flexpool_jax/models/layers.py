@@ -1,17 +1,22 @@
 """The convolution and the batch normalisation that every backbone is built from.
 
 They are one module so that a backbone says what it computes and this one decides how: both have
-flax's parameters and flax's results, and the switch `fast` chooses flax's own layers or faster ways
-to the same numbers.
+flax's parameters and flax's results. On accelerators they are flax's own layers; on a CPU they are
+computed by `flexpool_jax.models.fast_cpu`, unless `cpu_kernels` switches that off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+
+from flexpool_jax.models import fast_cpu
 
 Array = jax.Array
 Padding = str | int | Sequence[tuple[int, int]]
@@ -23,6 +28,30 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "norma
 def symmetric_padding(kernel_size: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """``k // 2`` pixels on both sides, at every stride; flax's "SAME" pads at the end first."""
     return tuple((size // 2, size // 2) for size in kernel_size)
+
+
+_cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
+
+
+@contextlib.contextmanager
+def cpu_kernels(enabled: bool) -> Iterator[None]:
+    """Chooses, for what is traced inside, between `fast_cpu` and flax's own layers on a CPU.
+
+    Example:
+        >>> with cpu_kernels(False):
+        ...     y = Conv(features=4).init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    """
+    token = _cpu_kernels.set(enabled)
+    try:
+        yield
+    finally:
+        _cpu_kernels.reset(token)
+
+
+def _fast(dtype: Any) -> bool:
+    """Whether `fast_cpu` applies: it is written for float32 and better on the CPU backend."""
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
+    return wide and _cpu_kernels.get() and jax.default_backend() == "cpu"
 
 
 class Conv(nn.Module):
@@ -67,6 +96,7 @@ class Conv(nn.Module):
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
+            conv_general_dilated=fast_cpu.conv_general_dilated if _fast(x.dtype) else None,
         )
         nn.share_scope(self, conv)
         return conv(x)
@@ -105,6 +135,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, residual: Array | None = None, *, train: bool) -> Array:
         if self.activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu'; got {self.activation!r}")
+        if train and not self.is_initializing() and _fast(x.dtype):
+            return self._fast_cpu(x, residual)
         norm = nn.BatchNorm(
             use_running_average=not train,
             axis_name=self.axis_name,
@@ -117,3 +149,21 @@ class BatchNorm(nn.Module):
         if residual is not None:
             y = y + residual
         return nn.relu(y) if self.activation == "relu" else y
+
+    def _fast_cpu(self, x: Array, residual: Array | None) -> Array:
+        """The same in training, on the parameters and statistics that flax's layer has made."""
+        y, mean, variance = fast_cpu.batch_norm(
+            x,
+            residual,
+            self.get_variable("params", "scale"),
+            self.get_variable("params", "bias"),
+            self.epsilon,
+            self.activation == "relu",
+            self.axis_name,
+        )
+        for name, batch in (("mean", mean), ("var", variance)):
+            if self.is_mutable_collection("batch_stats"):
+                running: Array = self.get_variable("batch_stats", name)
+                mixed = self.momentum * running + (1 - self.momentum) * batch
+                self.put_variable("batch_stats", name, mixed)
+        return y

@@ -22,7 +22,7 @@ from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
-from flexpool_jax.models import create_model
+from flexpool_jax.models import create_model, fast_cpu
 from flexpool_jax.training import steps
 from flexpool_jax.training.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training.state import TrainState, create_train_state
@@ -140,7 +140,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         sync_batch_norm=config.sync_batch_norm,
     )
     steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
-    options: dict[str, str | bool] = {}
+    options = fast_cpu.compiler_options()
     mesh = jax.sharding.Mesh(devices, (steps.AXIS,))
     return Experiment(
         model=model,

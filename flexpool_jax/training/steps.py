@@ -63,7 +63,9 @@ def make_train_step(
         or the device (for dropout). metrics: float32 scalars averaged over all devices' examples.
     """
 
-    def loss_fn(params: Any, batch_stats: Any, images: Array, labels: Array, key: Array):
+    def loss_fn(
+        params: Any, batch_stats: Any, images: Array, labels: Array, key: Array
+    ) -> tuple[Array, tuple[Metrics, Any]]:
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -115,7 +117,7 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
 
     def eval_step(variables: Mapping[str, Any], batch: Batch) -> Metrics:
         labels, valid = batch["label"], batch["valid"]
-        logits = model.apply(variables, normalise(batch["image"]), train=False)
+        logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         sums = {
             "loss": jnp.sum(jnp.where(valid, loss, 0.0)),
@@ -145,7 +147,9 @@ def pmap_train_step(
         metrics: one float32 [steps] for each name. The state's buffers are donated.
     """
 
-    def run(state: TrainState, images: Array, labels: Array, indices: Array, key: Array):
+    def run(
+        state: TrainState, images: Array, labels: Array, indices: Array, key: Array
+    ) -> tuple[TrainState, Metrics]:
         def step(state: TrainState, chosen: Array) -> tuple[TrainState, Metrics]:
             return train_step(state, {"image": images[chosen], "label": labels[chosen]}, key)
 
@@ -172,7 +176,7 @@ def pmap_eval_step(
         into the replicated data set; -1 fills a batch up.
     """
 
-    def run(variables: Mapping[str, Any], images: Array, labels: Array, indices: Array):
+    def run(variables: Mapping[str, Any], images: Array, labels: Array, indices: Array) -> Metrics:
         valid, chosen = indices >= 0, jnp.maximum(indices, 0)
         return eval_step(
             variables, {"image": images[chosen], "label": labels[chosen], "valid": valid}

@@ -79,4 +79,4 @@ def with_new_classifiers(state: TrainState, trained: Mapping[str, Any]) -> Train
         return fresh if any(part.key == "classifier" for part in path) else old
 
     params = jax.tree_util.tree_map_with_path(choose, state.params, trained["params"])
-    return state.replace(params=params, batch_stats=trained["batch_stats"])
+    return dataclasses.replace(state, params=params, batch_stats=trained["batch_stats"])

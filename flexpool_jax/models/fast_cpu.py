@@ -1,0 +1,195 @@
+"""Convolution and BatchNorm for XLA's CPU backend: the same results as flax's, computed faster.
+
+`flexpool_jax.models.layers` uses them on CPUs only. Why each piece is here stands with the piece;
+`benchmarks/train_step.py` measures the whole. Both have a gradient of their own (`jax.custom_vjp`),
+and so no forward-mode derivative: whoever needs one switches them off (`layers.cpu_kernels`).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Padding = Sequence[tuple[int, int]]
+
+# Bytes of input per slice of the kernel gradient. XLA's own kernel gradient falls from 50-64
+# GFLOP/s at batch 128 to 12-23 at batch 1000; in slices that stay in the cache it does not.
+KERNEL_GRADIENT_SLICE_BYTES = 1600 * 1024
+
+
+# jaxlib 0.10 hands many convolutions to YNNPACK, which runs them on one core: without it, forward
+# at 16×16×32 goes from 79-93 to 145-170 GFLOP/s on two cores.
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+
+
+@functools.cache
+def compiler_options() -> dict[str, str | bool]:
+    """XLA options for programs that train or evaluate convolutional networks on a CPU.
+
+    Empty on other backends, where the user's XLA_FLAGS say something of the same option, and where
+    this jaxlib does not know it. They are meant for ``jax.jit(..., compiler_options=...)``, and so
+    hold for those programs alone.
+    """
+    if jax.default_backend() != "cpu" or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    options: dict[str, str | bool] = {_YNNPACK: ""}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
+    except Exception:  # XLA's errors have no class of their own.
+        return {}
+    return options
+
+
+def conv_general_dilated(
+    x: Array, kernel: Array, strides: Sequence[int], padding: str | Padding, **others: Any
+) -> Array:
+    """What `flax.linen.Conv` takes for its ``conv_general_dilated``: `conv` where it applies."""
+    dilations = (*others.get("lhs_dilation", ()), *others.get("rhs_dilation", ()))
+    if (
+        len(strides) != 2
+        or isinstance(padding, str)
+        or strides[0] != strides[1]
+        or any(dilation != 1 for dilation in dilations)
+        or others.get("feature_group_count", 1) != 1
+    ):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
+    return conv(x, kernel, strides[0], tuple((low, high) for low, high in padding))
+
+
+def _conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _slices(batch: int, bytes_per_image: int, slice_bytes: int) -> list[slice]:
+    """Cuts a batch into slices of nearly equal length that hold at most so many bytes each."""
+    count = min(batch, max(1, -(-batch * bytes_per_image // slice_bytes)))
+    bounds = [batch * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """`jax.lax.conv_general_dilated` in NHWC, with the kernel's gradient summed over slices.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        kernel: ``[kh, kw, C, features]``.
+        stride: of both directions.
+        padding: (low, high) for each of them.
+
+    Returns:
+        ``[B, H', W', features]``.
+    """
+    return _conv(x, kernel, stride, padding)
+
+
+def _conv_forward(
+    x: Array, kernel: Array, stride: int, padding: Padding
+) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(
+    stride: int, padding: Padding, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel, stride, padding), x)(g)
+    image_bytes = x.dtype.itemsize * x[0].size
+    # The gradient is written down as a convolution by linear_transpose, once for each slice. A loop
+    # would be shorter, but XLA runs convolutions inside loops on one core.
+    dk = jnp.zeros_like(kernel)
+    for part in _slices(x.shape[0], image_bytes, KERNEL_GRADIENT_SLICE_BYTES):
+        transpose = jax.linear_transpose(
+            lambda k, part=part: _conv(x[part], k, stride, padding), kernel
+        )
+        dk = dk + transpose(g[part])[0]
+    return dx, dk
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _column_sums(x: Array, y: Array | None = None) -> Array:
+    """Sums over all axes but the last, of x or of x · y, as a product with a row of ones.
+
+    The matrix product is threaded and runs at memory speed; XLA's own reduction is neither.
+    """
+    rows = x if y is None else x * y
+    rows = rows.reshape(-1, x.shape[-1])
+    return (jnp.ones((1, rows.shape[0]), rows.dtype) @ rows)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def batch_norm(
+    x: Array,
+    residual: Array | None,
+    scale: Array,
+    bias: Array,
+    epsilon: float,
+    relu: bool,
+    axis_name: str | None,
+) -> tuple[Array, Array, Array]:
+    """BatchNorm in training, with the addition of a residual and the ReLU that follow it.
+
+    Ioffe & Szegedy 2015, arXiv 1502.03167, Alg. 1. One pass reads x for both sums, one writes the
+    result; backward likewise: dx is ``a · g + b · x + c`` with a, b and c per channel.
+
+    Args:
+        x: ``[..., C]``, floating.
+        residual: of x's shape, or None.
+        scale: ``[C]``.
+        bias: ``[C]``.
+        epsilon: added to the variance.
+        relu: whether to clip the result at 0.
+        axis_name: pmapped axis over which the statistics are averaged, or None.
+
+    Returns:
+        The result, and the batch's mean and biased variance ``[C]``, which have no gradient.
+    """
+    return _batch_norm_forward(x, residual, scale, bias, epsilon, relu, axis_name)[0]
+
+
+def _mean_over_devices(values: tuple[Array, ...], axis_name: str | None) -> tuple[Array, ...]:
+    return values if axis_name is None else jax.lax.pmean(values, axis_name)
+
+
+def _batch_norm_forward(x, residual, scale, bias, epsilon, relu, axis_name):  # type: ignore[no-untyped-def]
+    count = x.size // x.shape[-1]
+    mean, square = _mean_over_devices(
+        (_column_sums(x) / count, _column_sums(x, x) / count), axis_name
+    )
+    variance = jnp.maximum(square - mean * mean, 0.0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = x * (scale * inverse) + (bias - mean * scale * inverse)
+    if residual is not None:
+        y = y + residual
+    if relu:
+        y = jnp.maximum(y, 0.0)
+    return (y, mean, variance), (x, y if relu else None, residual is None, mean, inverse, scale)
+
+
+def _batch_norm_backward(epsilon, relu, axis_name, saved, cotangents):  # type: ignore[no-untyped-def]
+    x, y, no_residual, mean, inverse, scale = saved
+    g = cotangents[0]
+    if relu:
+        g = jnp.where(y > 0, g, 0.0)
+    count = x.size // x.shape[-1]
+    sum_g, sum_gx = _column_sums(g), _column_sums(g, x)
+    d_scale = (sum_gx - mean * sum_g) * inverse
+    mean_g, mean_gx = _mean_over_devices((sum_g / count, sum_gx / count), axis_name)
+    a = scale * inverse
+    b = -a * inverse * inverse * (mean_gx - mean * mean_g)
+    dx = a * g + b * x - (a * mean_g + b * mean)
+    return dx, None if no_residual else g, d_scale, sum_g
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -1,0 +1,118 @@
+"""The fast CPU kernels against lax's convolution and flax's BatchNorm, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from flexpool_jax import create_model
+from flexpool_jax.models import fast_cpu
+from flexpool_jax.models.layers import BatchNorm, cpu_kernels
+
+# Every convolution of ResNet20, and a 1x1 and a 7x7 one of the larger ResNets: side, channels in,
+# channels out, kernel, stride.
+SHAPES = [
+    (32, 3, 16, 3, 1),
+    (32, 16, 16, 3, 1),
+    (32, 16, 32, 3, 2),
+    (16, 32, 32, 3, 1),
+    (16, 32, 64, 3, 2),
+    (8, 64, 64, 3, 1),
+    (9, 8, 16, 1, 2),
+    (15, 3, 8, 7, 2),
+]
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [1, 7, 53])
+def test_convolution_and_both_gradients_equal_laxs(shape, batch, monkeypatch):
+    # Small slices, so that small batches are cut as well, and unevenly.
+    monkeypatch.setattr(fast_cpu, "KERNEL_GRADIENT_SLICE_BYTES", 8 * 32 * 32 * 16 * 10)
+    side, channels, features, size, stride = shape
+    x, kernel = random(batch, side, side, channels), random(size, size, channels, features, seed=1)
+    padding = ((size // 2, size // 2),) * 2
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected, transpose = jax.vjp(reference, x, kernel)
+    got, fast_transpose = jax.vjp(lambda x, k: fast_cpu.conv(x, k, stride, padding), x, kernel)
+    g = random(*expected.shape, seed=2)
+    for a, b in zip((expected, *transpose(g)), (got, *fast_transpose(g)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_batch_norm_its_gradients_and_statistics_equal_flaxs(activation, with_residual):
+    x = 3 + 2 * random(6, 5, 4, 8)
+    residual = random(6, 5, 4, 8, seed=1) if with_residual else None
+    norm = BatchNorm(activation=activation)
+    variables = norm.init(jax.random.key(0), x, train=True)
+    params = {"scale": 1 + 0.1 * random(8, seed=2), "bias": random(8, seed=3)}
+    weights = random(6, 5, 4, 8, seed=4)
+
+    def run(enabled):
+        def loss(params, x, residual):
+            y, updates = norm.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                x,
+                residual,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(weights * jnp.sin(y)), updates["batch_stats"]
+
+        with cpu_kernels(enabled):
+            arguments = (params, x, residual) if with_residual else (params, x)
+            return jax.value_and_grad(
+                lambda *a: loss(*a, *(() if with_residual else (None,))),
+                argnums=tuple(range(len(arguments))),
+                has_aux=True,
+            )(*arguments)
+
+    # Flax keeps statistics in float32, whatever the input.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-5), run(False), run(True)
+    )
+
+
+def test_a_whole_network_has_the_same_loss_gradient_and_statistics():
+    model = create_model("resnet20", sac=True)
+    images, labels = random(6, 16, 16, 3), jnp.arange(6)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+    model = model.clone(dtype=jnp.dtype(jnp.float64))
+    model = model.clone(backbone=model.backbone.clone(dtype=jnp.dtype(jnp.float64)))
+
+    def run(enabled):
+        def loss(params):
+            logits, updates = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats", "aux_logits"],
+            )
+            logits = [logits, *updates["aux_logits"]["logits"]]
+            return sum(nn.log_softmax(x)[labels, labels].mean() for x in logits), updates[
+                "batch_stats"
+            ]
+
+        with cpu_kernels(enabled):
+            return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    plain, fast = run(False), run(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5), plain, fast)
