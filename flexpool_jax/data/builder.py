@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import io
+import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexpool_jax.data import raw_files
+from flexpool_jax.data.lock import hold_lock
 from flexpool_jax.data.source import Example, Source
 from flexpool_jax.errors import UserError
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 VERSION = "1.0.0"
 # Where data_dir keeps downloads: TFDS's own choice, so that its own copies are found too.
 _DOWNLOADS = "downloads"
+# What takes no longer than this is done without a word.
+_SILENT_SECONDS = 2
 
 
 def prepared_folder(data_dir: Path, name: str, variant: str = "") -> Path:
@@ -58,15 +62,10 @@ def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
             written to.
     """
     folder = prepared_folder(data_dir, source.name, source.variant)
-    if is_prepared(folder):
-        return folder
     try:
-        with _lock(data_dir / f".{source.name}.lock"):
-            # Another process may have prepared it while this one waited for the lock.
-            if not is_prepared(folder):
-                _remove_leftovers(source, folder, data_dir)
-                print(f"preparing {source.name} in {folder}", file=sys.stderr, flush=True)
-                _prepare(source, data_dir, raw_dir)
+        if not is_prepared(folder):
+            with _removing_empty_folders(source, folder, data_dir):
+                _prepare_alone(source, folder, data_dir, raw_dir)
     except RuntimeError as error:
         # ArrayRecord's writer knows no other error.
         if os.strerror(errno.ENOSPC) not in str(error):
@@ -83,23 +82,27 @@ def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock that the operating system drops when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+def _removing_empty_folders(source: Source, folder: Path, data_dir: Path) -> Iterator[None]:
+    """Removes at the end what is empty of the folders made meanwhile: a mistake leaves nothing."""
+    missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
+    downloads = data_dir / _DOWNLOADS
+    inside = [folder.parent, data_dir / source.name]
+    inside += [downloads / "extracted", downloads / source.name, downloads]
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"waiting for another process that prepares the same data set ({path})",
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        for path in (*inside, *missing):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _prepare_alone(source: Source, folder: Path, data_dir: Path, raw_dir: Path | None) -> None:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with hold_lock(data_dir / f".{source.name}.lock"):
+        # Another process may have prepared it while this one waited for the lock.
+        if not is_prepared(folder):
+            _remove_leftovers(source, folder, data_dir)
+            _prepare(source, data_dir, raw_dir)
 
 
 def _remove_leftovers(source: Source, folder: Path, data_dir: Path) -> None:
@@ -177,6 +180,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
         def __init__(self, source: Source, data_dir: Path, raw_dir: Path | None) -> None:
             self.name = source.name
             self._source, self._raw_dir = source, raw_dir
+            self._announce_at = time.monotonic() + _SILENT_SECONDS
             config = tfds.core.BuilderConfig(name=source.variant) if source.variant else None
             super().__init__(data_dir=data_dir, config=config)
 
@@ -227,6 +231,13 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
                 if examples is not None
             }
 
+        def _announce(self) -> None:
+            """Says once what takes so long; a mistake that shows at once stays a single line."""
+            if time.monotonic() > self._announce_at:
+                self._announce_at = math.inf
+                where = f"preparing {self._source.name} in {self.data_path.parent}"
+                print(where, file=sys.stderr, flush=True)
+
         def _set_names(self, feature_name: str, names: Sequence[str]) -> None:
             """Names the classes, which could not be done before the files were at hand."""
             feature = self.info.features[feature_name]
@@ -242,6 +253,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             expected, index = self._source.num_examples[split], -1
             for index, example in enumerate(examples):
+                self._announce()
                 features = {"image": io.BytesIO(example.image), "label": example.label}
                 if example.superclass is not None:
                     features["coarse_label"] = example.superclass

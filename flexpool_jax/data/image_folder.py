@@ -60,6 +60,8 @@ def open_image_folder(raw_dir: Path | None, image_size: int) -> ImageFolder:
     """
     if raw_dir is None:
         raise UserError("image_folder needs the folder of the images in dataset.raw_dir")
+    if not raw_dir.exists():
+        raise UserError(f"dataset.raw_dir: there is no folder or zip archive {raw_dir}")
     tree = trees.open_tree(raw_dir)
     root = _root(tree)
     top = {name.lower(): name for name in _subfolders(tree, root)}

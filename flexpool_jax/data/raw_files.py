@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def _download(source: Source, remote: RemoteFile, manager: Any) -> RawFile:
             _check_or_delete(RawFile(kept, remote))
         else:
             _check_reachable(remote)
+            print(
+                f"downloading {remote.url} ({remote.digest.size / 1e6:,.1f} MB)",
+                file=sys.stderr,
+                flush=True,
+            )
         return RawFile(Path(manager.download(remote.url)), remote)
     except (requests.RequestException, util.DownloadError) as error:
         raise UserError(

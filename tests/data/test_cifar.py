@@ -131,7 +131,8 @@ def test_contents_that_are_wrong_cost_one_line(
     with pytest.raises(UserError, match=message) as caught:
         prepare(source, tmp_path / "data", None)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "data" / "cifar10").iterdir())
+    # The download stays, as it is what upstream publishes.
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["downloads"]
     assert not (tmp_path / "evil").exists()
 
 

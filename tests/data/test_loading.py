@@ -195,6 +195,8 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(tmp_path):
     assert not (tmp_path / "digits" / "1.0.0").exists()
     dataset = load_dataset("digits", tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (1438, 359)
+    # Nor is anything left of the lock and of the killed process.
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 

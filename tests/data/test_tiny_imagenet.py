@@ -114,7 +114,8 @@ def test_what_is_wrong_inside_costs_one_line(members, publish, tmp_path, change,
     with pytest.raises(UserError, match=message) as caught:
         prepare(source, tmp_path / "data", None)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "data" / "tiny_imagenet").iterdir())
+    # The download stays, as it is what upstream publishes.
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["downloads"]
 
 
 def test_an_unpacked_folder_without_its_classes_is_refused(members, publish, tmp_path):
