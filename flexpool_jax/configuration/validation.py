@@ -19,7 +19,7 @@ from flexpool_jax.configuration.fields import (
     field_names,
     get_field,
 )
-from flexpool_jax.errors import UserError, closest_name, unknown_name
+from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.models import registry
 
 # Weights are typed by hand: three thirds written as 0.333 are close enough to 1.
@@ -173,8 +173,12 @@ def _check_dataset(dataset: ConfigDict) -> None:
         return
     folder = dataset.name.partition("/")[0].partition(":")[0]
     if not folder or not _path(dataset.data_dir, folder).is_dir():
-        error = unknown_name("config.dataset.name", dataset.name, DATASET_NAMES)
-        raise UserError(f"{error}, or a TFDS data set prepared under {dataset.data_dir}")
+        # Imported here, because it asks TFDS for the names that it knows.
+        from flexpool_jax.data import tfds_sets
+
+        data_dir = Path(dataset.data_dir).expanduser()
+        error = tfds_sets.unknown_dataset(dataset.name, data_dir, DATASET_NAMES)
+        raise UserError(f"config.dataset.name: {error}")
 
 
 def _check_pool(config: ConfigDict) -> None:
