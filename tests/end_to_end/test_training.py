@@ -1,11 +1,12 @@
 """A run from the command line: what it writes, and that it does not depend on where it runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from tests.end_to_end.conftest import SMALL, read_metrics
+from tests.end_to_end.conftest import SMALL, assert_same_run, read_metrics
 
 
 def test_a_workdir_holds_what_it_should(finished_run):
@@ -114,3 +115,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(l
     # The rerun at a lower rate goes on from there.
     launch.run(*slow, "--config.learning_rate=0.01")
     assert read_metrics(tmp_path, "test")[-1]["step"] == 22
+
+
+def test_superclasses_first_then_classes_and_both_steps_resume(launch, tmp_path):
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(json.dumps({str(digit): ["even", "odd"][digit % 2] for digit in range(10)}))
+    workdir = tmp_path / "run"
+    command = (
+        *SMALL,
+        "--config.num_epochs=2",
+        "--config.superclass.epochs=1",
+        f"--config.superclass.mapping={mapping}",
+        f"--workdir={workdir}",
+    )
+    launch.run(*command)
+    first = json.loads((workdir / "superclass" / "result.json").read_text())
+    assert first["epochs"] == 1
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["epochs"] == 2
+    # As a crash between the two steps leaves it: the second begins anew from the first, which is
+    # not run again.
+    other = tmp_path / "other"
+    shutil.copytree(workdir / "superclass", other / "superclass")
+    output = launch.run(*command[:-1], f"--workdir={other}")
+    assert "finished" in output
+    assert_same_run(other, workdir)

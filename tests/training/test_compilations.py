@@ -1,4 +1,4 @@
-"""A run compiles one program for training and one for evaluation, and none after its first epoch."""
+"""A run compiles one program for training, one for evaluation, none after its first epoch."""
 
 import collections
 
