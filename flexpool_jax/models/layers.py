@@ -96,7 +96,9 @@ class Conv(nn.Module):
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
-            conv_general_dilated=fast_cpu.conv_general_dilated if _fast(x.dtype) else None,
+            conv_general_dilated=fast_cpu.conv_general_dilated
+            if _fast(self.dtype or x.dtype)
+            else None,
         )
         nn.share_scope(self, conv)
         return conv(x)
@@ -135,7 +137,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, residual: Array | None = None, *, train: bool) -> Array:
         if self.activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu'; got {self.activation!r}")
-        if train and not self.is_initializing() and _fast(x.dtype):
+        if train and not self.is_initializing() and _fast(self.dtype or x.dtype):
             return self._fast_cpu(x, residual)
         norm = nn.BatchNorm(
             use_running_average=not train,
