@@ -131,6 +131,8 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         UserError: When the file is missing or damaged.
     """
     path = config_path(workdir)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file")  # A named pipe would be waited for without end.
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
