@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/.installed-requirements-dev.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help env env-dev train test test-slow lint format figures clean
+.PHONY: help env env-dev train test test-slow survive fuzz test-newest lint format figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -49,6 +49,19 @@ test: env-dev ## run the tests and the examples in the docstrings
 
 test-slow: env-dev ## run the tests that take longer than half a minute each
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+survive: env-dev ## kill runs at random moments and compare their ends; N=100 says how many
+	$(BIN)/python -m tests.reliability.survive --runs=$(or $(N),10)
+
+fuzz: env-dev ## damage files at random and read them; N=10000 says how often
+	$(BIN)/python -m tests.reliability.fuzz --cases=$(or $(N),1000)
+
+# An environment of its own with the newest versions that this Python can install.
+test-newest: ## run the tests with the newest JAX, Flax and Orbax
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade "jax[cpu]" flax optax orbax-checkpoint \
+	  $$(sed -nE 's/^([A-Za-z_-]+)==.*/\1/p' requirements-cpu.txt requirements-dev.txt | grep -v jax)
+	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: env-dev ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -3,9 +3,9 @@
     python -m tests.reliability.fuzz --cases=1000
 
 A case flips bits of a file, overwrites, cuts, doubles or removes a piece of it, and hands it to the
-code that reads it: prepared records, kept arrays, an IDX file, a gzipped raw file, a checkpoint, a
-config.json. Any other exception, and any other content taken for whole, is a failure. The number of
-cases is a reader's.
+code that reads it: prepared records, kept arrays, an IDX file, a gzipped raw file, images, a zip
+archive, a config.json, a checkpoint. Any other exception, and any other content taken for whole, is
+a failure. The number of cases is a reader's.
 """
 
 import argparse
@@ -15,12 +15,15 @@ import random
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from flexpool_jax.data import trees, untrusted_images
 from flexpool_jax.data.builder import prepare
 from flexpool_jax.data.dataset import Dataset
 from flexpool_jax.data.idx import parse_idx
@@ -136,6 +139,45 @@ def gzipped_raw_file(folder: Path) -> Reader:
     return "gzipped raw file", lambda: [path], RawFile(path, remote).read_content
 
 
+def image_files(folder: Path) -> Reader:
+    """Images of the four formats: what comes back is an image of the size asked for, or nothing."""
+    generator = np.random.default_rng(0)
+    for suffix in ("png", "jpeg", "bmp", "webp"):
+        noise = generator.integers(0, 256, (16, 12, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"image.{suffix}")
+
+    def read() -> object:
+        for path in sorted(folder.glob("image.*")):
+            image = untrusted_images.read_image(path.read_bytes(), path.name, 3)
+            assert image.mode == "RGB"
+            assert image.width * image.height <= untrusted_images.MAX_PIXELS
+        return True
+
+    return "image", lambda: sorted(folder.glob("image.*")), read
+
+
+def zip_archive(folder: Path) -> Reader:
+    """A zip archive of files, which are told by their checksums."""
+    path = folder / "images.zip"
+    generator = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png"):
+            archive.writestr(name, generator.bytes(500) * 2)
+
+    def read() -> list[bytes]:
+        tree = trees.open_tree(path)
+        assert not any(".." in name or name.startswith("/") for name in tree.files)
+        return sorted(trees.read_file(tree, name) for name in tree.files)
+
+    # An archive that lost an entry or its name is another archive, and just as good.
+    whole = read()
+
+    def is_part_of_the_whole() -> object:
+        return set(read()) <= set(whole)
+
+    return "zip archive", lambda: [path], is_part_of_the_whole
+
+
 def config_json(folder: Path) -> Reader:
     """The config of a workdir: what is read is a config that passes every check, or is refused."""
     from configs import digits
@@ -187,6 +229,8 @@ READERS = (
     kept_arrays,
     idx_file,
     gzipped_raw_file,
+    image_files,
+    zip_archive,
     config_json,
     checkpoint,
 )
