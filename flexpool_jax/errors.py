@@ -23,7 +23,7 @@ class TrainingDiverged(Exception):
 
 
 class SweepFailed(Exception):
-    """Runs of a sweep failed; the others were run all the same. The message names those that did."""
+    """Some runs of a sweep failed, the others were run all the same; the message names those."""
 
 
 class Interrupted(Exception):
