@@ -39,6 +39,9 @@ RUN = (
 # One run in so many begins with no compiled program at hand, and may be killed while it compiles.
 COLD_EVERY = 20
 
+# Seconds after which a process is taken to hang; long, for the machine may be busy with others.
+PATIENCE = 3600
+
 # What depends on the clock, and where on the disk the run's data lies.
 CLOCKS = ("seconds", "images_per_second", "config")
 
@@ -141,11 +144,13 @@ class Process:
         assert self.popen.stdout is not None
         self.lines.extend(iter(self.popen.stdout.readline, ""))
 
-    def wait_for(self, sign: str, occurrence: int, seconds: float = 300) -> None:
+    def wait_for(self, sign: str, occurrence: int) -> None:
         """Waits until a sign has been seen so many times, or the process has ended."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while self.popen.poll() is None and not self._seen(sign, occurrence):
-            assert time.monotonic() < deadline, f"no {sign!r}: {self.lines}"
+            if time.monotonic() > deadline:
+                self.popen.kill()
+                raise TimeoutError(f"no {sign!r}: {self.lines}")
             time.sleep(0.002)
 
     def _seen(self, sign: str, occurrence: int) -> bool:
@@ -153,9 +158,13 @@ class Process:
             return self.data_dir.exists()
         return sum(sign in line for line in [*self.lines]) >= occurrence if sign else True
 
-    def finish(self, seconds: float = 600) -> None:
+    def finish(self) -> None:
         """Waits for the end of the process."""
-        self.popen.wait(seconds)
+        try:
+            self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            raise
         self.reader.join()
 
 
@@ -209,7 +218,7 @@ def differences(outcome: dict[str, object], expected: dict[str, object]) -> list
     return [name for name, value in expected.items() if outcome[name] != value]
 
 
-def survive(runs: int, seed: int, folder: Path) -> tuple[int, Counter[str]]:
+def survive(runs: int, seed: int, folder: Path, first: int = 1) -> tuple[int, Counter[str]]:
     """Does it all below a folder.
 
     Returns:
@@ -221,7 +230,7 @@ def survive(runs: int, seed: int, folder: Path) -> tuple[int, Counter[str]]:
     reference.finish("eval")
     expected = reference.outcome()
     survived, kills = 0, Counter[str]()
-    for number in range(1, runs + 1):
+    for number in range(first, first + runs):
         chance = random.Random(f"{seed} {number}")
         cold = number % COLD_EVERY == 0
         here = folder / f"run{number}"
@@ -245,9 +254,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=1, help="number of the first run")
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="flexpool_jax_survive_"))
-    survived, kills = survive(options.runs, options.seed, folder)
+    survived, kills = survive(options.runs, options.seed, folder, options.first)
     counts = ", ".join(f"{count} {name}" for name, count in kills.most_common())
     print(f"{survived} of {options.runs} runs survived {kills.total()} kills ({counts})")
     if survived == options.runs:

@@ -151,3 +151,47 @@ def test_another_models_checkpoint_is_not_restored(tmp_path):
         pytest.raises(UserError, match="damaged"),
     ):
         checkpoints.restore_latest(manager, other)
+
+
+@pytest.mark.parametrize(
+    "metrics", ["", "{}", "3", '{"accuracy": "x"}', '{"accuracy": NaN}', "0.1"]
+)
+def test_an_accuracy_that_cannot_be_read_is_no_accuracy(tmp_path, metrics):
+    save_all(tmp_path, {1: 0.5, 2: 0.6})
+    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text(metrics)
+    with pytest.raises(UserError, match="checkpoint 2"):
+        checkpoints.open_checkpoints(tmp_path, read_only=True)
+    assert int(restore_latest(tmp_path)[0].step) == 1
+    assert (tmp_path / "checkpoints_damaged" / "2.0").is_dir()
+
+
+def test_an_altered_accuracy_does_not_make_another_checkpoint_the_best(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.6})
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text('{"accuracy": 0.9}')
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        assert manager.best_step() == 2
+
+
+def test_a_run_is_not_started_over_when_no_accuracy_can_be_read(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.6})
+    for step in "12":
+        (tmp_path / "checkpoints" / step / "metrics" / "metrics").write_text("")
+    for _ in range(2):
+        with pytest.raises(UserError, match="damaged"):
+            restore_latest(tmp_path)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    save_all(tmp_path, {1: 0.5})
+    state = state_at(2).replace(batch_stats={"mean": jnp.array([0.0, jnp.nan, 0.0])})
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        with pytest.raises(checkpoints.NotFinite, match="mean"):
+            checkpoints.save(manager, state, {}, 0.9)
+        assert manager.all_steps() == [1]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    for read_only in (False, True):
+        with pytest.raises(UserError, match="checkpoints is not a folder"):
+            checkpoints.open_checkpoints(tmp_path, read_only=read_only)
