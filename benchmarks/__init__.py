@@ -1,0 +1,1 @@
+"""Benchmarks: one program for each question, described in README.md."""

@@ -1,0 +1,56 @@
+"""Claim: evaluation is at least as fast as PyTorch's on a CPU, and 1.5 × on a GPU.
+
+    python -m benchmarks.evaluation
+
+ResNet20 on 32×32×3: loss and correct predictions of a batch. This project's program begins at
+uint8 images in the data set; PyTorch (eval mode, no_grad, channels_last; eager, and compiled with
+its constants frozen) has a finished batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+from benchmarks import report, workers
+from benchmarks.workers import Call, Contestant
+
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "this project": {"module": "ours"},
+    "PyTorch, eager": {"module": "peers_pytorch", "compiled": False},
+    "PyTorch, torch.compile": {"module": "peers_pytorch", "compiled": True},
+}
+
+
+def build(module: str, **options: Any) -> tuple[Call, float]:
+    """A contestant's evaluation, from the module of that name."""
+    return importlib.import_module(f"benchmarks.{module}").evaluate(**options)
+
+
+def main() -> None:
+    """Measures and prints a table for each batch size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1000])
+    parser.add_argument("--dtype", default="bfloat16" if workers.has_gpu() else "float32")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    arguments = parser.parse_args()
+    for batch in arguments.batch:
+        shared = {"batch": batch, "dtype": arguments.dtype}
+        contestants = [
+            Contestant(name, {**options, **shared}) for name, options in CONTESTANTS.items()
+        ]
+        rates = workers.race(
+            "benchmarks.evaluation", contestants, arguments.rounds, arguments.seconds
+        )
+        report.print_table(
+            f"Evaluation, ResNet20, 32×32×3, batch {batch}, {arguments.dtype}",
+            ["", "images/s: median (min–max)", "ratio to PyTorch, eager"],
+            report.rate_rows(rates, list(CONTESTANTS), "PyTorch, eager"),
+        )
+
+
+if __name__ == "__main__":
+    options = workers.worker_options()
+    main() if options is None else workers.serve(build, options)

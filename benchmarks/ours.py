@@ -1,0 +1,117 @@
+"""This project's own programs on random images, as the contestants of several benchmarks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.workers import Call
+from flexpool_jax import create_model
+from flexpool_jax.data.augment import make_augment, make_normalise
+from flexpool_jax.models import fast_cpu, layers
+from flexpool_jax.training import steps
+from flexpool_jax.training.state import create_train_state
+
+IMAGE_SHAPE = (32, 32, 3)
+MEAN, STD = np.full(3, 0.5), np.full(3, 0.25)
+NUM_CLASSES = 10
+NUM_IMAGES = 10_000
+# What configs/default.py leads to on accelerators: many steps between two looks at the losses.
+ACCELERATOR_STEPS = 50
+
+
+def steps_per_call() -> int:
+    """Training steps of one timed call."""
+    return 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS
+
+
+def _replicated(tree: Any) -> Any:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (steps.AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _images(batch: int) -> tuple[Any, Any]:
+    random = np.random.default_rng(0)
+    count = max(NUM_IMAGES, batch)
+    images = random.integers(0, 256, (count, *IMAGE_SHAPE), np.uint8)
+    return _replicated((images, random.integers(0, NUM_CLASSES, count).astype(np.int32)))
+
+
+def train(
+    batch: int,
+    dtype: str,
+    pool: str = "flexpool",
+    sac: bool = False,
+    cpu_kernels: bool = True,
+) -> tuple[Call, float]:
+    """The pmapped training step as a run makes it: gather, augment, normalise, update.
+
+    Args:
+        batch: images a step over all devices.
+        dtype: compute dtype.
+        pool: the name of a pool.
+        sac: whether with auxiliary classifiers.
+        cpu_kernels: False takes flax's own layers and XLA's own options on a CPU.
+    """
+    model = create_model(
+        "resnet20",
+        num_classes=NUM_CLASSES,
+        pool=pool,
+        sac=sac,
+        dtype=dtype,
+        norm_axis_name=steps.AXIS,
+    )
+    tx = optax.sgd(0.05, momentum=0.9)
+    train_step = steps.make_train_step(
+        model,
+        tx,
+        optax.constant_schedule(0.05),
+        augment=make_augment(flip=True, scale=(0.8, 1.2)),
+        normalise=make_normalise(MEAN, STD, jnp.dtype(dtype)),
+        sac_weights=(0.1, 0.2, 0.7) if sac else (),
+        pool_reg=0.1 if pool == "flexpool" else 0.0,
+    )
+    count, devices = steps_per_call(), jax.local_device_count()
+    options = fast_cpu.compiler_options() if cpu_kernels else {}
+    run: Callable[..., Any] = steps.pmap_train_step(train_step, count, options)
+    key = jax.random.key(0)
+    state = _replicated(create_train_state(model, tx, key, IMAGE_SHAPE))
+    images, labels = _images(batch)
+    random = np.random.default_rng(1)
+
+    def call() -> None:
+        nonlocal state
+        chosen = random.integers(0, len(images), (devices, count, batch // devices), np.int32)
+        with layers.cpu_kernels(cpu_kernels):
+            state, metrics = run(state, images, labels, chosen, key)
+        jax.block_until_ready((state, metrics))
+
+    return call, batch * count
+
+
+def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
+    """The pmapped evaluation of one batch; on accelerators of many, waited for together."""
+    model = create_model("resnet20", num_classes=NUM_CLASSES, pool="flexpool", dtype=dtype)
+    eval_step = steps.make_eval_step(model, normalise=make_normalise(MEAN, STD, jnp.dtype(dtype)))
+    run: Callable[..., Any] = steps.pmap_eval_step(eval_step, fast_cpu.compiler_options())
+    images, labels = _images(batch)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = _replicated(init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
+    count, devices = steps_per_call(), jax.local_device_count()
+    starts = itertools.cycle(range(0, len(images) - batch + 1, batch))
+
+    def call() -> None:
+        sums = []
+        for start in itertools.islice(starts, count):
+            chosen = np.arange(start, start + batch, dtype=np.int32).reshape(devices, -1)
+            sums.append(run(variables, images, labels, chosen))
+        jax.block_until_ready(sums)
+
+    return call, batch * count

@@ -1,0 +1,125 @@
+"""The PyTorch peer: the same ResNet20 with average pooling, at its best known settings.
+
+channels_last, the fused optimiser, and where compiled `torch.compile` of network and loss
+("max-autotune" with CUDA graphs on GPUs, constants folded for inference on CPUs). On GPUs
+bfloat16 is autocast, and cuDNN chooses its algorithms by measurement. The batch lies on the device
+already, floating and augmented: what this project's own step does about data is left out of the
+peer's time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import nn
+
+from benchmarks.workers import Call
+
+ACCELERATOR_STEPS = 50
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and an option-A shortcut."""
+
+    def __init__(self, inputs: int, features: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(features)
+        self.stride, self.missing = stride, (features - inputs) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.norm2(self.conv2(y))
+        if self.stride > 1:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.missing, self.missing))
+        return F.relu(y + x, inplace=True)
+
+
+class ResNet20(nn.Module):
+    """He et al. 2015, section 4.2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
+        ]
+        inputs = 16
+        for features in (16, 32, 64):
+            for _ in range(3):
+                layers.append(Block(inputs, features, features // inputs))
+                inputs = features
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _prepare(batch: int) -> tuple[str, int, nn.Module, torch.Tensor, torch.Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    model = ResNet20().to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (batch,), device=device)
+    count = ACCELERATOR_STEPS if device == "cuda" else 1
+    return device, count, model, images.to(memory_format=torch.channels_last), labels
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def train(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
+    """A training step with SGD and momentum."""
+    device, count, model, images, labels = _prepare(batch)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, fused=True)
+
+    def loss_fn(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(images), labels)
+
+    if compiled:
+        loss_fn = torch.compile(loss_fn, mode="max-autotune" if device == "cuda" else "default")
+
+    def call() -> None:
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = loss_fn(images, labels)
+            loss.backward()
+            optimizer.step()
+        _wait(device)
+
+    return call, batch * count
+
+
+def evaluate(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
+    """The predicted classes and their loss, in eval mode and without gradients."""
+    device, count, model, images, labels = _prepare(batch)
+    model.eval()
+
+    def evaluation(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(images)
+        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum()
+
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        mode = "max-autotune" if device == "cuda" else "default"
+        evaluation = torch.compile(evaluation, mode=mode)
+
+    def call() -> None:
+        autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+        with torch.no_grad(), autocast:
+            for _ in range(count):
+                evaluation(images, labels)
+        _wait(device)
+
+    return call, batch * count
