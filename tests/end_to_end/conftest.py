@@ -67,7 +67,11 @@ class Launcher:
     ) -> str:
         """Runs a command to its end, checks its exit status and returns what it printed."""
         process = self.start(*arguments, devices=devices, before=before)
-        output, _ = process.communicate(timeout=300)
+        try:
+            output, _ = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         assert process.returncode == status, output
         return output
 

@@ -27,8 +27,12 @@ FORBIDDEN_ATTRIBUTES = {
     "system", "popen", "spawnl", "spawnv", "execv", "execve", "execl", "fork",
     "extractall", "unpack_archive", "mktemp", "read_pickle", "to_pickle",
 }  # fmt: skip
-# The one place where code is run on purpose: a config is a Python file, and the README says so.
-ALLOWED = {("flexpool_jax/configuration/loading.py", "exec_module")}
+# Where a rule is broken on purpose: a config is Python and is run, as docs/reliability.md says; and
+# a command may replace itself by the same command with another environment.
+ALLOWED = {
+    ("flexpool_jax/configuration/loading.py", "exec_module"),
+    ("flexpool_jax/huge_pages.py", "execv"),
+}
 
 
 def faults(tree):
@@ -67,7 +71,9 @@ def faults(tree):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_pickle_no_eval_and_no_shell(path):
-    assert list(faults(ast.parse(path.read_bytes(), str(path)))) == []
+    name = str(path.relative_to(ROOT))
+    found = [(name, what) for _, what in faults(ast.parse(path.read_bytes(), name))]
+    assert set(found) <= ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -92,10 +98,10 @@ def test_code_is_run_from_config_files_alone():
         (str(path.relative_to(ROOT)), node.attr)
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_bytes()))
-        if isinstance(node, ast.Attribute) and node.attr in ("exec_module", "run_path")
+        if isinstance(node, ast.Attribute) and node.attr in ("exec_module", "run_path", "execv")
     }
     assert found == ALLOWED
-    assert "Python" in (ROOT / "README.md").read_text()
+    assert "`--config` is executed" in (ROOT / "docs" / "reliability.md").read_text()
 
 
 # In a view of the file system of its own, all of which is read-only but three folders (and the
