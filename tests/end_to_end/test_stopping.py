@@ -87,6 +87,9 @@ def test_evaluation_and_preparation_can_be_stopped_and_run_again(launch, finishe
     assert output.stop(signal.SIGINT) == 75, output.lines
     preparation = (*SMALL, "--mode=prepare", f"--config.dataset.data_dir={tmp_path}")
     output = Output(launch.start(*preparation))
-    output.wait_for("preparing digits")
+    # A quick preparation says nothing before it is done; its lock is the first thing it writes.
+    while not any(tmp_path.iterdir()):
+        assert output.process.poll() is None, output.lines
+        time.sleep(0.005)
     assert output.stop(signal.SIGTERM) == 75, output.lines
     assert "is prepared in" in launch.run(*preparation)
