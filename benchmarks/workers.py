@@ -54,6 +54,12 @@ def environment() -> dict[str, str]:
     return {**shared, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"} if has_gpu() else shared
 
 
+def _python(contestant: Contestant) -> str:
+    """The interpreter: on GPUs JAX and PyTorch may want CUDA libraries of different versions."""
+    torch = "torch" in contestant.name.lower()
+    return os.environ.get("PYTORCH_PYTHON", sys.executable) if torch else sys.executable
+
+
 class WorkerFailed(Exception):
     """A contestant did not get as far as an answer; the message is its last line."""
 
@@ -69,7 +75,13 @@ class Worker:
     def __init__(self, program: str, contestant: Contestant) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", program, _WORKER_FLAG, json.dumps(dict(contestant.options))],
+            [
+                _python(contestant),
+                "-m",
+                program,
+                _WORKER_FLAG,
+                json.dumps(dict(contestant.options)),
+            ],
             env={**os.environ, **environment(), **contestant.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
