@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from pathlib import Path
 
 from tests.end_to_end.conftest import SMALL, assert_same_arrays, read_metrics
 
@@ -27,6 +28,26 @@ class Output:
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.002)
 
+    def wait_for_files(self, folder, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not (folder.is_dir() and any(folder.iterdir())):
+            assert self.process.poll() is None, self.lines
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.002)
+
+    def wait_for_handlers(self, seconds=120):
+        """Waits until the program, not Python at its start, answers SIGTERM."""
+        deadline = time.monotonic() + seconds
+        while not self._catches(signal.SIGTERM):
+            assert self.process.poll() is None, self.lines
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.01)
+
+    def _catches(self, number):
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
     def stop(self, *numbers, pause=0.05):
         """Sends signals, waits for the end and returns the exit status."""
         started = time.monotonic()
@@ -40,10 +61,11 @@ class Output:
         return status
 
 
-# Text with which a phase begins, seconds into it, and whether there is something to save by then.
+# Text with which a phase begins, and seconds into it. A quick preparation says nothing before it is
+# done: it begins with the first file in the data folder.
 PHASES = {
-    "starting": ("", 1.0),
-    "preparing the data": ("preparing digits", 0.3),
+    "starting": ("", 0.3),
+    "preparing the data": (None, 0.0),
     "before the first step": ("compiling the first step", 0.0),
     "evaluating": ("| step 11/33", 0.1),
     "saving": ("epoch 2/3 | test accuracy", 0.0),
@@ -63,8 +85,12 @@ def test_told_to_stop_in_every_phase_it_leaves_with_75_and_ends_as_if_it_had_not
     numbers = [signal.SIGTERM, signal.SIGINT]
     for phase, (text, delay) in PHASES.items():
         output = Output(launch.start(*command))
-        if text:
+        if text is None:
+            output.wait_for_files(tmp_path / "data")
+        elif text:
             output.wait_for(text)
+        else:
+            output.wait_for_handlers()
         time.sleep(delay)
         numbers.reverse()
         assert output.stop(numbers[0]) == 75, (phase, output.lines)
@@ -83,13 +109,11 @@ def test_a_second_interrupt_stops_at_once(launch, finished_run, tmp_path):
 
 def test_evaluation_and_preparation_can_be_stopped_and_run_again(launch, finished_run, tmp_path):
     output = Output(launch.start(f"--workdir={finished_run}", "--mode=eval"))
-    time.sleep(1)
+    output.wait_for_handlers()
+    time.sleep(0.3)
     assert output.stop(signal.SIGINT) == 75, output.lines
     preparation = (*SMALL, "--mode=prepare", f"--config.dataset.data_dir={tmp_path}")
     output = Output(launch.start(*preparation))
-    # A quick preparation says nothing before it is done; its lock is the first thing it writes.
-    while not any(tmp_path.iterdir()):
-        assert output.process.poll() is None, output.lines
-        time.sleep(0.005)
+    output.wait_for_files(tmp_path)
     assert output.stop(signal.SIGTERM) == 75, output.lines
     assert "is prepared in" in launch.run(*preparation)
