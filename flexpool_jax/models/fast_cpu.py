@@ -128,6 +128,21 @@ def _column_sums(x: Array, y: Array | None = None) -> Array:
     return (jnp.ones((1, rows.shape[0]), rows.dtype) @ rows)[0]
 
 
+def _written_once(x: Array, scale: Array) -> Array:
+    """The same x, in a form that XLA writes to memory before anything reads it.
+
+    XLA fuses elementwise operations into each of their readers. The kernel gradient reads in
+    transposed order, and would there compute anew the chain of norms, residuals and ReLUs of all
+    blocks since the last stride, from up to nine arrays. Written once, a step of ResNet20 takes
+    4-15 % less at batch 128 and as long at 1000, where it compiles in 10 s, not 26. An optimization
+    barrier does not do it: the CPU pipeline drops it ahead of fusion. An element written over
+    itself does, where its position is known at run time only; scale · 0 is such a position.
+    """
+    origin = (scale[0] * 0).astype(jnp.int32)
+    first = jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim)
+    return jax.lax.dynamic_update_slice(x, first, (origin,) * x.ndim)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def batch_norm(
     x: Array,
@@ -174,6 +189,7 @@ def _batch_norm_forward(x, residual, scale, bias, epsilon, relu, axis_name):  # 
         y = y + residual
     if relu:
         y = jnp.maximum(y, 0.0)
+    y = _written_once(y, scale)
     return (y, mean, variance), (x, y if relu else None, residual is None, mean, inverse, scale)
 
 
@@ -188,7 +204,7 @@ def _batch_norm_backward(epsilon, relu, axis_name, saved, cotangents):  # type: 
     mean_g, mean_gx = _mean_over_devices((sum_g / count, sum_gx / count), axis_name)
     a = scale * inverse
     b = -a * inverse * inverse * (mean_gx - mean * mean_g)
-    dx = a * g + b * x - (a * mean_g + b * mean)
+    dx = _written_once(a * g + b * x - (a * mean_g + b * mean), scale)
     return dx, None if no_residual else g, d_scale, sum_g
 
 
