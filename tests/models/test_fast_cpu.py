@@ -90,6 +90,38 @@ def test_batch_norm_its_gradients_and_statistics_equal_flaxs(activation, with_re
     )
 
 
+def test_synchronised_over_devices_it_is_the_norm_of_the_whole_batch():
+    x, residual, g = (random(8, 3, 5, 4, seed=seed) for seed in range(3))
+    scale, bias = 1 + 0.1 * random(4, seed=3), random(4, seed=4)
+
+    def norm(axis_name):
+        def results(x, residual, g):
+            (y, *statistics), transpose = jax.vjp(
+                lambda *a: fast_cpu.batch_norm(*a, 1e-5, True, axis_name), x, residual, scale, bias
+            )
+            return y, statistics, transpose((g, *map(jnp.zeros_like, statistics)))
+
+        return results
+
+    def devices(a):
+        return a.reshape(4, 2, *a.shape[1:])
+
+    y, statistics, (dx, dr, d_scale, d_bias) = norm(None)(x, residual, g)
+    # A mapped axis of vmap stands for four devices of two images each.
+    got_y, got_statistics, got = jax.vmap(norm("devices"), axis_name="devices")(
+        devices(x), devices(residual), devices(g)
+    )
+    for expected, result in [
+        (devices(y), got_y),
+        (devices(dx), got[0]),
+        (devices(dr), got[1]),
+        (d_scale, got[2].sum(0)),
+        (d_bias, got[3].sum(0)),
+        *((jnp.stack([a] * 4), b) for a, b in zip(statistics, got_statistics, strict=True)),
+    ]:
+        np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_whole_network_has_the_same_loss_gradient_and_statistics():
     model = create_model("resnet20", sac=True)
     images, labels = random(6, 16, 16, 3), jnp.arange(6)
