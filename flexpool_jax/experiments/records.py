@@ -74,7 +74,9 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 
 def _rounded(value: Any) -> Any:
     """Without the last bits of rounding, which would differ from one machine to another."""
-    return float(f"{value:.12g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0
 
 
 def _arm(arm: Arm) -> Record:
