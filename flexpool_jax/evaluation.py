@@ -10,10 +10,14 @@ from typing import Any
 import ml_collections
 
 from flexpool_jax import configuration
-from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints, reporting
-from flexpool_jax.training.experiment import build_experiment, evaluate, on_devices
+from flexpool_jax.training.experiment import (
+    build_experiment,
+    evaluate,
+    load_configured_dataset,
+    on_devices,
+)
 from flexpool_jax.training.train import use_compilation_cache
 
 
@@ -47,14 +51,7 @@ def evaluate_workdir(
     use_compilation_cache(config.compilation_cache)
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
-        dataset = load_dataset(
-            config.dataset.name,
-            config.dataset.data_dir,
-            config.dataset.raw_dir,
-            image_size=config.dataset.image_size,
-            holdout=config.dataset.holdout,
-            seed=config.seed,
-        )
+        dataset = load_configured_dataset(config)
         experiment = build_experiment(config, dataset)
         try:
             model = checkpoints.restore_model(manager, number, experiment.abstract_state())

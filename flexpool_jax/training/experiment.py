@@ -19,7 +19,7 @@ import optax
 from flax import linen as nn
 
 from flexpool_jax import configuration
-from flexpool_jax.data import Dataset, Split
+from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model, fast_cpu
@@ -98,6 +98,18 @@ class Experiment:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_train_examples)
         used = order[: self.steps_per_epoch * self.batch_size].astype(np.int32)
         return used.reshape(self.steps_per_epoch, self.num_devices, -1)
+
+
+def load_configured_dataset(config: ml_collections.ConfigDict) -> Dataset:
+    """Loads what ``config.dataset`` names, and prepares it first if that has not been done."""
+    return load_dataset(
+        config.dataset.name,
+        config.dataset.data_dir,
+        config.dataset.raw_dir,
+        image_size=config.dataset.image_size,
+        holdout=config.dataset.holdout,
+        seed=config.seed,
+    )
 
 
 def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Experiment:

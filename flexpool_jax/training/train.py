@@ -12,9 +12,14 @@ import jax
 import ml_collections
 
 from flexpool_jax import configuration
-from flexpool_jax.data import Dataset, load_dataset
+from flexpool_jax.data import Dataset
 from flexpool_jax.training import checkpoints, reporting, superclass
-from flexpool_jax.training.experiment import Experiment, build_experiment, on_devices
+from flexpool_jax.training.experiment import (
+    Experiment,
+    build_experiment,
+    load_configured_dataset,
+    on_devices,
+)
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.lock import hold_workdir
 from flexpool_jax.training.loop import Progress, TrainingRun
@@ -41,14 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     with stop_on_signals() as stop:
         # Named before the first array exists: later, JAX would not use it.
         use_compilation_cache(config.compilation_cache)
-        dataset = load_dataset(
-            config.dataset.name,
-            config.dataset.data_dir,
-            config.dataset.raw_dir,
-            image_size=config.dataset.image_size,
-            holdout=config.dataset.holdout,
-            seed=config.seed,
-        )
+        dataset = load_configured_dataset(config)
         phases = [(config, dataset, workdir)]
         if config.superclass.epochs:
             phases.insert(
