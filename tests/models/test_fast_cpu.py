@@ -55,6 +55,25 @@ def test_convolution_and_both_gradients_equal_laxs(shape, batch, monkeypatch):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("columns", [6, 7])
+@pytest.mark.parametrize(
+    "padding", [((0, 0), (0, 0)), ((1, 0), (0, 1)), ((2, 2), (1, 2)), ((3, 0), (4, 3))]
+)
+def test_every_padding_gives_laxs_convolution(padding, columns):
+    x, kernel = random(2, 5, columns, 3), random(3, 3, 3, 4, seed=1)
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected, transpose = jax.vjp(reference, x, kernel)
+    got, fast_transpose = jax.vjp(lambda x, k: fast_cpu.conv(x, k, 1, padding), x, kernel)
+    g = random(*expected.shape, seed=2)
+    for a, b in zip((expected, *transpose(g)), (got, *fast_transpose(g)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_batch_norm_its_gradients_and_statistics_equal_flaxs(activation, with_residual):
