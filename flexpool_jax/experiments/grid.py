@@ -1,8 +1,9 @@
 """A sweep's config in, the runs it stands for out: a name and a training config for each.
 
-The files of configs/ that describe sweeps (paper_tables.py, lambda_ablation.py, pools.py) have the
-fields of `FIELDS`. Every run is one data set's own config file with a variant, as a user would name
-it on the command line, and so a cell of a sweep and the same run started by hand are one.
+The files of configs/ that describe sweeps (paper_tables.py, lambda_ablation.py, pool_reg.py,
+pools.py) have the fields of `FIELDS`. Every run is one data set's own config file with a variant,
+as a user would name it on the command line, and so a cell of a sweep and the same run started by
+hand are one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flexpool_jax.errors import UserError, unknown_name
 # Field: its type, that of its entries if it is a tuple, and what it may hold, in words.
 FIELDS: dict[str, tuple[type, type | None, str]] = {
     "datasets": (tuple, str, "names of files in configs/ without .py, e.g. digits,cifar10"),
-    "columns": (tuple, str, "variants joined by +, e.g. avg,flexpool+reg"),
+    "columns": (tuple, str, "variants joined by +, e.g. avg,flexpool+reg,flexpool+reg=0.01"),
     "sac": (tuple, str, "off, on, or weights joined by /, e.g. off,0.1/0.2/0.7"),
     "seeds": (tuple, int, "whole numbers from 0, e.g. 0,1,2"),
     "num_epochs": (int, None, "a whole number from 1, or 0 for each data set's own"),
@@ -152,6 +153,8 @@ def _training_config(
 ) -> ConfigDict:
     """The data set's config with what the sweep says; the overrides come last, and so count."""
     words = column.split("+")
+    strengths = [word for word in words if word.startswith("reg=")]
+    words = ["reg" if word in strengths else word for word in words]
     for word in words:
         if word not in _COLUMN_WORDS:
             raise unknown_name("variant", word, _COLUMN_WORDS)
@@ -163,12 +166,21 @@ def _training_config(
     config = configuration.load_config(f"{path}:{','.join(variant)}", configs_dir)
     if others:
         config.pool = others[0]
+    for word in strengths:
+        config.pool_reg = _pool_reg(word, column)
     if sac not in ("off", "on"):
         config.sac.weights = _sac_weights(sac)
     if sweep.num_epochs:
         config.num_epochs = sweep.num_epochs
     _override(config, sweep.overrides)
     return config
+
+
+def _pool_reg(word: str, column: str) -> float:
+    try:
+        return float(word.removeprefix("reg="))
+    except ValueError:
+        raise UserError(f"column {column!r} has {word!r}; allowed: e.g. reg=0.01") from None
 
 
 def _sac_weights(text: str) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import default, digits, lambda_ablation, paper_tables, pools
+from configs import default, digits, lambda_ablation, paper_tables, pool_reg, pools
 from flexpool_jax import configuration, pooling
 from flexpool_jax.configuration import apply_overrides, load_config
 from flexpool_jax.errors import UserError
@@ -95,6 +95,15 @@ def test_lambda_ablation_has_the_papers_and_the_releases_weights():
     assert "cifar10/flexpool+reg+sac-0.01-0.11-0.88/seed-0" in {cell.name for cell in cells}
 
 
+def test_a_column_may_say_how_strong_the_regulariser_is():
+    cells = grid.expand(pool_reg.get_config(), CONFIGS_DIR)
+    strengths = {cell.name.split("/")[1]: cell.config.pool_reg for cell in cells}
+    assert strengths["flexpool"] == 0
+    assert strengths["flexpool+reg=0.001"] == 0.001
+    assert strengths["flexpool+reg=10"] == 10
+    assert all(cell.config.dataset.holdout == 0.25 for cell in cells)
+
+
 def test_pools_are_all_there_are():
     cells = grid.expand(pools.get_config(), CONFIGS_DIR)
     assert {cell.config.pool for cell in cells} == set(pooling.POOLS)
@@ -106,6 +115,11 @@ def test_pool_words_are_those_of_the_configs():
 
 
 MISTAKES = [
+    ({"columns": ("flexpool+reg=strong",)}, ["'reg=strong'", "reg=0.01"]),
+    ({"columns": ("flexpool+reg=-1",)}, ["pool_reg is -1"]),
+    ({"columns": ("flexpool+reg=nan",)}, ["pool_reg is nan"]),
+    ({"columns": ("flexpool+reg+reg=1",)}, ["'reg' twice"]),
+    ({"columns": ("avg+reg=1",)}, ["'reg'", "avg"]),
     ({"datasets": ("digit",)}, ["'digit'", "'digits'"]),
     ({"datasets": ("pools",)}, ["pools", "argument after the colon"]),
     ({"datasets": ()}, ["config.datasets is ()"]),
