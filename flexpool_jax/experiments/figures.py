@@ -78,7 +78,7 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
         for ax in panels[len(drawn) :]:
             ax.set_visible(False)
         what = "with SAC" if sac else "one classifier"
-        figure.suptitle(f"{title}: final test accuracy, {what}", x=0.01, ha="left", fontsize=12)
+        figure.suptitle(f"{title}: final accuracy, {what}", x=0.01, ha="left", fontsize=12)
         _legend(figure, list(panels))
         save(figure, path)
     return True
@@ -173,7 +173,7 @@ def draw_settings(row: Row, path: Path) -> bool:
         ax.set_yticks(range(len(arms)), [arm_name(arm) for arm in arms])
         ax.set_ylim(len(arms) - 0.4, -0.6)
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel("final test accuracy in %")
+        ax.set_xlabel("final accuracy in %")
         ax.set_title(row.title)
         _legend(figure, [ax])
         save(figure, path)

@@ -73,17 +73,25 @@ def _opening(found: Found, comparisons: Comparisons) -> str:
     devices = Counter(run.device for run in found.runs)
     versions = Counter(run.versions for run in found.runs)
     hours = sum(run.seconds for run in found.runs) / 3600
-    return f"""\
+    held_out = any(run.config.dataset.holdout for run in found.runs)
+    split = (
+        "the test split (or the held-out images that a row names)" if held_out else "the test split"
+    )
+    text = f"""\
 # Report
 
 {len(found.runs)} finished runs, {hours:.1f} hours of training, on {_listed(devices)}; with
 {_listed(versions)}.
 
-Accuracies are those of the **last epoch** on the test split, in per cent: the mean over n seeds ±
+Accuracies are those of the **last epoch** on {split}, in per cent: the mean over n seeds ±
 half of its 95 % interval (Student's t). The best epoch's is higher by design, since it is chosen by
 looking at test images, and is given for information in the lists below. One seed has no interval.
 Differences are paired by seed: same order of examples, same draws; their p-values are those of the
-paired t-test. The intervals say how far seeds differ, not how far another test split would.
+paired t-test. The intervals say how far seeds differ, not how far another test split would."""
+    if not comparisons.count:
+        return text
+    return f"""\
+{text}
 
 {comparisons.count} differences are tested in this report. Were none of them real, about
 {0.05 * comparisons.count:.1f} would be expected to have p < 0.05. An asterisk marks those that keep
@@ -213,7 +221,8 @@ def _recipe(row: Row) -> str:
     ]
     return (
         f"{config.model}, {f'{size}×{size} pixels' if size else 'images as the data set has them'}"
-        f", {config.num_epochs} epochs, {config.batch_size} images a step, "
+        f", {config.num_epochs} epoch{'s' * (config.num_epochs > 1)}, "
+        f"{config.batch_size} images a step, "
         f"{config.optimizer.name} with learning rate {config.learning_rate:g} ({config.schedule}), "
         f"weight decay {config.optimizer.weight_decay:g}, {config.dtype}; "
         f"augmentation: {', '.join(filter(None, augment)) or 'none'}."

@@ -1,5 +1,6 @@
 """The committed reports are what the committed results say, and the page shows no other numbers."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -37,3 +38,18 @@ def test_every_measured_row_of_the_page_is_from_a_report():
     assert rows
     for row in rows:
         assert row in reports
+
+
+def test_every_row_about_the_regulariser_is_from_its_report():
+    report = (ROOT / "results/pool_reg/report/report.md").read_text().splitlines()
+    rows = re.findall(
+        r"^\| \**([\d.]+)\** \| (\d\d\.\d\d ± \S+) \| (\S.*?) \|", PAGE.read_text(), re.M
+    )
+    assert len(rows) == 6
+    for strength, *accuracies in rows:
+        name = "| FlexPool |" if strength == "0" else f"({strength} × Eq. 2)"
+        lines = [line for line in report if line.startswith("| – |") and name in line]
+        shown = [accuracy for accuracy in accuracies if accuracy != "–"]
+        assert len(lines) == len(shown)
+        for line, accuracy in zip(lines, shown, strict=True):
+            assert f"| {accuracy} (n = " in line
