@@ -1,8 +1,10 @@
 """Convolution and BatchNorm for XLA's CPU backend: the same results as flax's, computed faster.
 
-`flexpool_jax.models.layers` uses them on CPUs only. Why each piece is here stands with the piece;
-`benchmarks/train_step.py` measures the whole. Both have a gradient of their own (`jax.custom_vjp`),
-and so no forward-mode derivative: whoever needs one switches them off (`layers.cpu_kernels`).
+`flexpool_jax.models.layers` uses them on CPUs only. Convolutions in float32 are oneDNN's where its
+library is installed (`flexpool_jax.models.onednn`), and otherwise XLA's own, arranged so that XLA
+computes them faster. Why each piece is here stands with the piece; `benchmarks/train_step.py`
+measures the whole. All have gradients of their own (`jax.custom_vjp`), and so no forward-mode
+derivative: whoever needs one switches them off (`layers.cpu_kernels`).
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flexpool_jax.models import onednn
+
 Array = jax.Array
 Padding = Sequence[tuple[int, int]]
 
-# Bytes of input per slice of the kernel gradient. XLA's own kernel gradient falls from 50-64
-# GFLOP/s at batch 128 to 12-23 at batch 1000; in slices that stay in the cache it does not. Slices
-# of 16 images at 32×32×16 and at 16×16×32 ran at 70 and 113 GFLOP/s, of 32 at 54 and 84; smaller
-# ones still gain nothing more, and each costs compile time.
+# Bytes of input per slice of XLA's kernel gradient, which takes two to four times as long an image
+# at batch 1000 as at 128; in slices that stay in the cache it does not. Slices of 1 MiB ran 1.3 to
+# 1.5 times as fast as slices of 2 MiB at 32×32×16 and 16×16×32. Smaller ones gain a tenth at most,
+# and each costs compile time.
 KERNEL_GRADIENT_SLICE_BYTES = 1024 * 1024
 
 # Up to so many features, a convolution computes two columns at once (`_conv_in_pairs`).
@@ -55,7 +59,7 @@ def compiler_options() -> dict[str, str | bool]:
 def conv_general_dilated(
     x: Array, kernel: Array, strides: Sequence[int], padding: str | Padding, **others: Any
 ) -> Array:
-    """What `flax.linen.Conv` takes for its ``conv_general_dilated``: `conv` where it applies."""
+    """What `flax.linen.Conv` takes for its ``conv_general_dilated``; `conv` where it applies."""
     dilations = (*others.get("lhs_dilation", ()), *others.get("rhs_dilation", ()))
     if (
         len(strides) != 2
@@ -66,6 +70,26 @@ def conv_general_dilated(
     ):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
     return conv(x, kernel, strides[0], tuple((low, high) for low, high in padding))
+
+
+def conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """`jax.lax.conv_general_dilated` in NHWC: oneDNN's where that is possible, or else XLA's.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        kernel: ``[kh, kw, C, features]``.
+        stride: of both directions.
+        padding: (low, high) for each of them.
+
+    Returns:
+        ``[B, H', W', features]``.
+    """
+    if x.dtype == jnp.float32 and onednn.library() is not None:
+        geometry = onednn.Geometry(x.shape, kernel.shape, stride, tuple(padding))
+        sizes = (*geometry.x, *geometry.kernel, *geometry.y)
+        if min(sizes) > 0 <= min(itertools.chain(*padding)):
+            return onednn.conv(x, kernel, geometry)
+    return xla_conv(x, kernel, stride, padding)
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
@@ -118,18 +142,8 @@ def _slices(batch: int, bytes_per_image: int, slice_bytes: int) -> list[slice]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """`jax.lax.conv_general_dilated` in NHWC, with the kernel's gradient summed over slices.
-
-    Args:
-        x: ``[B, H, W, C]``.
-        kernel: ``[kh, kw, C, features]``.
-        stride: of both directions.
-        padding: (low, high) for each of them.
-
-    Returns:
-        ``[B, H', W', features]``.
-    """
+def xla_conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """The same by XLA, with the kernel's gradient summed over slices of the batch."""
     return _conv_fast(x, kernel, stride, padding)
 
 
@@ -160,17 +174,25 @@ def _conv_backward(
     return dx, dk
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+xla_conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _column_sums(x: Array, y: Array | None = None) -> Array:
-    """Sums over all axes but the last, of x or of x · y, as a product with a row of ones.
+def _sums(x: Array, y: Array) -> tuple[Array, Array]:
+    """Sums of x and of x · y over all axes but the last.
 
-    The matrix product is threaded and runs at memory speed; XLA's own reduction is neither.
+    Both in one pass, and over the second axis first: XLA's CPU backend reduces one of at most 32
+    elements beside long rows at memory speed, 45 GB/s; all axes at once it does at 8 GB/s, and a
+    matrix product with ones, which has to write x · y first, at 11.
     """
-    rows = x if y is None else x * y
-    rows = rows.reshape(-1, x.shape[-1])
-    return (jnp.ones((1, rows.shape[0]), rows.dtype) @ rows)[0]
+    channels = x.shape[-1]
+    if x.ndim > 3:
+        x, y = (a.reshape(a.shape[0], -1, a.shape[-2] * channels) for a in (x, y))
+    zero = jnp.zeros((), x.dtype)
+    sums = jax.lax.reduce(
+        (x, x * y), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (x.ndim - 2,)
+    )
+    sum_x, sum_xy = (part.reshape(-1, channels).sum(0) for part in sums)
+    return sum_x, sum_xy
 
 
 def _zero_after(x: Array) -> Array:
@@ -181,12 +203,12 @@ def _zero_after(x: Array) -> Array:
 def _written_once(x: Array, scale: Array) -> Array:
     """The same x, in a form that XLA writes to memory before anything reads it.
 
-    XLA fuses elementwise operations into each of their readers. The kernel gradient reads in
+    XLA fuses elementwise operations into each of their readers. A kernel gradient of XLA's reads in
     transposed order, and would there compute anew the chain of norms, residuals and ReLUs of all
-    blocks since the last stride, from up to nine arrays. Written once, a step of ResNet20 takes
-    4-15 % less at batch 128 and as long at 1000, where it compiles in 10 s, not 26. An optimization
-    barrier does not do it: the CPU pipeline drops it ahead of fusion. An element written over
-    itself does, where its position is known at run time only.
+    blocks since the last stride, from up to nine arrays; and sums over what a ReLU's gradient
+    selects take ten times as long as over what lies in memory. An optimization barrier does not do
+    it: the CPU pipeline drops it ahead of fusion. An element written over itself does, where its
+    position is known at run time only.
     """
     origin = _zero_after(scale)
     first = jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim)
@@ -229,9 +251,8 @@ def _mean_over_devices(values: tuple[Array, ...], axis_name: str | None) -> tupl
 
 def _batch_norm_forward(x, residual, scale, bias, epsilon, relu, axis_name):  # type: ignore[no-untyped-def]
     count = x.size // x.shape[-1]
-    mean, square = _mean_over_devices(
-        (_column_sums(x) / count, _column_sums(x, x) / count), axis_name
-    )
+    sum_x, sum_xx = _sums(x, x)
+    mean, square = _mean_over_devices((sum_x / count, sum_xx / count), axis_name)
     variance = jnp.maximum(square - mean * mean, 0.0)
     inverse = jax.lax.rsqrt(variance + epsilon)
     y = x * (scale * inverse) + (bias - mean * scale * inverse)
@@ -247,9 +268,9 @@ def _batch_norm_backward(epsilon, relu, axis_name, saved, cotangents):  # type: 
     x, y, no_residual, mean, inverse, scale = saved
     g = cotangents[0]
     if relu:
-        g = jnp.where(y > 0, g, 0.0)
+        g = _written_once(jnp.where(y > 0, g, 0.0), scale)
     count = x.size // x.shape[-1]
-    sum_g, sum_gx = _column_sums(g), _column_sums(g, x)
+    sum_g, sum_gx = _sums(g, x)
     d_scale = (sum_gx - mean * sum_g) * inverse
     mean_g, mean_gx = _mean_over_devices((sum_g / count, sum_gx / count), axis_name)
     a = scale * inverse

@@ -13,6 +13,7 @@ import ml_collections
 
 from flexpool_jax import configuration
 from flexpool_jax.data import Dataset
+from flexpool_jax.models import onednn
 from flexpool_jax.training import checkpoints, reporting, superclass
 from flexpool_jax.training.experiment import (
     Experiment,
@@ -169,6 +170,8 @@ def _first_lines(
         total_steps=experiment.total_steps,
         start_step=int(state.step),
     )
+    if jax.default_backend() == "cpu" and config.dtype == "float32":
+        lines.append(f"convolutions: {onednn.describe()}")
     options = experiment.compiler_options
     if options:
         flags = ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -49,7 +49,7 @@ def test_convolution_and_both_gradients_equal_laxs(shape, batch, monkeypatch):
         )
 
     expected, transpose = jax.vjp(reference, x, kernel)
-    got, fast_transpose = jax.vjp(lambda x, k: fast_cpu.conv(x, k, stride, padding), x, kernel)
+    got, fast_transpose = jax.vjp(lambda x, k: fast_cpu.xla_conv(x, k, stride, padding), x, kernel)
     g = random(*expected.shape, seed=2)
     for a, b in zip((expected, *transpose(g)), (got, *fast_transpose(g)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
@@ -68,7 +68,7 @@ def test_every_padding_gives_laxs_convolution(padding, columns):
         )
 
     expected, transpose = jax.vjp(reference, x, kernel)
-    got, fast_transpose = jax.vjp(lambda x, k: fast_cpu.conv(x, k, 1, padding), x, kernel)
+    got, fast_transpose = jax.vjp(lambda x, k: fast_cpu.xla_conv(x, k, 1, padding), x, kernel)
     g = random(*expected.shape, seed=2)
     for a, b in zip((expected, *transpose(g)), (got, *fast_transpose(g)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
@@ -77,7 +77,7 @@ def test_every_padding_gives_laxs_convolution(padding, columns):
 def test_backward_pass_holds_activations_once():
     def loss(kernels, x):
         for kernel in kernels:
-            x = nn.relu(fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))))
+            x = nn.relu(fast_cpu.xla_conv(x, kernel, 1, ((1, 1), (1, 1))))
         return jnp.sum(x)
 
     x, kernels = jnp.ones((64, 32, 32, 16)), [jnp.ones((3, 3, 16, 16))] * 8
@@ -89,13 +89,14 @@ def test_backward_pass_holds_activations_once():
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_batch_norm_its_gradients_and_statistics_equal_flaxs(activation, with_residual):
-    x = 3 + 2 * random(6, 5, 4, 8)
-    residual = random(6, 5, 4, 8, seed=1) if with_residual else None
+@pytest.mark.parametrize("shape", [(6, 5, 4, 8), (120, 8), (30, 4, 8), (2, 3, 5, 4, 8)])
+def test_batch_norm_its_gradients_and_statistics_equal_flaxs(activation, with_residual, shape):
+    x = 3 + 2 * random(*shape)
+    residual = random(*shape, seed=1) if with_residual else None
     norm = BatchNorm(activation=activation)
     variables = norm.init(jax.random.key(0), x, train=True)
     params = {"scale": 1 + 0.1 * random(8, seed=2), "bias": random(8, seed=3)}
-    weights = random(6, 5, 4, 8, seed=4)
+    weights = random(*shape, seed=4)
 
     def run(enabled):
         def loss(params, x, residual):

@@ -1,0 +1,219 @@
+"""oneDNN's convolution against lax's, and XLA's calls of it."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexpool_jax.models import fast_cpu, onednn
+
+SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64"
+needs_onednn = pytest.mark.skipif(not SUPPORTED, reason="PyPI has oneDNN for Linux on x86-64 only")
+
+# Every convolution of ResNet20, and others that differ in something: side, channels in, channels
+# out, kernel, stride, padding.
+SHAPES = [
+    (32, 3, 16, 3, 1, (1, 1)),
+    (32, 16, 16, 3, 1, (1, 1)),
+    (32, 16, 32, 3, 2, (1, 1)),
+    (16, 32, 32, 3, 1, (1, 1)),
+    (16, 32, 64, 3, 2, (1, 1)),
+    (8, 64, 64, 3, 1, (1, 1)),
+    (9, 8, 16, 1, 2, (0, 0)),
+    (15, 3, 8, 7, 2, (3, 3)),
+    (7, 5, 3, 3, 1, (0, 2)),
+    (6, 4, 4, 2, 3, (3, 0)),
+]
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def lax_conv(stride, padding):
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return conv
+
+
+def results(conv, x, kernel, dy):
+    """A convolution and both its gradients, given the one to its result."""
+    y, transpose = jax.vjp(conv, x, kernel)
+    return y, *transpose(dy)
+
+
+@needs_onednn
+def test_it_is_there():
+    assert onednn.describe().startswith("oneDNN 3.")
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [1, 7, 53])
+def test_convolution_and_both_gradients_equal_laxs(shape, batch):
+    side, channels, features, size, stride, margins = shape
+    x, kernel = random(batch, side, side, channels), random(size, size, channels, features, seed=1)
+    padding = (margins, margins)
+    dy = random(*jax.eval_shape(lax_conv(stride, padding), x, kernel).shape, seed=2)
+    got = results(jax.jit(lambda x, k: fast_cpu.conv(x, k, stride, padding)), x, kernel, dy)
+    with jax.enable_x64(True):
+        arguments = [a.astype(jnp.float64) for a in (x, kernel, dy)]
+        exact = results(lax_conv(stride, padding), *arguments)
+        sums_of_magnitudes = results(lax_conv(stride, padding), *map(jnp.abs, arguments))
+        for a, b, magnitude in zip(exact, got, sums_of_magnitudes, strict=True):
+            assert b.dtype == jnp.float32
+            # lax's own float32 convolutions are up to 2.7 roundings off as well.
+            assert jnp.all(jnp.abs(b - a) <= 4 * jnp.finfo(jnp.float32).eps * magnitude)
+
+
+@needs_onednn
+def test_programs_call_onednn_and_nothing_else():
+    def loss(x, kernel):
+        return jnp.sum(fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))) ** 2)
+
+    lowered = (
+        jax.jit(jax.grad(loss, (0, 1))).lower(random(2, 4, 4, 3), random(3, 3, 3, 5)).as_text()
+    )
+    assert "stablehlo.convolution" not in lowered
+    for form in ("forward", "input_gradient", "kernel_gradient"):
+        assert lowered.count(f"@onednn.{form}.2x4x4x3.3x3x3x5.1.1x1.1x1") == 1
+
+
+@needs_onednn
+def test_gradients_of_gradients_equal_laxs():
+    x, kernel, direction = (
+        random(2, 5, 5, 3),
+        random(3, 3, 3, 4, seed=1),
+        random(2, 5, 5, 3, seed=2),
+    )
+
+    def second(conv):
+        def slope(x, kernel):
+            gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), (0, 1))(x, kernel)
+            return jnp.sum(gradient[0] * direction) + jnp.sum(gradient[1] ** 2)
+
+        return jax.jit(jax.grad(slope, (0, 1)))(x, kernel)
+
+    padding = ((1, 1), (1, 1))
+    for a, b in zip(
+        second(lax_conv(1, padding)),
+        second(lambda x, k: fast_cpu.conv(x, k, 1, padding)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3)
+
+
+@needs_onednn
+def test_vmap_over_images_and_over_kernels():
+    x, kernels = random(3, 2, 6, 6, 4), random(3, 3, 3, 4, 5, seed=1)
+    padding = ((1, 1), (1, 1))
+
+    def conv(x, kernel):
+        return fast_cpu.conv(x, kernel, 1, padding)
+
+    for axes in [(0, None), (None, 0), (0, 0)]:
+        arguments = [
+            a[0] if axis is None else a for a, axis in zip((x, kernels), axes, strict=True)
+        ]
+        got = jax.vmap(conv, axes)(*arguments)
+        expected = jax.vmap(lax_conv(1, padding), axes)(*arguments)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
+def test_threads_do_not_get_each_others_results():
+    images = [random(4, 12, 12, 8, seed=seed) for seed in range(8)]
+    kernel = random(3, 3, 8, 8, seed=9)
+    conv = jax.jit(lambda x: fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))))
+    expected = [np.asarray(conv(x)) for x in images]
+    wrong = []
+
+    def repeat(x, y):
+        for _ in range(50):
+            if not np.array_equal(conv(x), y):
+                wrong.append(x)
+
+    threads = [
+        threading.Thread(target=repeat, args=pair) for pair in zip(images, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_onednn
+def test_a_process_may_end_while_a_program_runs(tmp_path):
+    program = """
+        import jax, jax.numpy as jnp
+        from flexpool_jax.models import fast_cpu, onednn
+
+        assert onednn.library()
+
+        def convs(x, kernel):
+            for _ in range(300):
+                x = fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))) * 1e-3
+            return x
+
+        x, kernel = jnp.ones((64, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
+        run = jax.jit(convs).lower(x, kernel).compile()
+        run(x, kernel)
+        raise SystemExit(7)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
+@needs_onednn
+def test_a_failure_of_onednns_is_an_error_of_the_program(monkeypatch):
+    plan = onednn.Library._plan
+
+    def without_arguments(self, form, geometry):
+        memories, steps = plan(self, form, geometry)
+        return memories, [(primitive, {}) for primitive, _ in steps]
+
+    monkeypatch.setattr(onednn.Library, "_plan", without_arguments)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN could not compute a convolution"):
+        # A shape that no other test has, since what is registered stays.
+        fast_cpu.conv(random(1, 11, 13, 2), random(3, 3, 2, 2), 1, ((0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize("missing", onednn.PACKAGES)
+def test_without_its_packages_xla_convolves(monkeypatch, missing):
+    if missing == "llvmlite":
+        monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    else:
+
+        def files(name):
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(importlib.metadata, "files", files)
+    onednn._load.cache_clear()
+    try:
+        assert onednn.library() is None
+        assert missing in onednn.describe()
+        x, kernel = random(2, 6, 6, 3), random(3, 3, 3, 4, seed=1)
+        conv = jax.jit(lambda x, k: fast_cpu.conv(x, k, 1, ((1, 1), (1, 1))))
+        assert "stablehlo.convolution" in conv.lower(x, kernel).as_text()
+        expected = lax_conv(1, ((1, 1), (1, 1)))(x, kernel)
+        np.testing.assert_allclose(conv(x, kernel), expected, rtol=1e-4, atol=1e-5)
+    finally:
+        monkeypatch.undo()
+        onednn._load.cache_clear()
