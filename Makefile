@@ -59,8 +59,10 @@ fuzz: env-dev ## damage files at random and read them; N=10000 says how often
 # An environment of its own with the newest versions that this Python can install.
 test-newest: ## run the tests with the newest JAX, Flax and Orbax
 	$(PYTHON) -m venv .venv-newest
+	sed -nE 's/^([A-Za-z_-]+)==[^;]*/\1/p' requirements-cpu.txt requirements-dev.txt \
+	  | grep -v jax > .venv-newest/requirements.txt
 	.venv-newest/bin/python -m pip install --quiet --upgrade "jax[cpu]" flax optax orbax-checkpoint \
-	  $$(sed -nE 's/^([A-Za-z_-]+)==.*/\1/p' requirements-cpu.txt requirements-dev.txt | grep -v jax)
+	  -r .venv-newest/requirements.txt
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: env-dev ## check style, format and types

@@ -115,3 +115,34 @@ def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
         jax.block_until_ready(sums)
 
     return call, batch * count
+
+
+def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Call:
+    """A 3×3 convolution that keeps its shape, or one of its gradients.
+
+    Args:
+        by: "conv" or "xla_conv" of `fast_cpu`, or "lax".
+        form: "forward", "input gradient" or "kernel gradient".
+        batch: images.
+        side: of an image.
+        channels: of an image and of the result.
+    """
+    padding = ((1, 1), (1, 1))
+
+    def conv(x: Any, kernel: Any) -> Any:
+        if by != "lax":
+            return getattr(fast_cpu, by)(x, kernel, 1, padding)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def run(x: Any, kernel: Any, dy: Any) -> Any:
+        if form == "forward":
+            return conv(x, kernel)
+        gradients = jax.vjp(conv, x, kernel)[1](dy)
+        return gradients[form == "kernel gradient"]
+
+    shapes = ((batch, side, side, channels), (3, 3, channels, channels))
+    x, kernel = (jax.random.normal(jax.random.key(0), shape) for shape in shapes)
+    compiled = jax.jit(run, compiler_options=fast_cpu.compiler_options() or None)
+    return lambda: jax.block_until_ready(compiled(x, kernel, x))

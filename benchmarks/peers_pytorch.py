@@ -123,3 +123,22 @@ def evaluate(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
         _wait(device)
 
     return call, batch * count
+
+
+def convolution(form: str, batch: int, side: int, channels: int) -> Call:
+    """A 3×3 convolution that keeps its shape, or one of its gradients."""
+    last = torch.channels_last
+    x = torch.randn(batch, channels, side, side).to(memory_format=last)
+    kernel = torch.randn(channels, channels, 3, 3).to(memory_format=last)
+    wanted = [form == "input gradient", form == "kernel gradient", False]
+
+    @torch.no_grad()
+    def call() -> None:
+        if form == "forward":
+            F.conv2d(x, kernel, padding=1)
+        else:
+            torch.ops.aten.convolution_backward(
+                x, x, kernel, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+            )
+
+    return call

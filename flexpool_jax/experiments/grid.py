@@ -2,8 +2,8 @@
 
 The files of configs/ that describe sweeps (paper_tables.py, lambda_ablation.py, pool_reg.py,
 pools.py) have the fields of `FIELDS`. Every run is one data set's own config file with a variant,
-as a user would name it on the command line, and so a cell of a sweep and the same run started by
-hand are one.
+as on the command line, and with the fields that a column or the sweep sets besides; so a cell of a
+sweep and the same run started by hand are one.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
         configs_dir: The folder with the data sets' config files.
 
     Raises:
-        UserError: When the sweep or any of its runs is not valid; names the run.
+        UserError: When the sweep or any of its runs is not valid, or two of them are the same;
+            names the run.
 
     Example:
         >>> from configs import paper_tables
@@ -128,6 +129,7 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
             files = [name.removesuffix(".py") for name in names]
             raise unknown_name("config.datasets entry", dataset, files)
     cells = []
+    names_of: dict[str, str] = {}
     grid = itertools.product(config.seeds, config.datasets, config.sac, config.columns)
     for seed, dataset, sac, column in grid:
         name = f"{dataset}/{_folder(column, sac)}/seed-{seed}"
@@ -138,7 +140,11 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
             configuration.check_files(training)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        cells.append(Cell(name, dataset, training))
+        cell = Cell(name, dataset, training)
+        same = names_of.setdefault(f"{cell.digest} {seed}", name)
+        if same != name:
+            raise UserError(f"{same} and {name} are the same run; a sweep needs one of them")
+        cells.append(cell)
     return cells
 
 

@@ -73,21 +73,22 @@ def _opening(found: Found, comparisons: Comparisons) -> str:
     devices = Counter(run.device for run in found.runs)
     versions = Counter(run.versions for run in found.runs)
     hours = sum(run.seconds for run in found.runs) / 3600
-    held_out = any(run.config.dataset.holdout for run in found.runs)
-    split = (
-        "the test split (or the held-out images that a row names)" if held_out else "the test split"
-    )
+    split, intervals = "the test split", "not how far another test split would"
+    if any(run.config.dataset.holdout for run in found.runs):
+        split += ", or the held-out images that a row names"
+        intervals += "; but each seed holds out other images"
     text = f"""\
 # Report
 
 {len(found.runs)} finished runs, {hours:.1f} hours of training, on {_listed(devices)}; with
 {_listed(versions)}.
 
-Accuracies are those of the **last epoch** on {split}, in per cent: the mean over n seeds ±
-half of its 95 % interval (Student's t). The best epoch's is higher by design, since it is chosen by
-looking at test images, and is given for information in the lists below. One seed has no interval.
-Differences are paired by seed: same order of examples, same draws; their p-values are those of the
-paired t-test. The intervals say how far seeds differ, not how far another test split would."""
+Accuracies are those of the **last epoch** on {split},
+in per cent: the mean over n seeds ± half of its 95 % interval (Student's t). The best epoch's is
+higher by design, since it is chosen by looking at the same images, and is given for information in
+the lists below. One seed has no interval. Differences are paired by seed: same order of examples,
+same draws; their p-values are those of the paired t-test. The intervals say how far seeds differ,
+{intervals}."""
     if not comparisons.count:
         return text
     return f"""\

@@ -119,6 +119,8 @@ MISTAKES = [
     ({"columns": ("flexpool+reg=-1",)}, ["pool_reg is -1"]),
     ({"columns": ("flexpool+reg=nan",)}, ["pool_reg is nan"]),
     ({"columns": ("flexpool+reg+reg=1",)}, ["'reg' twice"]),
+    ({"columns": ("flexpool+reg=1", "flexpool+reg=1.0")}, ["reg=1/", "reg=1.0/", "same run"]),
+    ({"sac": ("on", "0.1/0.2/0.7")}, ["avg+sac/", "avg+sac-0.1-0.2-0.7/", "same run"]),
     ({"columns": ("avg+reg=1",)}, ["'reg'", "avg"]),
     ({"datasets": ("digit",)}, ["'digit'", "'digits'"]),
     ({"datasets": ("pools",)}, ["pools", "argument after the colon"]),

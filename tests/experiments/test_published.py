@@ -1,7 +1,10 @@
-"""The committed reports are what the committed results say, and the page shows no other numbers."""
+"""The committed reports are what the committed results say, and the page's tables show no other."""
 
+import json
+import math
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -40,16 +43,32 @@ def test_every_measured_row_of_the_page_is_from_a_report():
         assert row in reports
 
 
-def test_every_row_about_the_regulariser_is_from_its_report():
-    report = (ROOT / "results/pool_reg/report/report.md").read_text().splitlines()
+def test_every_row_about_the_regulariser_is_from_its_results():
+    results = ROOT / "results/pool_reg"
+    report = (results / "report/report.md").read_text().splitlines()
+    cell = r"(\S.*?) \| "
     rows = re.findall(
-        r"^\| \**([\d.]+)\** \| (\d\d\.\d\d ± \S+) \| (\S.*?) \|", PAGE.read_text(), re.M
+        rf"^\| \**([\d.]+)\** \| (\d\d\.\d\d ± \S+) \| {cell}{cell}(\S.*?) \|$",
+        PAGE.read_text(),
+        re.M,
     )
     assert len(rows) == 6
-    for strength, *accuracies in rows:
+    for strength, *cells in rows:
         name = "| FlexPool |" if strength == "0" else f"({strength} × Eq. 2)"
         lines = [line for line in report if line.startswith("| – |") and name in line]
-        shown = [accuracy for accuracy in accuracies if accuracy != "–"]
+        shown = [accuracy for accuracy in cells[:2] if accuracy != "–"]
         assert len(lines) == len(shown)
         for line, accuracy in zip(lines, shown, strict=True):
             assert f"| {accuracy} (n = " in line
+        column = "flexpool" if strength == "0" else f"flexpool+reg={strength}"
+        for dataset, off in zip(("digits", "fashion_mnist"), cells[2:], strict=True):
+            runs = sorted((results / dataset / column).glob("*/metrics.jsonl"))
+            decimals = len(off.removesuffix(" %").partition(".")[2])
+            assert off == (f"{100 * mean_off(runs):.{decimals}f} %" if runs else "–")
+
+
+def mean_off(runs):
+    """How far the sums of 64 channels' weights are from 1, as the page says that it is counted."""
+    rows = [[json.loads(line) for line in run.read_text().splitlines()] for run in runs]
+    last = [[row for row in run if row["split"] == "train"][-1] for run in rows]
+    return statistics.mean(math.sqrt(row["regularizer"] / 64) for row in last)
