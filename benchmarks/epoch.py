@@ -93,7 +93,7 @@ def watch(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Trains three times (cold cache, warm cache, watched) and prints the table."""
+    """Trains with a warm cache, then watched, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/digits.py:flexpool,reg")
     parser.add_argument("--epochs", type=int, default=3)

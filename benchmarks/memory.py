@@ -41,10 +41,6 @@ def work(module: str, **options: Any) -> None:
     call, _ = train_step.build(module, **options)
     for _ in range(workers.WARM_UP_CALLS):
         call()
-    if module == "ours":
-        from flexpool_jax.training import heap
-
-        heap.trim()  # as a run does after its first step
     life = 0
     if not workers.has_gpu():
         life = _peak_resident()

@@ -37,6 +37,9 @@ _cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
 def cpu_kernels(enabled: bool) -> Iterator[None]:
     """Chooses, for what is traced inside, between `fast_cpu` and flax's own layers on a CPU.
 
+    Flax's own are for what `fast_cpu` cannot: forward-mode derivatives, and `jax.export`, which
+    refuses custom calls.
+
     Example:
         >>> with cpu_kernels(False):
         ...     y = Conv(features=4).init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from flexpool_jax.data import Split
 from flexpool_jax.errors import Interrupted, TrainingDiverged
-from flexpool_jax.training import checkpoints, heap, reporting
+from flexpool_jax.training import checkpoints, reporting
 from flexpool_jax.training.experiment import Experiment, evaluate
 from flexpool_jax.training.interrupts import StopRequest
 from flexpool_jax.training.state import TrainState
@@ -160,8 +160,6 @@ class TrainingRun:
                     self._diverged(step, f"the loss is {row['loss']}")
                 self._unlogged.append(row)
             self.display.step(last_step, rows[-1])
-            if not self.stop.saves:
-                heap.trim()
             self.stop.saves = True
 
     def _time(self, steps: int) -> None:

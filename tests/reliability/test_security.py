@@ -28,13 +28,12 @@ FORBIDDEN_ATTRIBUTES = {
     "extractall", "unpack_archive", "mktemp", "read_pickle", "to_pickle",
 }  # fmt: skip
 # Where a rule is broken on purpose: a config is Python and is run, as docs/reliability.md says; a
-# command may replace itself by the same command with another environment; and ctypes calls a
-# function of the C library that the process has loaded anyway, and oneDNN from its own package.
+# command may replace itself by the same command with another environment; and ctypes calls oneDNN,
+# which comes as a package.
 ALLOWED = {
     ("flexpool_jax/configuration/loading.py", "exec_module"),
     ("flexpool_jax/huge_pages.py", "execv"),
     ("flexpool_jax/models/onednn.py", "import ctypes"),
-    ("flexpool_jax/training/heap.py", "import ctypes"),
 }
 
 
