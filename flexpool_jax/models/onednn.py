@@ -30,7 +30,6 @@ Form = Literal["forward", "input_gradient", "kernel_gradient"]
 
 # What must be installed, beside JAX.
 PACKAGES = ("onednn-cpu-gomp", "llvmlite")
-_LIBRARY = "libdnnl.so.3"
 
 
 class Geometry(NamedTuple):
@@ -118,16 +117,20 @@ def _call(form: Form, a: Array, b: Array, geometry: Geometry) -> Array:
     return call(a, b)
 
 
+_loading = threading.Lock()
+
+
 def library() -> Library | None:
     """oneDNN, or None where one of `PACKAGES` is missing or cannot be loaded."""
-    loaded = _load()
+    with _loading:
+        loaded = _load()
     return loaded if isinstance(loaded, Library) else None
 
 
 def describe() -> str:
     """Who computes float32 convolutions on this CPU: "oneDNN 3.2.0", or "XLA" and why."""
-    loaded = _load()
-    return f"oneDNN {loaded.version}" if isinstance(loaded, Library) else f"XLA ({loaded})"
+    loaded = library()
+    return f"oneDNN {loaded.version}" if loaded else f"XLA ({_load()})"
 
 
 @functools.cache
@@ -137,10 +140,11 @@ def _load() -> Library | str:
         files = importlib.metadata.files(PACKAGES[0]) or []
         path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
         return Library(os.path.realpath(path))
-    except (ImportError, OSError) as error:  # the first where a package is not installed
-        return f"not oneDNN: {error}"
     except StopIteration:
         return f"not oneDNN: {PACKAGES[0]} holds no libdnnl.so.3"
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        # The first where a package is not installed.
+        return f"not oneDNN: {error}"
 
 
 class Library:
@@ -154,6 +158,8 @@ class Library:
     Raises:
         ImportError: llvmlite is not installed.
         OSError: the library, or one that it needs, cannot be loaded.
+        AttributeError: it is another library.
+        RuntimeError: it, or LLVM, does not work on this machine.
     """
 
     def __init__(self, path: str) -> None:
@@ -170,6 +176,13 @@ class Library:
         self._functions.dnnl_version.restype = ctypes.POINTER(c_int * 3)
         self._device = self._made("engine_create", _CPU, c_size_t(0))
         self._stream = self._made("stream_create", self._device, _IN_ORDER)
+        # oneDNN's own scratch memory would belong to the thread that makes a primitive, and another
+        # one executes it.
+        self._attributes = self._made("primitive_attr_create")
+        self._check(
+            "primitive_attr_set_scratchpad_mode",
+            self._functions.dnnl_primitive_attr_set_scratchpad_mode(self._attributes, _BY_USER),
+        )
         # One convolution at a time: each takes all cores, and its operands are the library's state.
         self._mutex = ctypes.create_string_buffer(64)  # all zeros: a pthread_mutex_t, unlocked
         self._registering = threading.Lock()
@@ -200,10 +213,12 @@ class Library:
     def _made(self, name: str, *arguments: Any) -> c_void_p:
         """What a function of the C API makes and gives back through its first argument."""
         made = c_void_p()
-        status = getattr(self._functions, f"dnnl_{name}")(byref(made), *arguments)
+        self._check(name, getattr(self._functions, f"dnnl_{name}")(byref(made), *arguments))
+        return made
+
+    def _check(self, name: str, status: int) -> None:
         if status:
             raise RuntimeError(f"oneDNN's {name} failed with status {status}")
-        return made
 
     def _layout(self, sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
         """Of an array in memory; None for one that oneDNN may choose."""
@@ -212,7 +227,7 @@ class Library:
             return self._made("memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
         return self._made("memory_desc_create_with_strides", *shape, _int64(strides))
 
-    def _plan(self, form: Form, geometry: Geometry) -> tuple[_Memories, _Steps]:
+    def _plan(self, form: Form, geometry: Geometry) -> tuple[_Memories, Sequence[_Step]]:
         """What a convolution reads and writes, and the primitives that it consists of."""
 
         def images(shape: Sequence[int]) -> c_void_p:
@@ -234,46 +249,54 @@ class Library:
         create = "convolution_{}_primitive_desc_create"
         chosen = described = self._made(
             create.format("forward"), self._device, _FORWARD_TRAINING, _DIRECT,
-            x, any_kernel, None, y, *window, None,
+            x, any_kernel, None, y, *window, self._attributes,
         )  # fmt: skip
         if form == "input_gradient":
             chosen = self._made(
                 create.format("backward_data"), self._device, _DIRECT,
-                x, any_kernel, y, *window, described, None,
+                x, any_kernel, y, *window, described, self._attributes,
             )  # fmt: skip
         elif form == "kernel_gradient":
             chosen = self._made(
                 create.format("backward_weights"), self._device, _DIRECT,
-                x, any_kernel, None, y, *window, described, None,
+                x, any_kernel, None, y, *window, described, self._attributes,
             )  # fmt: skip
-        compute = self._made("primitive_create", chosen)
         query = _D_WEIGHTS_LAYOUT if form == "kernel_gradient" else _WEIGHTS_LAYOUT
-        blocked = c_void_p(self._functions.dnnl_primitive_desc_query_md(chosen, query, 0))
-
-        def reorder(source: c_void_p, target: c_void_p) -> c_void_p:
-            layouts = (source, self._device, target, self._device, None)
-            return self._made(
-                "primitive_create", self._made("reorder_primitive_desc_create", *layouts)
-            )
+        blocked = self._layout_of(chosen, query)
 
         def memory(layout: c_void_p, where: c_void_p | None = None) -> c_void_p:
             return self._made("memory_create", layout, self._device, where)
 
+        def step(description: c_void_p, roles: dict[int, c_void_p]) -> _Step:
+            scratch = memory(self._layout_of(description, _SCRATCH_LAYOUT), _ALLOCATE)
+            primitive = self._made("primitive_create", description)
+            return primitive, {**roles, _SCRATCH: scratch}
+
+        def reorder(source: c_void_p, target: c_void_p, roles: dict[int, c_void_p]) -> _Step:
+            layouts = (source, self._device, target, self._device, self._attributes)
+            return step(self._made("reorder_primitive_desc_create", *layouts), roles)
+
         x_, y_, kernel_, blocked_ = memory(x), memory(y), memory(kernel), memory(blocked, _ALLOCATE)
         if form == "kernel_gradient":
             return (x_, y_, kernel_), [
-                (compute, {_SOURCE: x_, _D_TARGET: y_, _D_WEIGHTS: blocked_}),
-                (reorder(blocked, kernel), {_SOURCE: blocked_, _TARGET: kernel_}),
+                step(chosen, {_SOURCE: x_, _D_TARGET: y_, _D_WEIGHTS: blocked_}),
+                reorder(blocked, kernel, {_SOURCE: blocked_, _TARGET: kernel_}),
             ]
-        block = (reorder(kernel, blocked), {_SOURCE: kernel_, _TARGET: blocked_})
+        block = reorder(kernel, blocked, {_SOURCE: kernel_, _TARGET: blocked_})
         if form == "input_gradient":
             return (y_, kernel_, x_), [
                 block,
-                (compute, {_D_TARGET: y_, _WEIGHTS: blocked_, _D_SOURCE: x_}),
+                step(chosen, {_D_TARGET: y_, _WEIGHTS: blocked_, _D_SOURCE: x_}),
             ]
-        return (x_, kernel_, y_), [block, (compute, {_SOURCE: x_, _WEIGHTS: blocked_, _TARGET: y_})]
+        return (x_, kernel_, y_), [
+            block,
+            step(chosen, {_SOURCE: x_, _WEIGHTS: blocked_, _TARGET: y_}),
+        ]
 
-    def _compile(self, name: str, memories: _Memories, steps: _Steps) -> Any:
+    def _layout_of(self, description: c_void_p, what: int) -> c_void_p:
+        return c_void_p(self._functions.dnnl_primitive_desc_query_md(description, what, 0))
+
+    def _compile(self, name: str, memories: _Memories, steps: Sequence[_Step]) -> Any:
         """The function of an ``XLA_FFI_CallFrame*`` that XLA calls."""
         libc, mutex = ctypes.CDLL(None), f"ptr {_address(self._mutex)}"
         place = _address(self._functions.dnnl_memory_set_data_handle)
@@ -319,7 +342,7 @@ def _passive_threads() -> Iterator[None]:
         yield
     finally:
         if not given:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 class _Argument(ctypes.Structure):
@@ -329,17 +352,19 @@ class _Argument(ctypes.Structure):
 
 
 _Memories = tuple[c_void_p, c_void_p, c_void_p]
-_Steps = Sequence[tuple[c_void_p, Mapping[int, c_void_p]]]
+_Step = tuple[c_void_p, Mapping[int, c_void_p]]
 
 # Of dnnl_types.h and dnnl_common_types.h, version 3: the ones that are used here.
 _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _FORWARD_TRAINING = 1, 1, 3, 1, 1, 64
 _SOURCE, _TARGET, _WEIGHTS = 1, 17, 33
 _D_SOURCE, _D_TARGET, _D_WEIGHTS = 129, 145, 161
-_WEIGHTS_LAYOUT, _D_WEIGHTS_LAYOUT = 131, 132
+_BY_USER, _SCRATCH = 1, 80
+_WEIGHTS_LAYOUT, _D_WEIGHTS_LAYOUT, _SCRATCH_LAYOUT = 131, 132, 136
 _ALLOCATE = c_void_p(-1)
 
 # The structs are those of xla/ffi/api/c_api.h, which XLA keeps stable, up to the last field that
-# is used. Before the first call XLA asks for the version of the interface, by an extension: 0.1.
+# is used. Before the first call XLA asks, by an extension of type 1, for the version of the
+# interface; it is 0.1, since nothing newer is used.
 _HANDLER = r"""
 %Version = type { i64, ptr, i32, i32 }
 %Metadata = type { i64, %Version, i32 }
@@ -355,7 +380,13 @@ _HANDLER = r"""
 define ptr @handler(ptr %frame) {
   %extension_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 1
   %extension = load ptr, ptr %extension_at
-  %asked = icmp ne ptr %extension, null
+  %extended = icmp ne ptr %extension, null
+  br i1 %extended, label %which, label %compute
+
+which:
+  %type_at = getelementptr %MetadataExtension, ptr %extension, i32 0, i32 1
+  %type = load i32, ptr %type_at
+  %asked = icmp eq i32 %type, 1
   br i1 %asked, label %describe, label %compute
 
 describe:
