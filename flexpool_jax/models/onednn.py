@@ -183,8 +183,16 @@ class Library:
             "primitive_attr_set_scratchpad_mode",
             self._functions.dnnl_primitive_attr_set_scratchpad_mode(self._attributes, _BY_USER),
         )
-        # One convolution at a time: each takes all cores, and its operands are the library's state.
-        self._mutex = ctypes.create_string_buffer(64)  # all zeros: a pthread_mutex_t, unlocked
+        self._libc = ctypes.CDLL(None)
+        # One convolution at a time, since each takes all cores and its operands are the library's
+        # state; and all in one thread, since OpenMP keeps a team of threads for each that calls it.
+        self._mutex, self._wanted, self._done = ((c_int64 * 8)() for _ in range(3))
+        self._task, self._status = c_void_p(), c_int()
+        self._libc.sem_init(self._wanted, 0, 0)
+        self._libc.sem_init(self._done, 0, 0)
+        worker = self._machine_code(_WORKER, "worker")
+        if self._libc.pthread_create(byref(c_void_p()), None, worker, None):
+            raise RuntimeError("no thread can be started")
         self._registering = threading.Lock()
         self._names: dict[tuple[Form, Geometry], str] = {}
         self._kept: list[Any] = []
@@ -298,21 +306,38 @@ class Library:
 
     def _compile(self, name: str, memories: _Memories, steps: Sequence[_Step]) -> Any:
         """The function of an ``XLA_FFI_CallFrame*`` that XLA calls."""
-        libc, mutex = ctypes.CDLL(None), f"ptr {_address(self._mutex)}"
         place = _address(self._functions.dnnl_memory_set_data_handle)
         execute = _address(self._functions.dnnl_primitive_execute)
-        lines = [f"call i32 {_address(libc.pthread_mutex_lock)}({mutex})"]
-        for number, memory in enumerate(memories):
-            lines.append(f"call i32 {place}(ptr {_address(memory)}, ptr %data{number})")
+        places = [
+            f"call i32 {place}(ptr {_address(memory)}, ptr %data{number})"
+            for number, memory in enumerate(memories)
+        ]
+        executions = []
         for number, (primitive, roles) in enumerate(steps):
             arguments = (_Argument * len(roles))(*(_Argument(*item) for item in roles.items()))
             self._kept.append(arguments)
-            lines.append(
+            executions.append(
                 f"%status{number} = call i32 {execute}(ptr {_address(primitive)}, "
                 f"ptr {_address(self._stream)}, i32 {len(roles)}, ptr {_address(arguments)})"
             )
-        lines.append(f"call i32 {_address(libc.pthread_mutex_unlock)}({mutex})")
-        source = _HANDLER.replace("@handler", f"@{name}").replace("; CALLS", "\n  ".join(lines))
+        source = _HANDLER.replace("; PLACES", "\n  ".join(places))
+        source = source.replace("; EXECUTIONS", "\n  ".join(executions))
+        return self._machine_code(source.replace("@handler", f"@{name}"), name)
+
+    def _machine_code(self, source: str, name: str) -> Any:
+        """A function of a pointer that gives back one, from LLVM's intermediate representation."""
+        for word, of in {
+            "LOCK": self._libc.pthread_mutex_lock,
+            "UNLOCK": self._libc.pthread_mutex_unlock,
+            "WAIT": self._libc.sem_wait,
+            "POST": self._libc.sem_post,
+            "MUTEX": self._mutex,
+            "WANTED": self._wanted,
+            "DONE": self._done,
+            "TASK": ctypes.pointer(self._task),
+            "STATUS": ctypes.pointer(self._status),
+        }.items():
+            source = source.replace(f"<{word}>", _address(of))
         self._compiler.add_module(self._llvm.parse_assembly(source))
         self._compiler.finalize_object()
         return ctypes.CFUNCTYPE(c_void_p, c_void_p)(self._compiler.get_function_address(name))
@@ -377,6 +402,13 @@ _HANDLER = r"""
 
 @message = private constant [39 x i8] c"oneDNN could not compute a convolution\00"
 
+define private void @handler.task() {
+  ; EXECUTIONS
+  %status = or i32 %status0, %status1
+  store i32 %status, ptr <STATUS>
+  ret void
+}
+
 define ptr @handler(ptr %frame) {
   %extension_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 1
   %extension = load ptr, ptr %extension_at
@@ -413,8 +445,20 @@ compute:
   %result = load ptr, ptr %results
   %data2_at = getelementptr %Buffer, ptr %result, i32 0, i32 3
   %data2 = load ptr, ptr %data2_at
-  ; CALLS
-  %status = or i32 %status0, %status1
+  call i32 <LOCK>(ptr <MUTEX>)
+  ; PLACES
+  store ptr @handler.task, ptr <TASK>
+  call i32 <POST>(ptr <WANTED>)
+  br label %wait
+
+wait:
+  %waited = call i32 <WAIT>(ptr <DONE>)
+  %interrupted = icmp ne i32 %waited, 0
+  br i1 %interrupted, label %wait, label %ready
+
+ready:
+  %status = load i32, ptr <STATUS>
+  call i32 <UNLOCK>(ptr <MUTEX>)
   %failed = icmp ne i32 %status, 0
   br i1 %failed, label %fail, label %done
 
@@ -430,5 +474,23 @@ fail:
 
 done:
   ret ptr null
+}
+"""
+
+# The thread that computes: waits to be wanted, does its task, says so. A signal may interrupt it.
+_WORKER = """
+define ptr @worker(ptr %nothing) {
+  br label %wait
+
+wait:
+  %waited = call i32 <WAIT>(ptr <WANTED>)
+  %interrupted = icmp ne i32 %waited, 0
+  br i1 %interrupted, label %wait, label %work
+
+work:
+  %task = load ptr, ptr <TASK>
+  call void %task()
+  call i32 <POST>(ptr <DONE>)
+  br label %wait
 }
 """

@@ -1,6 +1,7 @@
 """oneDNN's convolution against lax's, and XLA's calls of it."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -154,8 +155,21 @@ def test_threads_do_not_get_each_others_results():
     assert not wrong
 
 
+def run_program(program, **environment):
+    """Runs a program in a process of its own; its exit status and what it wrote."""
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
 @needs_onednn
-def test_a_process_may_end_while_a_program_runs(tmp_path):
+def test_a_process_may_end_while_a_program_runs():
     program = """
         import jax, jax.numpy as jnp
         from flexpool_jax.models import fast_cpu, onednn
@@ -172,14 +186,53 @@ def test_a_process_may_end_while_a_program_runs(tmp_path):
         run(x, kernel)
         raise SystemExit(7)
     """
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (7, "")
+    assert run_program(program) == (7, "", "")
+
+
+@needs_onednn
+def test_any_thread_may_call_what_another_has_traced_and_all_share_one_team():
+    # oneDNN computes these by matrix products, and needs scratch memory for them.
+    program = """
+        import threading
+        from pathlib import Path
+
+        import jax, jax.numpy as jnp
+        from flexpool_jax.models import fast_cpu
+
+        x, kernel = jnp.ones((2, 9, 9, 130)), jnp.ones((3, 3, 130, 7))
+        loss = lambda x, k: fast_cpu.conv(x, k, 3, ((4, 4), (4, 4))).sum()
+        run = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
+        computed, counted = threading.Barrier(10), threading.Event()
+
+        def compute():
+            jax.block_until_ready(run(x, kernel))
+            computed.wait()
+            counted.wait()
+
+        threads = [threading.Thread(target=compute) for _ in range(9)]
+        for thread in threads:
+            thread.start()
+        computed.wait()
+        # Python's, a few of XLA's, and one team of oneDNN's; a team for each would be 63 more.
+        print(len(list(Path("/proc/self/task").iterdir())) < 60)
+        counted.set()
+    """
+    assert run_program(program, OMP_NUM_THREADS="8") == (0, "True\n", "")
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [
+        (jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5), jnp.bfloat16)),
+        (jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 4, 5))),
+        (jnp.ones((8, 8, 3)), jnp.ones((3, 3, 3, 5))),
+    ],
+)
+def test_operands_that_do_not_belong_together_are_refused_as_by_lax(x, kernel):
+    with pytest.raises((TypeError, ValueError)) as error:
+        fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1)))
+    assert "conv" in str(error.value)
 
 
 @needs_onednn
