@@ -37,8 +37,11 @@ _cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
 def cpu_kernels(enabled: bool) -> Iterator[None]:
     """Chooses, for what is traced inside, between `fast_cpu` and flax's own layers on a CPU.
 
-    Flax's own are for what `fast_cpu` cannot: forward-mode derivatives, and `jax.export`, which
-    refuses custom calls.
+    Flax's own are for what `fast_cpu` cannot, since its convolutions are custom calls: forward-mode
+    derivatives, `jax.export` and loading a compiled program in another process, gradients inside
+    `jax.shard_map` with ``check_vma``, and sharing one convolution out over the devices of a
+    `jax.jit` by the sharding of its operands (`jax.pmap` shares batches out). Under `jax.vmap` they
+    are computed one after the other.
 
     Example:
         >>> with cpu_kernels(False):
