@@ -6,7 +6,7 @@ package ``onednn-cpu-gomp`` holds the library. This module binds the functions o
 convolution needs, and registers each convolution with XLA as a custom call (`jax.ffi`).
 
 A custom call has to be machine code: written in Python it would wait for Python's lock, which
-whoever ends the process holds while it waits for the call. So the two dozen instructions between
+whoever ends the process holds while it waits for the call. So the few instructions between
 XLA and oneDNN are LLVM's intermediate representation, which ``llvmlite`` compiles.
 """
 
