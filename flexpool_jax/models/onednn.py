@@ -326,6 +326,7 @@ class Library:
 
     def _machine_code(self, source: str, name: str) -> Any:
         """A function of a pointer that gives back one, from LLVM's intermediate representation."""
+        source += _AWAIT
         for word, of in {
             "LOCK": self._libc.pthread_mutex_lock,
             "UNLOCK": self._libc.pthread_mutex_unlock,
@@ -449,14 +450,7 @@ compute:
   ; PLACES
   store ptr @handler.task, ptr <TASK>
   call i32 <POST>(ptr <WANTED>)
-  br label %wait
-
-wait:
-  %waited = call i32 <WAIT>(ptr <DONE>)
-  %interrupted = icmp ne i32 %waited, 0
-  br i1 %interrupted, label %wait, label %ready
-
-ready:
+  call void @await(ptr <DONE>)
   %status = load i32, ptr <STATUS>
   call i32 <UNLOCK>(ptr <MUTEX>)
   %failed = icmp ne i32 %status, 0
@@ -477,20 +471,31 @@ done:
 }
 """
 
-# The thread that computes: waits to be wanted, does its task, says so. A signal may interrupt it.
+# The thread that computes: waits to be wanted, does its task, says so.
 _WORKER = """
 define ptr @worker(ptr %nothing) {
-  br label %wait
-
-wait:
-  %waited = call i32 <WAIT>(ptr <WANTED>)
-  %interrupted = icmp ne i32 %waited, 0
-  br i1 %interrupted, label %wait, label %work
+  br label %work
 
 work:
+  call void @await(ptr <WANTED>)
   %task = load ptr, ptr <TASK>
   call void %task()
   call i32 <POST>(ptr <DONE>)
+  br label %work
+}
+"""
+
+# For both of them. A signal may interrupt waiting for a semaphore.
+_AWAIT = """
+define private void @await(ptr %semaphore) {
   br label %wait
+
+wait:
+  %waited = call i32 <WAIT>(ptr %semaphore)
+  %interrupted = icmp ne i32 %waited, 0
+  br i1 %interrupted, label %wait, label %posted
+
+posted:
+  ret void
 }
 """
