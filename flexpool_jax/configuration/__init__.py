@@ -21,6 +21,7 @@ from flexpool_jax.configuration.workdir import (
     config_path,
     digest,
     has_checkpoint,
+    has_effect,
     read_config,
     write_config,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "config_path",
     "digest",
     "has_checkpoint",
+    "has_effect",
     "load_config",
     "read_config",
     "validate",

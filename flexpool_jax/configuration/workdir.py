@@ -165,11 +165,25 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def has_effect(name: str, config: ConfigDict) -> bool:
+    """Whether a field says what a run computes, and not only where and how.
+
+    An image folder's path does, for there it is the data set.
+
+    Example:
+        >>> from configs import default
+        >>> config = default.get_config()
+        >>> has_effect("learning_rate", config), has_effect("tensorboard", config)
+        (True, False)
+    """
+    is_dataset = name == "dataset.raw_dir" and config.dataset.name == "image_folder"
+    return is_dataset or name not in _WITHOUT_EFFECT
+
+
 def digest(config: ConfigDict) -> str:
     """Names a config by what it computes: sixteen hexadecimal digits of a SHA-256.
 
-    Folders, cadences of logging and the like do not count. An image folder's path does, for there
-    it is the data set.
+    Fields without effect (`has_effect`), such as folders and cadences of logging, do not count.
 
     Example:
         >>> from configs import default
@@ -178,13 +192,11 @@ def digest(config: ConfigDict) -> str:
         >>> digest(one) == digest(other)
         True
     """
-    values: dict[str, Any] = {}
-    for name in sorted(field_names(config)):
-        if name in _WITHOUT_EFFECT and not (
-            name == "dataset.raw_dir" and config.dataset.name == "image_folder"
-        ):
-            continue
-        values[name] = _canonical(name, get_field(config, name))
+    values = {
+        name: _canonical(name, get_field(config, name))
+        for name in sorted(field_names(config))
+        if has_effect(name, config)
+    }
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

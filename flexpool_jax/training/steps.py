@@ -25,7 +25,8 @@ Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Mapping[str, Any], Batch], Metrics]
+# Sums over all devices, and what this device's examples gave one by one.
+EvalStep = Callable[[Mapping[str, Any], Batch], tuple[Metrics, Metrics]]
 
 AXIS = "devices"
 
@@ -110,20 +111,25 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
     """Makes the evaluation of one batch, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
     Returns:
-        ``eval_step(variables, batch) -> sums``. batch: ``image``, ``label`` and ``valid`` bool [B],
-        False where an example only fills the batch up. sums over the valid examples of all devices:
-        ``loss`` float32, ``correct`` int32.
+        ``eval_step(variables, batch) -> (sums, examples)``. batch: ``image``, ``label`` and
+        ``valid`` bool [B], False where an example only fills the batch up. sums over the valid
+        examples of all devices: ``loss`` float32, ``correct`` int32. examples, of this device:
+        ``prediction`` int32 [B], and ``confidence`` float32 [B], the probability of the predicted
+        class.
     """
 
-    def eval_step(variables: Mapping[str, Any], batch: Batch) -> Metrics:
+    def eval_step(variables: Mapping[str, Any], batch: Batch) -> tuple[Metrics, Metrics]:
         labels, valid = batch["label"], batch["valid"]
         logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         sums = {
             "loss": jnp.sum(jnp.where(valid, loss, 0.0)),
-            "correct": jnp.sum(valid & (jnp.argmax(logits, axis=-1) == labels), dtype=jnp.int32),
+            "correct": jnp.sum(valid & (prediction == labels), dtype=jnp.int32),
         }
-        return jax.lax.psum(sums, AXIS)
+        confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+        examples = {"prediction": prediction, "confidence": confidence}
+        return jax.lax.psum(sums, AXIS), examples
 
     return eval_step
 
@@ -164,7 +170,7 @@ def pmap_train_step(
 def pmap_eval_step(
     eval_step: EvalStep,
     compiler_options: Mapping[str, str | bool] | None = None,
-) -> Callable[[Mapping[str, Any], Array, Array, Array], Metrics]:
+) -> Callable[[Mapping[str, Any], Array, Array, Array], tuple[Metrics, Metrics]]:
     """The program that evaluates one batch on all local devices.
 
     Args:
@@ -172,27 +178,31 @@ def pmap_eval_step(
         compiler_options: of XLA, for this program alone.
 
     Returns:
-        ``run(variables, images, labels, indices) -> sums``. indices int32 [devices, B / devices]
-        into the replicated data set; -1 fills a batch up.
+        ``run(variables, images, labels, indices) -> (sums, examples)``. indices int32 [devices,
+        B / devices] into the replicated data set; -1 fills a batch up. sums: see `make_eval_step`;
+        examples: the same, each [devices, B / devices].
     """
 
-    def run(variables: Mapping[str, Any], images: Array, labels: Array, indices: Array) -> Metrics:
+    def run(
+        variables: Mapping[str, Any], images: Array, labels: Array, indices: Array
+    ) -> tuple[Metrics, Metrics]:
         valid, chosen = indices >= 0, jnp.maximum(indices, 0)
         return eval_step(
             variables, {"image": images[chosen], "label": labels[chosen], "valid": valid}
         )
 
-    return _pmap(run, (None, None, None, 0), compiler_options)
+    return _pmap(run, (None, None, None, 0), compiler_options, out_axes=(None, 0))
 
 
 def _pmap(
     run: Callable[..., Any],
     in_axes: tuple[int | None, ...],
     compiler_options: Mapping[str, str | bool] | None,
+    out_axes: Any = None,
     donate_state: bool = False,
 ) -> Callable[..., Any]:
     donated = (0,) if donate_state else ()
-    mapped = jax.pmap(run, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=donated)
+    mapped = jax.pmap(run, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donated)
     if not compiler_options:
         return mapped
     # pmap itself takes no compiler options; jit round it does, and adds no work of its own.
