@@ -28,6 +28,11 @@ def get_config() -> ConfigDict:
         "flexpool+reg",
         # What the authors' released code computes.
         "softmax",
+        # Controls: FlexPool without one of its parts, and a weight for every position and class.
+        "channel_scale",
+        "flexpool_shared",
+        "gdconv",
+        "flatten",
     )
     config.sac = ("off",)
     config.seeds = (0, 1, 2)

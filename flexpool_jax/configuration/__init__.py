@@ -1,6 +1,6 @@
 """A run's configuration: read from files and the command line, checked, kept in the workdir.
 
-Nothing here imports JAX, so that every mistake that can be seen without it is answered at once.
+JAX is imported only to check the name of a pool: any other mistake is answered without it.
 """
 
 from flexpool_jax.configuration.fields import FIELDS

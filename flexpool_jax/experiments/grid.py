@@ -17,8 +17,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
-from flexpool_jax.configuration.fields import POOL_NAMES
 from flexpool_jax.errors import UserError, unknown_name
+from flexpool_jax.pooling import POOLS
 
 # Field: its type, that of its entries if it is a tuple, and what it may hold, in words.
 FIELDS: dict[str, tuple[type, type | None, str]] = {
@@ -31,7 +31,7 @@ FIELDS: dict[str, tuple[type, type | None, str]] = {
 }
 
 POOL_WORDS = {"avg": "avg", "flexpool": "flexpool", "softmax": "flexpool_softmax"}
-_OTHER_POOLS = tuple(name for name in POOL_NAMES if name not in POOL_WORDS.values())
+_OTHER_POOLS = tuple(name for name in POOLS if name not in POOL_WORDS.values())
 _COLUMN_WORDS = (*POOL_WORDS, *_OTHER_POOLS, "reg", "dropout")
 
 
