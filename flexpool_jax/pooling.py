@@ -1,7 +1,8 @@
 """FlexPool, Eq. 2 that constrains it, and the global pools it is compared with.
 
 Every pool maps a feature map ``[B, H, W, C]`` to one vector per example: ``[B, C]``, except for
-`flatten`. `POOLS` holds them by name. This file needs JAX and Flax only: to use the layer in another project, copy this one file.
+`flatten`. `POOLS` holds them by name, and `register_pool` adds to it. This file needs JAX and Flax
+only: to use the layer in another project, copy this one file.
 
 Reference: Ali, Alsuwaidi, Khan, "FlexPooling with Simple Auxiliary Classifiers in Deep Networks",
 VISAPP 2023, section 3 ("the paper" below).
@@ -10,8 +11,9 @@ VISAPP 2023, section 3 ("the paper" below).
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -547,6 +549,73 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
     "flatten": functools.partial(GlobalPool, flatten),
 }
 
+# Words of a config's variant that are not names in `POOLS`, and the field that each of them sets.
+VARIANT_WORDS: Mapping[str, str] = {
+    "softmax": "pool",
+    "reg": "pool_reg",
+    "dropout": "dropout_rate",
+    "sac": "sac.enabled",
+}
+
+Definition = TypeVar("Definition", bound=Callable[..., Any])
+
+
+def register_pool(name: str) -> Callable[[Definition], Definition]:
+    """Registers a pool under a name that `create_model`, configs, sweeps and reports may use.
+
+    Args:
+        name: letters, digits and underscores; it becomes part of folders' names.
+
+    Returns:
+        A decorator for a function ``[B, H, W, C] -> [B, C]``, or for a `flax.linen.Module` class
+        that maps the same. A module whose parameter is called ``w_fp``, ``[H, W, C]`` or with a
+        length of 1 where weights are shared, takes part in Eq. 2. One with a method
+        ``effective_weights(w_fp, shape)`` tells the function of that name what it multiplies by.
+
+    Raises:
+        ValueError: the name is not such a word, has another meaning in a variant, or is taken by
+            another pool; or what is decorated is not a function or module class. The same
+            definition may come again, as when a notebook's cell is run twice.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> @register_pool("centre")
+        ... def centre_pool(x):
+        ...     return x[:, x.shape[1] // 2, x.shape[2] // 2]
+        >>> create_pool("centre").apply({}, jnp.ones((2, 8, 8, 64))).shape
+        (2, 64)
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise ValueError(f"a pool cannot be named {name!r}; allowed: letters, digits and _")
+    if name in VARIANT_WORDS:
+        raise ValueError(
+            f"a pool cannot be named {name!r}, which in a variant sets {VARIANT_WORDS[name]}; "
+            f"reserved: {', '.join(VARIANT_WORDS)}"
+        )
+
+    def register(definition: Definition) -> Definition:
+        entry: Callable[..., nn.Module] = functools.partial(GlobalPool, definition)
+        if isinstance(definition, type) and issubclass(definition, nn.Module):
+            entry = definition
+        elif isinstance(definition, type | nn.Module) or not callable(definition):
+            raise ValueError(
+                f"pool {name!r} is given as {definition!r}; allowed: a function "
+                "[B, H, W, C] -> [B, C], or a class derived from flax.linen.Module"
+            )
+        if name in POOLS and _origin(POOLS[name]) != _origin(entry):
+            raise ValueError(f"a pool named {name!r} is registered already")
+        POOLS[name] = entry
+        return definition
+
+    return register
+
+
+def _origin(entry: Any) -> tuple[Any, ...]:
+    """Where an entry is written; running its definition again makes a new object."""
+    if isinstance(entry, functools.partial):
+        return (*map(_origin, (entry.func, *entry.args)), *sorted(entry.keywords.items()))
+    return getattr(entry, "__module__", None), getattr(entry, "__qualname__", entry)
+
 
 def create_pool(pool: str, **module_fields: Any) -> nn.Module:
     """The global pool of that name, as a Flax module ``[B, H, W, C] -> [B, C]``.
@@ -582,7 +651,8 @@ def effective_weights(
         shape: (H, W, C) of the feature map.
 
     Returns:
-        ``[H, W, C]`` of w_fp's dtype; None for a pool that is not a sum with learned weights.
+        ``[H, W, C]`` of w_fp's dtype; None for a pool that is not a sum with learned weights, or
+        that does not tell (see `register_pool`).
 
     Raises:
         ValueError: unknown pool, or weights that do not fit the shape.

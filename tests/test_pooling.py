@@ -1,6 +1,7 @@
 """FlexPool, Eq. 2 and the pools beside it, against NumPy, closed forms and finite differences."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from flexpool_jax import FlexPool, flexpool_regularizer, pooling
+from flexpool_jax import FlexPool, flexpool_regularizer, pooling, register_pool
 from flexpool_jax.pooling import (
     POOLS,
     AttentionPool,
@@ -446,6 +447,70 @@ def test_channel_scale_fits_maps_of_any_size():
     pooled = create_pool("channel_scale").apply(variables, FEATURE_MAP[:, :2, :3])
     expected = 2 * FEATURE_MAP[:, :2, :3].mean(axis=(1, 2))
     np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """A registry that a test may add to."""
+    monkeypatch.setattr(pooling, "POOLS", dict(POOLS))
+    return pooling.POOLS
+
+
+def corner(x):
+    return x[:, 0, 0]
+
+
+class Corner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return corner(x) * self.param("scale", nn.initializers.constant(3.0), ())
+
+
+@pytest.mark.parametrize(("definition", "scale"), [(corner, 1), (Corner, 3)])
+def test_a_registered_pool_is_created_by_name(pools, definition, scale):
+    assert register_pool("corner")(definition) is definition
+    pooled, _ = create_pool("corner").init_with_output(jax.random.key(0), FEATURE_MAP)
+    np.testing.assert_allclose(pooled, scale * FEATURE_MAP[:, 0, 0], rtol=1e-6)
+    assert effective_weights("corner", {}, (5, 4, 6)) is None
+
+
+def test_the_same_definition_may_be_registered_again_and_no_other(pools):
+    def define():
+        def last(x):
+            return x[:, -1, -1]
+
+        return last
+
+    register_pool("last")(define())
+    again = register_pool("last")(define())
+    assert pools["last"].args == (again,)
+    for other in (corner, Corner):
+        with pytest.raises(ValueError, match="'last' is registered already"):
+            register_pool("last")(other)
+    # The same class with other fields is another pool.
+    with pytest.raises(ValueError, match="registered already"):
+        register_pool("flexpool_softmax")(FlexPool)
+    with pytest.raises(ValueError, match="registered already"):
+        register_pool("avg")(functools.partial(avg_pool))
+
+
+@pytest.mark.parametrize("name", ["", "a+b", "a,b", "a/b", "../up", "a b", "größe", "a=1", None, 3])
+def test_a_pools_name_is_a_plain_word(pools, name):
+    with pytest.raises(ValueError, match="letters, digits"):
+        register_pool(name)
+
+
+@pytest.mark.parametrize("name", ["reg", "dropout", "sac", "softmax"])
+def test_a_word_with_another_meaning_is_not_a_pools_name(pools, name):
+    with pytest.raises(ValueError, match=f"'{name}'.*reserved: softmax, reg, dropout, sac"):
+        register_pool(name)
+
+
+@pytest.mark.parametrize("definition", [3, None, "avg", int, FlexPool()])
+def test_what_is_not_a_function_or_module_class_is_refused(pools, definition):
+    with pytest.raises(ValueError, match="allowed: a function"):
+        register_pool("mine")(definition)
+    assert "mine" not in pools
 
 
 def test_the_file_can_be_copied_alone():
