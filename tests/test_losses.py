@@ -27,6 +27,21 @@ def test_cross_entropy_is_equation_4():
     np.testing.assert_allclose(cross_entropy(STAGE_LOGITS[0], LABELS), expected, rtol=1e-6)
 
 
+def test_label_smoothing_mixes_the_labels_with_the_uniform_distribution():
+    h = jax.nn.softmax(STAGE_LOGITS[0])
+    uniform = -np.log(h).mean()
+    expected = 0.9 * numpy_cross_entropy(STAGE_LOGITS[0], LABELS) + 0.1 * uniform
+    np.testing.assert_allclose(cross_entropy(STAGE_LOGITS[0], LABELS, 0.1), expected, rtol=1e-6)
+
+
+def test_label_smoothing_acts_on_every_stage():
+    expected = sum(
+        weight * cross_entropy(logits, LABELS, 0.1)
+        for weight, logits in zip(WEIGHTS, STAGE_LOGITS, strict=True)
+    )
+    np.testing.assert_allclose(sac_loss(STAGE_LOGITS, LABELS, WEIGHTS, 0.1), expected, rtol=1e-6)
+
+
 def test_cross_entropy_is_finite_for_extreme_and_exact_for_half_precision_logits():
     assert float(cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))) == pytest.approx(2e4)
     assert cross_entropy(jnp.zeros((2, 3), jnp.bfloat16), jnp.array([0, 1])).dtype == jnp.float32

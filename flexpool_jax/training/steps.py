@@ -39,6 +39,7 @@ def make_train_step(
     augment: Callable[[Array, Array], Array],
     normalise: Callable[[Array], Array],
     sac_weights: Sequence[float] = (),
+    label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
     sync_batch_norm: bool = True,
 ) -> TrainStep:
@@ -53,6 +54,7 @@ def make_train_step(
             `flexpool_jax.data.augment.make_augment`.
         normalise: uint8 images to floating ones of mean 0.
         sac_weights: λ of Eq. 3; empty without SAC.
+        label_smoothing: of the training loss alone, see `flexpool_jax.losses.cross_entropy`.
         pool_reg: coefficient of Eq. 2.
         sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
             are averaged over devices, so that the state stays the same on each.
@@ -79,6 +81,7 @@ def make_train_step(
             labels,
             aux_logits=updates.get("aux_logits", {}).get("logits", ()),
             sac_weights=sac_weights,
+            label_smoothing=label_smoothing,
             regularizer=flexpool_regularizer(params),
             pool_reg=pool_reg,
         )
