@@ -39,11 +39,18 @@ def get_config(variant: str = "") -> ConfigDict:
     # with biases, as in the authors' released code. Only the CIFAR ResNets have it.
     config.norm_after_relu = False
     # What turns the last stage's map [H, W, C] into a vector [C]: flexpool is the paper's (section
-    # 3), flexpool_softmax the released code's, avg the baseline of both tables.
+    # 3), flexpool_softmax the released code's, avg the baseline of both tables. All of them are in
+    # flexpool_jax/pooling.py, each with its source.
     config.pool = "flexpool"
     # The coefficient of Eq. 2 in the loss; 0 leaves the weights unconstrained ("FlexPool"), the
-    # variant `reg` sets it ("FlexPool + Reg"). Only pool="flexpool" has weights for it to hold.
+    # variant `reg` sets it ("FlexPool + Reg"). For pools with weights that are used as they are:
+    # flexpool, flexpool_shared, gdconv, channel_scale, or one of your own with a w_fp.
     config.pool_reg = 0.0
+    # Multiplies the updates of the pool's weights w_fp, and so their learning rate. Adam moves each
+    # weight by about the learning rate whatever its size, and these start at 1/(H*W): a scale of
+    # 1/(H*W), 0.0204 for maps of 7x7, moves them in proportion. 1: as all other weights (the
+    # paper names no rate for them). For pools with w_fp only.
+    config.pool_learning_rate_scale = 1.0
     # Probability of dropping an entry of the pooled vector ahead of its classifier. The variant
     # `dropout` sets the paper's 0.25 (section 4.4.1); where it acts is this project's choice.
     config.dropout_rate = 0.0

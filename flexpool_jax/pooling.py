@@ -279,12 +279,13 @@ def _w_fp_leaves(params: Any) -> list[Array]:
 def flexpool_regularizer(params: Any) -> Array:
     """Eq. 2 of the paper, summed over every FlexPool block in a tree of parameters.
 
-    ``R = Σ_k (Σ_ij w_fp[i, j, k] − 1)²``. It constrains the weights as they are stored, so it is
+    ``R = Σ_k (Σ_ij w_fp[i, j, k] − 1)²``. Where channels share one map there is one sum, and where
+    a channel has one factor that is its sum. It constrains the weights as they are stored, so it is
     meant for ``FlexPool(constraint=None)``; with the softmax constraint it holds by construction.
 
     Args:
-        params: any pytree; its leaves named ``w_fp`` are float ``[H, W, C]``, all others are
-            ignored.
+        params: any pytree; its leaves named ``w_fp`` are float ``[H, W, C]``, with a length of 1
+            where weights are shared; all others are ignored.
 
     Returns:
         A float32 scalar (float64 for float64 weights), 0.0 where there is no ``w_fp``.
@@ -585,7 +586,7 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
         >>> create_pool("centre").apply({}, jnp.ones((2, 8, 8, 64))).shape
         (2, 64)
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name, re.ASCII):
         raise ValueError(f"a pool cannot be named {name!r}; allowed: letters, digits and _")
     if name in VARIANT_WORDS:
         raise ValueError(
@@ -634,6 +635,36 @@ def create_pool(pool: str, **module_fields: Any) -> nn.Module:
     if pool not in POOLS:
         raise ValueError(f"unknown pool {pool!r}; allowed: {', '.join(POOLS)}")
     return POOLS[pool](**module_fields)
+
+
+def has_weights(pool: str) -> bool:
+    """Whether a pool has weights that it learns: a parameter ``w_fp``, wherever in its tree.
+
+    Raises:
+        ValueError: unknown pool.
+
+    Example:
+        >>> has_weights("flexpool_softmax"), has_weights("attention")
+        (True, False)
+    """
+    # Traced, so that no device is taken up.
+    variables = jax.eval_shape(
+        lambda: create_pool(pool).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))
+    )
+    return bool(_w_fp_leaves(variables.get("params", {})))
+
+
+def regularizer_applies(pool: str) -> bool:
+    """Whether Eq. 2 can constrain a pool: it has a ``w_fp`` and uses it as it is stored.
+
+    Raises:
+        ValueError: unknown pool.
+
+    Example:
+        >>> [regularizer_applies(pool) for pool in ("flexpool", "flexpool_softmax", "avg")]
+        [True, False, False]
+    """
+    return has_weights(pool) and getattr(create_pool(pool), "constraint", None) is None
 
 
 def effective_weights(

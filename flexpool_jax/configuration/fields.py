@@ -148,6 +148,7 @@ FIELDS: dict[str, Field] = {
     "norm_after_relu": _switch(),
     "pool": _one_of(_pools),
     "pool_reg": _number(0, 1e6),
+    "pool_learning_rate_scale": _number(0, 1e3, above=True),
     "dropout_rate": _number(0, 1, below=True),
     "sac.enabled": _switch(),
     "sac.weights": Field(tuple, "finite numbers, one for each stage", _are_finite),

@@ -45,8 +45,9 @@ _WITHOUT_EFFECT = (
 )
 
 # Fields that came after the first release, with the value that means what a run did before: a
-# config.json that was written without them is read as if it held these.
-_ADDED_SINCE: dict[str, Any] = {}
+# config.json that was written without them is read as if it held these. The digest leaves them out
+# where they have these values, so that it stays that of the same run before.
+_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,8 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         raise UserError(f"{path} is damaged: it holds no JSON object")
     try:
         return config_from_json(values)
-    except (ValueError, RecursionError) as error:  # A name that no field can have, say.
+    # A name that no field can have, say, or a group where a field should be.
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
@@ -197,6 +199,10 @@ def digest(config: ConfigDict) -> str:
         for name in sorted(field_names(config))
         if has_effect(name, config)
     }
+    # So that a config without the added fields has the digest that its result was saved with.
+    for name, before in _ADDED_SINCE.items():
+        if values.get(name) == before:
+            del values[name]
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

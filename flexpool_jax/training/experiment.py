@@ -134,6 +134,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         weight_decay_kind=config.optimizer.weight_decay_kind,
+        pool_learning_rate_scale=config.pool_learning_rate_scale,
     )
     model = _model(config, dataset.num_classes)
     key = jax.random.key(config.seed)
