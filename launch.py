@@ -189,7 +189,7 @@ flags
             ({step_modes}; default: {command_line.DEFAULT_STEP})
 
 configs/    {configs}
-variants    words out of avg, flexpool, softmax, reg, dropout, sac, with commas
+variants    a pool's name, reg, dropout, sac and FIELD=VALUE, with commas
 fields      configs/default.py explains each, its default and the reason for it
 
 examples

@@ -11,7 +11,7 @@ was chosen instead. A field is set on the command line by `--config.FIELD=VALUE`
 
 from ml_collections import ConfigDict
 
-from flexpool_jax.errors import UserError, unknown_name
+from flexpool_jax.configuration import variants
 
 # The coefficient of Eq. 2 that the variant `reg` switches on. The paper does not give it. On images
 # held out of training accuracy did not depend on it, and 0.1 was the weakest that kept the sums of
@@ -20,10 +20,6 @@ DEFAULT_POOL_REG = 0.1
 
 # Section 4.4.1: "using drop out of 0.25".
 DEFAULT_DROPOUT_RATE = 0.25
-
-# What the argument after the colon may name: the column of Tables 1 and 2, word by word.
-POOL_OF_WORD = {"avg": "avg", "flexpool": "flexpool", "softmax": "flexpool_softmax"}
-VARIANT_WORDS = (*POOL_OF_WORD, "reg", "dropout", "sac")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -147,43 +143,25 @@ def get_config(variant: str = "") -> ConfigDict:
 def apply_variant(config: ConfigDict, variant: str) -> ConfigDict:
     """Changes a config as the argument after the colon says, and returns it.
 
-    `avg`, `flexpool` and `softmax` choose the pool (without one of them it stays as it is), `reg`
-    sets `pool_reg`, `dropout` sets `dropout_rate`, `sac` switches the auxiliary classifiers on.
+    The name of a pool chooses it (`softmax` is flexpool_softmax; without a pool it stays as it is),
+    `reg` sets `pool_reg`, `dropout` sets `dropout_rate`, `sac` switches the auxiliary classifiers
+    on. FIELD=VALUE sets any field as on the command line; `reg=V` is short for `pool_reg=V`.
 
     Args:
         config: The config to change in place.
         variant: Words separated by commas, in any order; empty changes nothing.
 
     Raises:
-        UserError: For an unknown or repeated word, two pools, or `reg` with a pool whose weights
-            Eq. 2 cannot constrain.
+        UserError: For an unknown or repeated word, two pools, `reg` with a pool whose weights
+            Eq. 2 cannot constrain, or a value that its field cannot hold.
 
     Example:
         >>> config = get_config("flexpool,reg,dropout,sac")
         >>> config.pool, config.pool_reg, config.dropout_rate, config.sac.enabled
         ('flexpool', 0.1, 0.25, True)
+        >>> config = get_config("gem,dropout,learning_rate=0.01")
+        >>> config.pool, config.dropout_rate, config.learning_rate
+        ('gem', 0.25, 0.01)
     """
-    words = [word.strip() for word in variant.split(",")] if variant.strip() else []
-    for word in words:
-        if word not in VARIANT_WORDS:
-            raise unknown_name("variant", word, VARIANT_WORDS)
-        if words.count(word) > 1:
-            raise UserError(f"variant {variant!r} names {word!r} twice")
-    pools = [word for word in words if word in POOL_OF_WORD]
-    if len(pools) > 1:
-        raise UserError(
-            f"variant {variant!r} names {len(pools)} pools; allowed: one of {', '.join(pools)}"
-        )
-    if pools:
-        config.pool = POOL_OF_WORD[pools[0]]
-    if "reg" in words and config.pool != "flexpool":
-        raise UserError(
-            f"variant {variant!r}: 'reg' (Eq. 2) constrains the weights of FlexPool and cannot go "
-            f"with pool {config.pool!r}; leave it out, or name 'flexpool' as the pool"
-        )
-    if "reg" in words:
-        config.pool_reg = DEFAULT_POOL_REG
-    if "dropout" in words:
-        config.dropout_rate = DEFAULT_DROPOUT_RATE
-    config.sac.enabled = config.sac.enabled or "sac" in words
-    return config
+    defaults = {"pool_reg": DEFAULT_POOL_REG, "dropout_rate": DEFAULT_DROPOUT_RATE}
+    return variants.apply_variant(config, variant, defaults)

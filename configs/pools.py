@@ -1,4 +1,4 @@
-"""Every global pool in the place of FlexPool: is it the learning of weights that helps?
+"""Every pool in the place of FlexPool: is it the learning of weights that helps, and which part?
 
     python launch.py --mode=sweep --config=configs/pools.py --workdir=sweeps/pools
     python launch.py --mode=report --workdir=sweeps/pools

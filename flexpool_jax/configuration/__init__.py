@@ -1,6 +1,6 @@
 """A run's configuration: read from files and the command line, checked, kept in the workdir.
 
-JAX is imported only to check the name of a pool: any other mistake is answered without it.
+JAX is imported only to read a variant and to check a pool.
 """
 
 from flexpool_jax.configuration.fields import FIELDS
