@@ -125,6 +125,8 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
         if f"{dataset}.py" not in names:
             files = [name.removesuffix(".py") for name in names]
             raise unknown_name("config.datasets entry", dataset, files)
+        # Run once before any column is read: it may register a pool that a column names.
+        configuration.load_config(f"{Path(configs_dir) / dataset}.py:", configs_dir)
     cells = []
     names_of: dict[str, str] = {}
     grid = itertools.product(config.seeds, config.datasets, config.sac, config.columns)

@@ -136,6 +136,23 @@ def test_a_columns_words_mean_what_they_mean_after_a_configs_colon(column, field
     assert {name: get_field(cell.config, name) for name in fields} == fields
 
 
+def test_a_column_may_name_a_pool_that_the_config_file_registers(tmp_path, monkeypatch):
+    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    (tmp_path / "mine.py").write_text(
+        "from configs import digits\n"
+        "from flexpool_jax import register_pool\n"
+        "@register_pool('first')\n"
+        "def first(x):\n"
+        "    return x[:, 0, 0]\n"
+        "def get_config(variant):\n"
+        "    return digits.get_config(variant)\n"
+    )
+    cells = grid.expand(small_sweep(datasets=("mine",), columns=("first+dropout",)), tmp_path)
+    assert [(cell.name, cell.config.pool) for cell in cells] == [
+        ("mine/first+dropout/seed-0", "first")
+    ]
+
+
 MISTAKES = [
     ({"columns": ("flexpool+lerning_rate=1",)}, ["'lerning_rate=1'", "--config.learning_rate"]),
     ({"columns": ("flexpool+learning_rate=x",)}, ["'learning_rate=x'", "a number"]),
