@@ -99,6 +99,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # and at three quarters of the steps (He et al. 2015).
     config.schedule = "onecycle"
 
+    # Share of each label's probability that is spread over all classes in the training loss (label
+    # smoothing). The paper has none.
+    config.label_smoothing = 0.0
+
     # What the network computes in, float32 or bfloat16. Parameters, statistics, the pool's
     # weights and the losses are float32 in either case.
     config.dtype = "float32"

@@ -172,6 +172,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.weight_decay_kind": _one_of(lambda: ("l2", "decoupled")),
     "learning_rate": _number(0, 1e3, above=True),
     "schedule": _one_of(lambda: ("onecycle", "cosine", "constant", "step")),
+    "label_smoothing": _number(0, 1, below=True),
     "dtype": _one_of(lambda: ("float32", "bfloat16")),
     "sync_batch_norm": _switch(),
     "augment.flip": _switch(),

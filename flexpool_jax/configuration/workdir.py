@@ -47,7 +47,7 @@ _WITHOUT_EFFECT = (
 # Fields that came after the first release, with the value that means what a run did before: a
 # config.json that was written without them is read as if it held these. The digest leaves them out
 # where they have these values, so that it stays that of the same run before.
-_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0}
+_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0, "label_smoothing": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)

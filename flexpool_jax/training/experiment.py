@@ -149,6 +149,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         ),
         normalise=normalise,
         sac_weights=config.sac.weights if config.sac.enabled else (),
+        label_smoothing=config.label_smoothing,
         pool_reg=config.pool_reg,
         sync_batch_norm=config.sync_batch_norm,
     )
