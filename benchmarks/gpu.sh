@@ -1,24 +1,32 @@
 #!/usr/bin/env bash
 # Checks, benchmarks and the paper's own tables on a borrowed NVIDIA machine without network.
 #
-#   benchmarks/gpu.sh pack [FOLDER]     here, with network and git: collects wheels, data, the commit
-#   benchmarks/gpu.sh PART [FOLDER]     there, with FOLDER (default .gpu) and the working tree copied
+#   benchmarks/gpu.sh pack [FOLDER]   with network and git: collects wheels, data, the commit
+#   benchmarks/gpu.sh PART [FOLDER]   on the machine, to which FOLDER and the sources were copied
 #
-# PART   setup   installs the wheels, compares the source hash, prepares the data; the others begin with it
-#        check   agreement with the CPU in float32 and bfloat16, resuming (benchmarks.agreement)
-#        bench   steps, evaluation and whole runs against PyTorch
-#        tables  Tables 1 and 2: 100 epochs, batch 1000, Fashion-MNIST and CIFAR-10 (JPEG copy), every
-#                column with and without SAC, seeds outermost
+# FOLDER is .gpu if none is given. PART is one of
+#   setup    installs the wheels, compares the source hash, prepares the data; the others begin so
+#   check    agreement with the CPU in float32 and bfloat16, and resuming (benchmarks.agreement)
+#   bench    training steps and evaluation against PyTorch, and whole runs
+#   tables   Tables 1 and 2 in the paper's setting: 100 epochs, batch 1000, Fashion-MNIST and
+#            CIFAR-10 (JPEG copy), every column with and without SAC, seeds outermost
 #
-# A part ends within LIMIT seconds. Status 0: it is complete. 75: run it again, it continues. Anything
-# else: it failed. What it has so far is in $OUT as .md and .tar.gz. On another machine put the last
-# tables.tar.gz and unfinished.tar.gz into FOLDER: setup unpacks them, and the sweep continues there.
-# The machine needs Python 3.12 with JAX, Flax, Optax, Orbax, scikit-learn, Matplotlib and PyTorch.
+# A part ends within LIMIT seconds. Status 0: it is complete. 75: run it again, it continues. Any
+# other: it failed. What it has so far is in OUT. On another machine, put the last files of OUT into
+# FOLDER: setup takes them up, and the part continues there.
+# The machine needs Python 3.12, JAX, Flax, Optax, Orbax, scikit-learn, Matplotlib and PyTorch.
 #
-# Variables: FASHION_MNIST=FOLDER and CIFAR10_JPEG=FILE.tar.xz are what `pack` takes along; PYTHON, LIMIT
-# (540), OUT (WORK/out), WORK (/tmp/flexpool_gpu, kept between parts), SEEDS (0,1,2), OVERRIDES (fields
-# of every run, such as dtype=bfloat16). DRY_RUN=1 prints the commands; TINY=1 is a trial of every part
-# on digits, for a CPU.
+# Variables, with their defaults:
+#   FASHION_MNIST (none)     for `pack`: the folder with the four files
+#   CIFAR10_JPEG (none)      for `pack`: cifar10-jpeg.tar.xz, with train/ and test/ in one folder
+#   PYTHON (python3)
+#   LIMIT (540)              seconds
+#   WORK (/tmp/flexpool_gpu) a folder that stays between parts on one machine
+#   OUT (WORK/out)           at most eight files of 16 MiB from each part
+#   SEEDS (0,1,2)            of the tables
+#   OVERRIDES (none)         fields of every run of the tables, e.g. dtype=bfloat16
+#   DRY_RUN (none)           1 prints the commands instead of running them
+#   TINY (none)              a number of epochs: a trial of every part on digits, on a CPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +45,7 @@ fields="dataset.raw_dir=data/cifar10-jpeg eval_every_epochs=10 checkpoint_every_
 check=() bench=(--batch 1000) run=(--config=configs/fashion_mnist.py:flexpool,reg --epochs=100)
 if [ -n "${TINY:-}" ]; then
   datasets=digits fields="dataset.image_size=8 batch_size=125 num_epochs=${TINY}"
-  check=(--batch 16 --steps 2) bench=(--batch 16 --rounds 1 --seconds 0.1 --only "this project")
+  check=(--batch 16 --steps 2) bench=(--batch 16 --rounds 1 --seconds 0.1)
   run=(--epochs=1)
 fi
 
@@ -57,12 +65,11 @@ once() {
   local status=0 name="$1.md"
   shift
   if [ -n "${DRY_RUN:-}" ]; then limited "$@" && return; fi
-  mkdir -p "$WORK/finished"
   if [ ! -e "$WORK/finished/$name" ]; then
-    limited "$@" >"$OUT/$name" || status=$?
+    limited "$@" >"$OUT/$name.part" || status=$?
     # Benchmarks have no status of their own for it: they die of the signal.
     if [ $status -eq 143 ]; then status=$INTERRUPTED; fi
-    [ $status -ne 0 ] || cp "$OUT/$name" "$WORK/finished"
+    [ $status -ne 0 ] || mv "$OUT/$name.part" "$WORK/finished/$name"
   fi
   cp "$WORK/finished/"* "$OUT" 2>/dev/null || true
   return $status
@@ -89,7 +96,6 @@ print(json.dumps({"commit": source.commit(), "source_hash": source.source_hash()
 
 setup() {
   local name raw
-  mkdir -p "$WORK" "$OUT" data
   export PYTHONPATH="$WORK/site"
   [ -n "${DRY_RUN:-}" ] || unpack
   for name in ${datasets//,/ }; do
@@ -104,6 +110,11 @@ setup() {
 
 unpack() {
   local name archive
+  if [ ! -e "$folder/source.json" ]; then
+    say "there is no $folder/source.json; make it where there is a network: benchmarks/gpu.sh pack"
+    exit 2
+  fi
+  mkdir -p "$WORK/finished" "$OUT" data
   for name in "${WHEELS[@]}"; do
     "$PYTHON" -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null && continue
     name=$(tr '[:upper:]-' '[:lower:]_' <<<"$name")
@@ -122,6 +133,7 @@ END
     # What is there already is newer.
     [ ! -e "$archive" ] || tar -xzf "$archive" -C "$WORK" --skip-old-files
   done
+  cp -n "$folder"/*.md "$WORK/finished" 2>/dev/null || true
   if [ -e "$folder/cifar10-jpeg.tar.xz" ] && [ ! -e data/cifar10-jpeg ]; then
     "$PYTHON" -m tarfile -e "$folder/cifar10-jpeg.tar.xz" data >&2
   fi
@@ -133,7 +145,7 @@ bench() {
   local flags="--config.dataset.data_dir=$WORK/datasets"
   once train_step "$PYTHON" -m benchmarks.train_step "${bench[@]}" &&
     once train_step_float32 "$PYTHON" -m benchmarks.train_step "${bench[@]}" --dtype float32 &&
-    once evaluation "$PYTHON" -m benchmarks.evaluation &&
+    once evaluation "$PYTHON" -m benchmarks.evaluation "${bench[@]}" &&
     once epoch "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" &&
     once epoch_bfloat16 "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" \
       --config.dtype=bfloat16
