@@ -46,7 +46,7 @@ def test_number_of_runs_is_that_of_the_page(experiment):
 
 def test_columns_of_the_page_are_those_of_the_sweeps():
     for name in ("e1", "e2", "e3", "e4", "e5"):
-        (row,) = re.findall(rf"^\| {name.upper()} \|.*\|$", PAGE, re.M)
+        row = re.findall(rf"^\| {name.upper()} \|.*\|$", PAGE, re.M)[0]
         assert tuple(re.findall(r"`([^`]+)`", row)) == evidence.DESIGNS[name]["columns"]
 
 
