@@ -54,6 +54,7 @@ OUT_OF_RANGE = {
     "optimizer.weight_decay_kind": ["L2", "none", ""],
     "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
     "schedule": ["one_cycle", "linear", ""],
+    "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
     "sync_batch_norm": [1, "no"],
     "augment.flip": [0, "left"],
