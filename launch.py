@@ -63,6 +63,18 @@ def evaluate(command: Command) -> None:
     )
 
 
+def probe(command: Command) -> None:
+    """Measures a checkpoint with a changed pool and on changed images."""
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.insight import probe as probing
+
+    report = probing.probe_workdir(workdir, step, config)
+    print(probing.summary(report))
+    print(f"see {workdir}/{probing.PROBE_FILE}")
+
+
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
     config = command.require_config()
@@ -121,6 +133,7 @@ MODES = {
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
     "report": Mode(report, "tables and figures from the results under --workdir"),
+    "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
 }
 
 
