@@ -99,7 +99,7 @@ def sweep(command: Command) -> None:
 
     cells = grid.expand(config, CONFIGS_DIR)
     configuration.check_workdir(workdir)
-    run_sweep(cells, workdir, train=(sys.executable, str(Path(__file__).resolve())))
+    run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
 
 
 def report(command: Command) -> None:

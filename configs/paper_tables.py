@@ -30,5 +30,7 @@ def get_config() -> ConfigDict:
     config.num_epochs = 0
     # Fields of every run, with blanks between: "batch_size=128 dataset.image_size=16".
     config.overrides = ""
+    # Whether to run --mode=probe on each run as it ends; see docs/probe.md.
+    config.probe = False
     config.lock()
     return config

@@ -29,6 +29,7 @@ FIELDS: dict[str, tuple[type, type | None, str]] = {
     "seeds": (tuple, int, "whole numbers from 0, e.g. 0,1,2"),
     "num_epochs": (int, None, "a whole number from 1, or 0 for each data set's own"),
     "overrides": (str, None, 'FIELD=VALUE with blanks between, e.g. "batch_size=64 model=vgg11"'),
+    "probe": (bool, None, "True or False"),
 }
 
 
