@@ -269,11 +269,17 @@ class ChannelScale(nn.Module):
 
 
 def _w_fp_leaves(params: Any) -> list[Array]:
-    def last_name(path: tuple[Any, ...]) -> Any:
-        return getattr(path[-1], "key", getattr(path[-1], "name", None)) if path else None
+    def name(path: tuple[Any, ...]) -> Any:
+        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
+        # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
+        return names[-2] if names[1:] and names[-1] == "value" else names[-1] if names else None
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [leaf for path, leaf in leaves if last_name(path) == "w_fp"]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    found = [leaf for path, leaf in leaves if name(path) == "w_fp"]
+    for w in found:
+        if jnp.ndim(w) != 3:
+            raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(w)}")
+    return found
 
 
 def flexpool_regularizer(params: Any) -> Array:
@@ -284,11 +290,15 @@ def flexpool_regularizer(params: Any) -> Array:
     meant for ``FlexPool(constraint=None)``; with the softmax constraint it holds by construction.
 
     Args:
-        params: any pytree; its leaves named ``w_fp`` are float ``[H, W, C]``, with a length of 1
-            where weights are shared; all others are ignored.
+        params: any pytree, such as linen's parameters or an ``nnx.State``; its leaves named
+            ``w_fp`` are float ``[H, W, C]``, with a length of 1 where weights are shared; all
+            others are ignored.
 
     Returns:
         A float32 scalar (float64 for float64 weights), 0.0 where there is no ``w_fp``.
+
+    Raises:
+        ValueError: a ``w_fp`` is not three-dimensional.
 
     Example:
         >>> import jax.numpy as jnp

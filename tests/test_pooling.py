@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from flexpool_jax import FlexPool, flexpool_regularizer, pooling, register_pool
 from flexpool_jax.pooling import (
@@ -527,3 +528,30 @@ def test_the_file_can_be_copied_alone():
 def test_unknown_pool_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'flexpol'.*flexpool"):
         create_pool("flexpol")
+
+
+def test_regularizer_finds_the_weights_in_an_nnx_state():
+    class Pool(nnx.Module):
+        def __init__(self):
+            self.w_fp = nnx.Param(jnp.full((2, 2, 3), 0.5))
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.value = nnx.Param(jnp.ones(3))
+            self.pool = Pool()
+
+    state = nnx.state(Net())
+    assert float(flexpool_regularizer(state)) == 3.0
+    assert float(flexpool_regularizer(nnx.to_pure_dict(state))) == 3.0
+    gradient = jax.grad(flexpool_regularizer)(state)
+    np.testing.assert_allclose(gradient["pool"]["w_fp"].get_value(), 2.0)
+
+
+def test_regularizer_finds_partitioned_weights_of_linen():
+    boxed = nn.Partitioned(jnp.full((2, 2, 3), 0.5), names=(None, None, None))
+    assert float(flexpool_regularizer({"pool": {"w_fp": boxed}})) == 3.0
+
+
+def test_regularizer_refuses_weights_of_another_rank():
+    with pytest.raises(ValueError, match=r"\[H, W, C\]; got shape \(4, 3\)"):
+        flexpool_regularizer({"w_fp": jnp.ones((4, 3))})
