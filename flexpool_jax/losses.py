@@ -32,17 +32,36 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
     Returns:
         A scalar in nats.
 
+    Raises:
+        ValueError: the shapes do not fit, or a label is outside ``[0, num_classes)``; under
+            ``jit`` and other transformations, where labels have no values yet, the latter is not
+            seen.
+
     Example:
         >>> import jax.numpy as jnp
         >>> round(float(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 7]))), 4)
         2.3026
     """
+    _check_labels(labels, logits.shape)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if label_smoothing:
         one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         smoothed = optax.smooth_labels(one_hot, label_smoothing)
         return jnp.mean(optax.softmax_cross_entropy(logits, smoothed))
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _check_labels(labels: Array, logits_shape: tuple[int, ...]) -> None:
+    if len(logits_shape) != 2 or jnp.shape(labels) != logits_shape[:1]:
+        raise ValueError(
+            "needs logits [B, num_classes] and labels [B]; got the shapes "
+            f"{logits_shape} and {jnp.shape(labels)}"
+        )
+    if isinstance(labels, jax.core.Tracer) or not jnp.size(labels):
+        return
+    low, high = int(jnp.min(labels)), int(jnp.max(labels))
+    if low < 0 or high >= logits_shape[1]:
+        raise ValueError(f"labels are {low} to {high}; allowed: 0 to {logits_shape[1] - 1}")
 
 
 def check_sac_weights(weights: Sequence[float], num_stages: int) -> None:
@@ -60,6 +79,8 @@ def check_sac_weights(weights: Sequence[float], num_stages: int) -> None:
         >>> check_sac_weights((0.1, 0.2, 0.7), num_stages=3)
     """
     weights = tuple(float(w) for w in weights)
+    if num_stages < 1:
+        raise ValueError("SAC needs the logits of at least one stage; got none")
     if len(weights) != num_stages:
         raise ValueError(
             f"SAC needs one weight per stage: {num_stages} stages, got {len(weights)} weights "

@@ -108,3 +108,19 @@ def test_total_is_equation_3_plus_the_weighted_regularizer_and_names_its_parts()
         np.testing.assert_allclose(parts[name], numpy_cross_entropy(logits, LABELS), rtol=1e-6)
     np.testing.assert_allclose(parts["sac"], sac_loss(STAGE_LOGITS, LABELS, WEIGHTS), rtol=1e-6)
     assert float(parts["regularizer"]) == 3.0
+
+
+@pytest.mark.parametrize("labels", [[0, 4, 2, 5], [0, -1, 2, 2], [0, 4, 2], [[0, 4, 2, 2]]])
+def test_labels_that_cannot_be_are_refused(labels):
+    with pytest.raises(ValueError, match=r"allowed: 0 to 4|labels \[B\]"):
+        cross_entropy(STAGE_LOGITS[0], jnp.array(labels))
+
+
+def test_labels_are_not_looked_at_under_jit():
+    compiled = jax.jit(cross_entropy)(STAGE_LOGITS[0], LABELS)
+    np.testing.assert_allclose(compiled, cross_entropy(STAGE_LOGITS[0], LABELS), rtol=1e-6)
+
+
+def test_sac_needs_a_stage():
+    with pytest.raises(ValueError, match="at least one stage"):
+        sac_loss([], LABELS, ())
