@@ -58,7 +58,7 @@ def train(
         dtype: compute dtype.
         pool: the name of a pool.
         sac: whether with auxiliary classifiers.
-        cpu_kernels: False takes flax's own layers and XLA's own options on a CPU.
+        cpu_kernels: False takes flax's own layers on a CPU.
     """
     model = create_model(
         "resnet20",
@@ -79,8 +79,7 @@ def train(
         pool_reg=0.1 if pool == "flexpool" else 0.0,
     )
     count, devices = steps_per_call(), jax.local_device_count()
-    options = fast_cpu.compiler_options() if cpu_kernels else {}
-    run: Callable[..., Any] = steps.pmap_train_step(train_step, count, options)
+    run: Callable[..., Any] = steps.pmap_train_step(train_step, count)
     key = jax.random.key(0)
     state = _replicated(create_train_state(model, tx, key, IMAGE_SHAPE))
     images, labels = _images(batch)
@@ -100,7 +99,7 @@ def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
     """The pmapped evaluation of one batch; on accelerators of many, waited for together."""
     model = create_model("resnet20", num_classes=NUM_CLASSES, pool="flexpool", dtype=dtype)
     eval_step = steps.make_eval_step(model, normalise=make_normalise(MEAN, STD, jnp.dtype(dtype)))
-    run: Callable[..., Any] = steps.pmap_eval_step(eval_step, fast_cpu.compiler_options())
+    run: Callable[..., Any] = steps.pmap_eval_step(eval_step)
     images, labels = _images(batch)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = _replicated(init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
@@ -144,5 +143,5 @@ def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Cal
 
     shapes = ((batch, side, side, channels), (3, 3, channels, channels))
     x, kernel = (jax.random.normal(jax.random.key(0), shape) for shape in shapes)
-    compiled = jax.jit(run, compiler_options=fast_cpu.compiler_options() or None)
+    compiled = jax.jit(run)
     return lambda: jax.block_until_ready(compiled(x, kernel, x))

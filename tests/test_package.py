@@ -11,6 +11,7 @@ import flexpool_jax
 def test_import_does_not_start_jax():
     script = (
         "import sys, flexpool_jax, flexpool_jax.configuration, flexpool_jax.command_line\n"
+        "from flexpool_jax.cpu import prepare_process\n"
         "sys.exit(sorted({'jax', 'flax', 'numpy', 'tensorflow'} & set(sys.modules)) or 0)\n"
     )
     done = subprocess.run(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,29 +30,6 @@ KERNEL_GRADIENT_SLICE_BYTES = 1024 * 1024
 
 # Up to so many features, a convolution computes two columns at once (`_conv_in_pairs`).
 PAIRED_FEATURES = 16
-
-
-# jaxlib 0.10 hands many convolutions to YNNPACK, which runs them on one core: without it, forward
-# at 16×16×32 goes from 79-93 to 145-170 GFLOP/s on two cores.
-_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
-
-
-@functools.cache
-def compiler_options() -> dict[str, str | bool]:
-    """XLA options for programs that train or evaluate convolutional networks on a CPU.
-
-    Empty on other backends, where the user's XLA_FLAGS say something of the same option, and where
-    this jaxlib does not know it. They are meant for ``jax.jit(..., compiler_options=...)``, and so
-    hold for those programs alone.
-    """
-    if jax.default_backend() != "cpu" or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    options: dict[str, str | bool] = {_YNNPACK: ""}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
-    except Exception:  # XLA's errors have no class of their own.
-        return {}
-    return options
 
 
 def conv_general_dilated(

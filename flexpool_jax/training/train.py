@@ -172,10 +172,6 @@ def _first_lines(
     )
     if jax.default_backend() == "cpu" and config.dtype == "float32":
         lines.append(f"convolutions: {onednn.describe()}")
-    options = experiment.compiler_options
-    if options:
-        flags = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        lines.append(f"XLA options for this run's programs: {flags}")
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
