@@ -14,8 +14,9 @@ import optax
 
 from benchmarks.workers import Call
 from flexpool_jax import create_model
+from flexpool_jax.cpu import convolution as cpu_convolution
 from flexpool_jax.data.augment import make_augment, make_normalise
-from flexpool_jax.models import fast_cpu, layers
+from flexpool_jax.models import layers
 from flexpool_jax.training import steps
 from flexpool_jax.training.state import create_train_state
 
@@ -58,7 +59,7 @@ def train(
         dtype: compute dtype.
         pool: the name of a pool.
         sac: whether with auxiliary classifiers.
-        cpu_kernels: False takes flax's own layers on a CPU.
+        cpu_kernels: False takes Flax's own layers on a CPU.
     """
     model = create_model(
         "resnet20",
@@ -120,7 +121,7 @@ def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Cal
     """A 3×3 convolution that keeps its shape, or one of its gradients.
 
     Args:
-        by: "conv" or "xla_conv" of `fast_cpu`, or "lax".
+        by: "conv" or "xla_conv" of `flexpool_jax.cpu.convolution`, or "lax".
         form: "forward", "input gradient" or "kernel gradient".
         batch: images.
         side: of an image.
@@ -130,7 +131,7 @@ def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Cal
 
     def conv(x: Any, kernel: Any) -> Any:
         if by != "lax":
-            return getattr(fast_cpu, by)(x, kernel, 1, padding)
+            return getattr(cpu_convolution, by)(x, kernel, 1, padding)
         return jax.lax.conv_general_dilated(
             x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,15 @@ def test_every_public_name_is_there():
 def test_other_names_are_not():
     with pytest.raises(AttributeError, match="no attribute 'FlexPol'"):
         flexpool_jax.FlexPol  # noqa: B018
+
+
+def test_an_installed_copy_has_every_file():
+    package = Path(flexpool_jax.__file__).parent
+    setuptools = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
+    patterns = setuptools["package-data"]["flexpool_jax"]
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    others = {path for path in files if path.suffix != ".py"}
+    assert others == {path for pattern in patterns for path in package.glob(pattern)}
+    assert all((path.parent / "__init__.py").exists() for path in files - others)

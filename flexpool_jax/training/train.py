@@ -11,9 +11,8 @@ from typing import Any, TypeGuard
 import jax
 import ml_collections
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, cpu
 from flexpool_jax.data import Dataset
-from flexpool_jax.models import onednn
 from flexpool_jax.training import checkpoints, reporting, superclass
 from flexpool_jax.training.experiment import (
     Experiment,
@@ -171,7 +170,7 @@ def _first_lines(
         start_step=int(state.step),
     )
     if jax.default_backend() == "cpu" and config.dtype == "float32":
-        lines.append(f"convolutions: {onednn.describe()}")
+        lines.append(f"convolutions: {cpu.describe()}")
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 

@@ -33,7 +33,7 @@ FORBIDDEN_ATTRIBUTES = {
 ALLOWED = {
     ("flexpool_jax/configuration/loading.py", "exec_module"),
     ("flexpool_jax/cpu/process.py", "execv"),
-    ("flexpool_jax/models/onednn.py", "import ctypes"),
+    ("flexpool_jax/cpu/onednn.py", "import ctypes"),
 }
 
 
