@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/.installed-requirements-dev.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help env env-dev train test test-slow survive fuzz test-newest lint format figures clean
+.PHONY: help env env-dev train test test-slow survive fuzz test-newest gpu-pack lint format figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -64,6 +64,9 @@ test-newest: ## run the tests with the newest JAX, Flax and Orbax
 	.venv-newest/bin/python -m pip install --quiet --upgrade "jax[cpu]" flax optax orbax-checkpoint \
 	  -r .venv-newest/requirements.txt
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
+
+gpu-pack: env ## collect in .gpu what benchmarks/gpu.sh needs on a machine without network
+	PYTHON=$(BIN)/python benchmarks/gpu.sh pack
 
 lint: env-dev ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from flexpool_jax import command_line, configuration, cpu
 from flexpool_jax.command_line import Command
 from flexpool_jax.errors import Interrupted, SweepFailed, TrainingDiverged, UserError
@@ -32,7 +34,6 @@ def train(command: Command) -> None:
     """Trains, or goes on where the workdir's last checkpoint stands."""
     config = command.require_config()
     workdir = command.require_workdir()
-    _refuse_step(command)
     configuration.validate(config)
     configuration.check_files(config)
     configuration.check_workdir(workdir)
@@ -50,31 +51,32 @@ def train(command: Command) -> None:
 
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
-    workdir = command.require_workdir()
-    saved = configuration.read_config(workdir)
-    config = command.require_config()
-    configuration.validate(config)
-    configuration.compare_with_workdir(config, saved)
-    if not configuration.has_checkpoint(workdir):
-        raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
+    workdir, step, config = _checkpoint(command)
 
     from flexpool_jax import evaluation
 
-    result = evaluation.evaluate_workdir(
-        workdir,
-        command.step or command_line.DEFAULT_STEP,
-        config=config if command.config_given else None,
-    )
+    result = evaluation.evaluate_workdir(workdir, step, config)
     print(
         f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
 
 
+def probe(command: Command) -> None:
+    """Measures a checkpoint with a changed pool and on changed images."""
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.insight import probe as probing
+
+    report = probing.probe_workdir(workdir, step, config)
+    print(probing.summary(report))
+    print(f"see {workdir}/{probing.PROBE_FILE}")
+
+
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
     config = command.require_config()
-    _refuse_step(command)
     configuration.validate(config)
 
     from flexpool_jax import data
@@ -90,20 +92,18 @@ def sweep(command: Command) -> None:
     """Trains every run of a grid that is not finished yet, each in a process of its own."""
     config = command.require_config()
     workdir = command.require_workdir()
-    _refuse_step(command)
 
     from flexpool_jax.experiments import grid
     from flexpool_jax.experiments.sweep import run_sweep
 
     cells = grid.expand(config, CONFIGS_DIR)
     configuration.check_workdir(workdir)
-    run_sweep(cells, workdir, train=(sys.executable, str(Path(__file__).resolve())))
+    run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
 
 
 def report(command: Command) -> None:
     """Writes tables and figures from the results under the workdir."""
     workdir = command.require_workdir()
-    _refuse_step(command)
 
     from flexpool_jax.experiments import grid
     from flexpool_jax.experiments.report import write_report
@@ -119,20 +119,20 @@ def report(command: Command) -> None:
 
 
 class Mode(NamedTuple):
-    """What a mode runs, and the line that --help gives it."""
+    """What a mode runs, the line that --help gives it, and whether it takes --step."""
 
     run: Callable[[Command], None]
     summary: str
+    takes_step: bool = False
 
-
-_STEP_MODES = ("eval", "inspect", "predict", "export")
 
 MODES = {
     "train": Mode(train, "train; carries on if the workdir holds a checkpoint (default)"),
-    "eval": Mode(evaluate, "accuracy of a checkpoint; needs nothing but --workdir"),
+    "eval": Mode(evaluate, "accuracy of a checkpoint; needs nothing but --workdir", True),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
     "report": Mode(report, "tables and figures from the results under --workdir"),
+    "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
 }
 
 
@@ -145,7 +145,10 @@ def main(arguments: Sequence[str]) -> int:
         # Training alone has something to save, and handles signals itself; the rest just stops.
         with stop_on_signals():
             command = command_line.read(arguments, MODES, CONFIGS_DIR)
-            MODES[command.mode].run(command)
+            mode = MODES[command.mode]
+            if command.step is not None and not mode.takes_step:
+                raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
+            mode.run(command)
     except UserError as error:
         return _report(error, EXIT_USER_ERROR)
     except (SweepFailed, TrainingDiverged) as error:
@@ -167,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
 def help_text() -> str:
     """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(f"--mode={name}" for name in MODES if name in _STEP_MODES)
+    step_modes = ", ".join(f"--mode={name}" for name, mode in MODES.items() if mode.takes_step)
     configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
     configs = textwrap.indent(configs, " " * 12).lstrip()
     return f"""\
@@ -188,7 +191,7 @@ flags
             ({step_modes}; default: {command_line.DEFAULT_STEP})
 
 configs/    {configs}
-variants    words out of avg, flexpool, softmax, reg, dropout, sac, with commas
+variants    a pool's name, reg, dropout, sac and FIELD=VALUE, with commas
 fields      configs/default.py explains each, its default and the reason for it
 
 examples
@@ -198,9 +201,21 @@ examples
   python launch.py --workdir=runs/digits --mode=eval --step=best"""
 
 
-def _refuse_step(command: Command) -> None:
-    if command.step is not None:
-        raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
+def _checkpoint(command: Command) -> tuple[str, str, ConfigDict | None]:
+    """Returns the workdir of a run, the step, and the config if it may differ from the workdir's.
+
+    Raises:
+        UserError: The run has no checkpoint, or the config describes another run.
+    """
+    workdir = command.require_workdir()
+    saved = configuration.read_config(workdir)
+    config = command.require_config()
+    configuration.validate(config)
+    configuration.compare_with_workdir(config, saved)
+    if not configuration.has_checkpoint(workdir):
+        raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
+    step = command.step or command_line.DEFAULT_STEP
+    return workdir, step, config if command.config_given else None
 
 
 def _report(error: object, status: int) -> int:

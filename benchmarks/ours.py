@@ -45,22 +45,10 @@ def _images(batch: int) -> tuple[Any, Any]:
     return _replicated((images, random.integers(0, NUM_CLASSES, count).astype(np.int32)))
 
 
-def train(
-    batch: int,
-    dtype: str,
-    pool: str = "flexpool",
-    sac: bool = False,
-    cpu_kernels: bool = True,
-) -> tuple[Call, float]:
-    """The pmapped training step as a run makes it: gather, augment, normalise, update.
-
-    Args:
-        batch: images a step over all devices.
-        dtype: compute dtype.
-        pool: the name of a pool.
-        sac: whether with auxiliary classifiers.
-        cpu_kernels: False takes Flax's own layers on a CPU.
-    """
+def _program(
+    count: int, dtype: str, pool: str, sac: bool, cpu_kernels: bool
+) -> tuple[Callable[..., Any], Any, Any]:
+    """The pmapped program of `count` training steps, its first state, and the run's key."""
     model = create_model(
         "resnet20",
         num_classes=NUM_CLASSES,
@@ -79,10 +67,29 @@ def train(
         sac_weights=(0.1, 0.2, 0.7) if sac else (),
         pool_reg=0.1 if pool == "flexpool" else 0.0,
     )
-    count, devices = steps_per_call(), jax.local_device_count()
     run: Callable[..., Any] = steps.pmap_train_step(train_step, count)
     key = jax.random.key(0)
-    state = _replicated(create_train_state(model, tx, key, IMAGE_SHAPE))
+    return run, _replicated(create_train_state(model, tx, key, IMAGE_SHAPE)), key
+
+
+def train(
+    batch: int,
+    dtype: str,
+    pool: str = "flexpool",
+    sac: bool = False,
+    cpu_kernels: bool = True,
+) -> tuple[Call, float]:
+    """The pmapped training step as a run makes it: gather, augment, normalise, update.
+
+    Args:
+        batch: images a step over all devices.
+        dtype: compute dtype.
+        pool: the name of a pool.
+        sac: whether with auxiliary classifiers.
+        cpu_kernels: False takes Flax's own layers on a CPU.
+    """
+    count, devices = steps_per_call(), jax.local_device_count()
+    run, state, key = _program(count, dtype, pool, sac, cpu_kernels)
     images, labels = _images(batch)
     random = np.random.default_rng(1)
 
@@ -94,6 +101,30 @@ def train(
         jax.block_until_ready((state, metrics))
 
     return call, batch * count
+
+
+def first_steps(batch: int, dtype: str, count: int) -> tuple[list[float], list[np.ndarray]]:
+    """The losses of the first steps of `train`'s run with SAC, and the gradient of the very first.
+
+    Args:
+        batch: images a step over all devices.
+        dtype: compute dtype.
+        count: steps.
+
+    Returns:
+        `count` losses, and the leaves of the gradient.
+    """
+    run, state, key = _program(1, dtype, "flexpool", True, True)
+    images, labels = _images(batch)
+    random, shape = np.random.default_rng(1), (jax.local_device_count(), 1, -1)
+    losses, gradient = [], []
+    for _ in range(count):
+        chosen = random.integers(0, len(images), batch, np.int32).reshape(shape)
+        state, metrics = run(state, images, labels, chosen, key)
+        losses.append(float(metrics["loss"][0]))
+        # Momentum starts at zero, so that after one step it is the gradient.
+        gradient = gradient or [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state)]
+    return losses, gradient
 
 
 def evaluate(batch: int, dtype: str) -> tuple[Call, float]:

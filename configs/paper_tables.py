@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     # Rows, in the order of the tables ("ImageNet" there is Tiny ImageNet): files of this folder.
     config.datasets = ("cifar10", "fashion_mnist", "cifar100", "tiny_imagenet")
-    # Columns: what stands after the colon of a data set's config, joined by + instead of commas.
-    # Any pool of flexpool_jax.pooling may stand for the first word.
+    # Columns: what stands after the colon of a data set's config, joined by + instead of commas:
+    # avg+dropout, flexpool+reg=0.01, flexpool+pool_learning_rate_scale=0.02.
     config.columns = ("avg", "flexpool", "flexpool+reg", "flexpool+reg+dropout")
     # Table 1 is "off". Table 2 is "on": the weights of the data set's config, 0.1, 0.2 and 0.7.
     # Other weights of Eq. 3 are written with slashes: 0.05/0.1/0.85.
@@ -30,5 +30,7 @@ def get_config() -> ConfigDict:
     config.num_epochs = 0
     # Fields of every run, with blanks between: "batch_size=128 dataset.image_size=16".
     config.overrides = ""
+    # Whether to run --mode=probe on each run as it ends; see docs/probe.md.
+    config.probe = False
     config.lock()
     return config

@@ -1,4 +1,4 @@
-"""Every global pool in the place of FlexPool: is it the learning of weights that helps?
+"""Every pool in the place of FlexPool: is it the learning of weights that helps, and which part?
 
     python launch.py --mode=sweep --config=configs/pools.py --workdir=sweeps/pools
     python launch.py --mode=report --workdir=sweeps/pools
@@ -28,6 +28,11 @@ def get_config() -> ConfigDict:
         "flexpool+reg",
         # What the authors' released code computes.
         "softmax",
+        # Controls: FlexPool without one of its parts, and a weight for every position and class.
+        "channel_scale",
+        "flexpool_shared",
+        "gdconv",
+        "flatten",
     )
     config.sac = ("off",)
     config.seeds = (0, 1, 2)

@@ -8,8 +8,8 @@ import importlib
 
 from ml_collections import ConfigDict
 
-from configs.default import VARIANT_WORDS
-from flexpool_jax.errors import UserError, unknown_name
+from flexpool_jax.configuration import variants
+from flexpool_jax.errors import UserError
 
 DATASET_CONFIGS = (
     "digits",
@@ -35,10 +35,9 @@ def split_argument(argument: str) -> tuple[ConfigDict, str]:
         >>> config.dataset.name, variant
         ('cifar100', 'flexpool,reg')
     """
-    words = [word.strip() for word in argument.split(",")] if argument.strip() else []
+    words = variants.split_variant(argument)
     for word in words:
-        if word not in (*DATASET_CONFIGS, *VARIANT_WORDS):
-            raise unknown_name("variant", word, (*DATASET_CONFIGS, *VARIANT_WORDS))
+        variants.check_word(word, also=DATASET_CONFIGS)
     datasets = [word for word in words if word in DATASET_CONFIGS]
     if len(datasets) > 1:
         raise UserError(f"{argument!r} names {len(datasets)} data sets; allowed: one")

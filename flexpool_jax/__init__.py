@@ -19,15 +19,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
-    from flexpool_jax.pooling import FlexPool, flexpool_regularizer
+    from flexpool_jax.pooling import FlexPool, flexpool_regularizer, register_pool
 
 __version__ = "0.1.0"
 
-__all__ = ["FlexPool", "create_model", "flexpool_regularizer", "register_model", "sac_loss"]
+__all__ = [
+    "FlexPool",
+    "create_model",
+    "flexpool_regularizer",
+    "register_model",
+    "register_pool",
+    "sac_loss",
+]
 
 _MODULE_OF = {
     "FlexPool": "flexpool_jax.pooling",
     "flexpool_regularizer": "flexpool_jax.pooling",
+    "register_pool": "flexpool_jax.pooling",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",
     "register_model": "flexpool_jax.models.registry",

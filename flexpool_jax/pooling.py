@@ -1,7 +1,8 @@
 """FlexPool, Eq. 2 that constrains it, and the global pools it is compared with.
 
-Every pool maps a feature map ``[B, H, W, C]`` to one vector per example ``[B, C]``. This file
-needs JAX and Flax only: to use the layer in another project, copy this one file.
+Every pool maps a feature map ``[B, H, W, C]`` to one vector per example: ``[B, C]``, except for
+`flatten`. `POOLS` holds them by name, and `register_pool` adds to it. This file needs JAX and Flax
+only: to use the layer in another project, copy this one file.
 
 Reference: Ali, Alsuwaidi, Khan, "FlexPooling with Simple Auxiliary Classifiers in Deep Networks",
 VISAPP 2023, section 3 ("the paper" below).
@@ -10,8 +11,9 @@ VISAPP 2023, section 3 ("the paper" below).
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,20 +41,28 @@ def _check_weights(
     remedy: str = (
         ", or resample the weights with flexpool_jax.pooling.resample_weights(w_fp, {size})"
     ),
+    axes: str = "HWC",
 ) -> None:
-    """Says what to do when parameters [H, W, C] meet a feature map of another shape."""
-    if tuple(x_shape[1:]) == tuple(w_shape):
+    """Says what to do when parameters [H, W, C] meet a feature map of another shape.
+
+    `axes` are those along which the parameters differ; along the others they have length 1.
+    """
+    sizes = zip("HWC", x_shape[1:], strict=True)
+    needed = tuple(size if axis in axes else 1 for axis, size in sizes)
+    if tuple(w_shape) == needed:
         return
     mismatch = (
-        f"{owner} were made for feature maps of [H, W, C] = {tuple(w_shape)}, "
-        f"but this one has {tuple(x_shape[1:])}"
+        f"{owner} have shape {tuple(w_shape)}, but feature maps of [H, W, C] = "
+        f"{tuple(x_shape[1:])} need {needed}"
     )
-    if len(w_shape) != 3 or x_shape[3] != w_shape[2]:
+    if "C" in axes and (len(w_shape) != 3 or w_shape[2] != needed[2]):
         raise ValueError(f"{mismatch}: the number of channels must be the same")
-    raise ValueError(
-        f"{mismatch}: resize the images to the resolution it was trained at"
-        f"{remedy.format(size=tuple(x_shape[1:3]))}"
-    )
+    if "H" in axes and len(w_shape) == 3 and w_shape[2] == needed[2]:
+        raise ValueError(
+            f"{mismatch}: resize the images to the resolution it was trained at"
+            f"{remedy.format(size=tuple(x_shape[1:3]))}"
+        )
+    raise ValueError(mismatch)
 
 
 def flex_pool(x: Array, w: Array) -> Array:
@@ -107,6 +117,11 @@ class FlexPool(nn.Module):
     The parameter ``w_fp`` is float32 ``[H, W, C]``, whatever the dtype of the feature map, and
     starts at 1/(H·W) everywhere: at step 0 the layer *is* global average pooling.
 
+    Two relatives are older, and in `POOLS` as controls. Global depthwise convolution (`GDConv`;
+    Chen et al. 2018, "MobileFaceNets", arXiv 1804.07573) is the same function with a random start.
+    Spatially weighted pooling with one mask (`FlexPoolShared`; Hu et al. 2017, IEEE Transactions on
+    Intelligent Transportation Systems 18(11), 3147-3156) has one map of weights for all channels.
+
     Attributes:
         constraint: ``None`` uses w_fp as it is (Eq. 2, `flexpool_regularizer`, pulls each channel's
             sum to 1); ``"softmax"`` uses `softmax_weights` of it.
@@ -134,38 +149,156 @@ class FlexPool(nn.Module):
                 f"unknown FlexPool constraint {self.constraint!r}; allowed: None, 'softmax'"
             )
         _check_feature_map(x)
-        height, width, channels = x.shape[1:]
-        if self.has_variable("params", "w_fp"):
-            _check_weights(x.shape, jnp.shape(self.get_variable("params", "w_fp")))
-        w = self.param(
-            "w_fp",
-            nn.initializers.constant(1.0 / (height * width)),
-            (height, width, channels),
-            jnp.float32,
-        )
+        start = nn.initializers.constant(1.0 / (x.shape[1] * x.shape[2]))
+        w = _stored_weights(self, x, start)
         return flex_pool(x, softmax_weights(w) if self.constraint == "softmax" else w)
+
+    @nn.nowrap
+    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+        """See the function `effective_weights`."""
+        _check_weights((1, *shape), jnp.shape(w_fp))
+        return softmax_weights(w_fp) if self.constraint == "softmax" else w_fp
+
+
+def _stored_weights(
+    pool: nn.Module, x: Array, start: nn.initializers.Initializer, axes: str = "HWC"
+) -> Array:
+    """The parameter w_fp of a pool, float32, of length 1 along the axes that share a weight."""
+    owner = f"{type(pool).__name__}'s weights"
+    if pool.has_variable("params", "w_fp"):
+        _check_weights(x.shape, jnp.shape(pool.get_variable("params", "w_fp")), owner, axes=axes)
+    sizes = zip("HWC", x.shape[1:], strict=True)
+    shape = tuple(size if axis in axes else 1 for axis, size in sizes)
+    weights: Array = pool.param("w_fp", start, shape, jnp.float32)
+    return weights
+
+
+class GDConv(nn.Module):
+    """Global depthwise convolution: FlexPool's weighted sum with a random start.
+
+    Chen, Liu, Gao & Han 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face
+    Verification on Mobile Devices" (arXiv 1804.07573), section 3.1: a depthwise convolution whose
+    kernel is as large as the map, without bias, in the place of global average pooling. The
+    parameter ``w_fp``, float32 ``[H, W, C]``, starts as the kernel of such a convolution does in
+    Flax: LeCun-normal with a fan-in of H·W, hence mean 0 and variance 1/(H·W). The paper names no
+    start; against FlexPool only the start differs.
+
+    Raises:
+        ValueError: as `FlexPool`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> variables = GDConv().init(jax.random.key(0), jnp.ones((2, 8, 8, 64)))
+        >>> variables["params"]["w_fp"].shape
+        (8, 8, 64)
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        _check_feature_map(x)
+        # Flax takes the last axis but one for the inputs, and so the fan-in of [H, W, C] for H·W.
+        return flex_pool(x, _stored_weights(self, x, nn.initializers.lecun_normal()))
+
+    @nn.nowrap
+    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+        """See the function `effective_weights`."""
+        _check_weights((1, *shape), jnp.shape(w_fp), "GDConv's weights")
+        return w_fp
+
+
+class FlexPoolShared(nn.Module):
+    """One learned map of weights for all channels: ``y[b, c] = Σ_ij w[i, j] · x[b, i, j, c]``.
+
+    Spatially weighted pooling with one mask: Hu, Wang, Li & Shen 2017, "Deep CNNs With Spatially
+    Weighted Pooling for Fine-Grained Car Recognition", IEEE Transactions on Intelligent
+    Transportation Systems 18(11), 3147-3156. The parameter ``w_fp`` is float32 ``[H, W, 1]`` and
+    starts at 1/(H·W), so that the layer begins as global average pooling.
+
+    Raises:
+        ValueError: as `FlexPool`; the number of channels may change.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> variables = FlexPoolShared().init(jax.random.key(0), jnp.ones((2, 8, 8, 64)))
+        >>> variables["params"]["w_fp"].shape
+        (8, 8, 1)
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        _check_feature_map(x)
+        start = nn.initializers.constant(1.0 / (x.shape[1] * x.shape[2]))
+        w = _stored_weights(self, x, start, axes="HW")
+        return flex_pool(x, jnp.broadcast_to(w, x.shape[1:]))
+
+    @nn.nowrap
+    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+        """See the function `effective_weights`."""
+        _check_weights((1, *shape), jnp.shape(w_fp), "FlexPoolShared's weights", axes="HW")
+        return jnp.broadcast_to(w_fp, shape)
+
+
+class ChannelScale(nn.Module):
+    """Average pooling with a learned factor for each channel: ``y[b, c] = s[c] · mean(x[b, c])``.
+
+    FlexPool with weights that are constant over positions. A dense layer can absorb the factor, so
+    what this pool changes is the optimisation alone: a control for FlexPool's spatial weights (this
+    project's, not the paper's). The parameter ``w_fp`` is float32 ``[1, 1, C]`` and starts at 1.
+
+    Raises:
+        ValueError: as `FlexPool`; the size of the map may change.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> variables = ChannelScale().init(jax.random.key(0), jnp.ones((2, 8, 8, 64)))
+        >>> variables["params"]["w_fp"].shape
+        (1, 1, 64)
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        _check_feature_map(x)
+        s = _stored_weights(self, x, nn.initializers.ones, axes="C")
+        return (s[0, 0] * jnp.mean(_widen(x), axis=(1, 2))).astype(x.dtype)
+
+    @nn.nowrap
+    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+        """See the function `effective_weights`."""
+        _check_weights((1, *shape), jnp.shape(w_fp), "ChannelScale's weights", axes="C")
+        return jnp.broadcast_to(w_fp / (shape[0] * shape[1]), shape)
 
 
 def _w_fp_leaves(params: Any) -> list[Array]:
-    def last_name(path: tuple[Any, ...]) -> Any:
-        return getattr(path[-1], "key", getattr(path[-1], "name", None)) if path else None
+    def name(path: tuple[Any, ...]) -> Any:
+        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
+        # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
+        return names[-2] if names[1:] and names[-1] == "value" else names[-1] if names else None
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [leaf for path, leaf in leaves if last_name(path) == "w_fp"]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    found = [leaf for path, leaf in leaves if name(path) == "w_fp"]
+    for w in found:
+        if jnp.ndim(w) != 3:
+            raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(w)}")
+    return found
 
 
 def flexpool_regularizer(params: Any) -> Array:
     """Eq. 2 of the paper, summed over every FlexPool block in a tree of parameters.
 
-    ``R = Σ_k (Σ_ij w_fp[i, j, k] − 1)²``. It constrains the weights as they are stored, so it is
+    ``R = Σ_k (Σ_ij w_fp[i, j, k] − 1)²``. Where channels share one map there is one sum, and where
+    a channel has one factor that is its sum. It constrains the weights as they are stored, so it is
     meant for ``FlexPool(constraint=None)``; with the softmax constraint it holds by construction.
 
     Args:
-        params: any pytree; its leaves named ``w_fp`` are float ``[H, W, C]``, all others are
-            ignored.
+        params: any pytree, such as linen's parameters or an ``nnx.State``; its leaves named
+            ``w_fp`` are float ``[H, W, C]``, with a length of 1 where weights are shared; all
+            others are ignored.
 
     Returns:
         A float32 scalar (float64 for float64 weights), 0.0 where there is no ``w_fp``.
+
+    Raises:
+        ValueError: a ``w_fp`` is not three-dimensional.
 
     Example:
         >>> import jax.numpy as jnp
@@ -240,6 +373,22 @@ def max_pool(x: Array) -> Array:
     """
     _check_feature_map(x)
     return jnp.max(x, axis=(1, 2))
+
+
+def flatten(x: Array) -> Array:
+    """No pooling: all positions and channels side by side, ``[B, H, W, C]`` to ``[B, H·W·C]``.
+
+    The classifier after it has a weight for every position, channel and class, where FlexPool's has
+    rank one per channel. As in VGG (Simonyan & Zisserman 2015, arXiv 1409.1556), whose first dense
+    layer takes the whole map.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> flatten(jnp.ones((2, 8, 8, 64))).shape
+        (2, 4096)
+    """
+    _check_feature_map(x)
+    return jnp.reshape(x, (x.shape[0], -1))
 
 
 def avgmax_pool(x: Array) -> Array:
@@ -394,7 +543,7 @@ class AttentionPool(nn.Module):
         return attention(tokens[:, :1], tokens)[:, 0].astype(x.dtype)
 
 
-POOLS: Mapping[str, Callable[..., nn.Module]] = {
+POOLS: dict[str, Callable[..., nn.Module]] = {
     "avg": functools.partial(GlobalPool, avg_pool),
     "max": functools.partial(GlobalPool, max_pool),
     "avgmax": functools.partial(GlobalPool, avgmax_pool),
@@ -404,14 +553,86 @@ POOLS: Mapping[str, Callable[..., nn.Module]] = {
     "attention": AttentionPool,
     "flexpool": FlexPool,
     "flexpool_softmax": functools.partial(FlexPool, constraint="softmax"),
+    # Controls: what remains of FlexPool's effect without one of its parts.
+    "channel_scale": ChannelScale,
+    "flexpool_shared": FlexPoolShared,
+    "gdconv": GDConv,
+    "flatten": functools.partial(GlobalPool, flatten),
 }
+
+# Words of a config's variant that are not names in `POOLS`, and the field that each of them sets.
+VARIANT_WORDS: Mapping[str, str] = {
+    "softmax": "pool",
+    "reg": "pool_reg",
+    "dropout": "dropout_rate",
+    "sac": "sac.enabled",
+}
+
+Definition = TypeVar("Definition", bound=Callable[..., Any])
+
+
+def register_pool(name: str) -> Callable[[Definition], Definition]:
+    """Registers a pool under a name that `create_model`, configs, sweeps and reports may use.
+
+    Args:
+        name: letters, digits and underscores; it becomes part of folders' names.
+
+    Returns:
+        A decorator for a function ``[B, H, W, C] -> [B, C]``, or for a `flax.linen.Module` class
+        that maps the same. A module whose parameter is called ``w_fp``, ``[H, W, C]`` or with a
+        length of 1 where weights are shared, takes part in Eq. 2. One with a method
+        ``effective_weights(w_fp, shape)`` tells the function of that name what it multiplies by.
+
+    Raises:
+        ValueError: the name is not such a word, has another meaning in a variant, or is taken by
+            another pool; or what is decorated is not a function or module class. The same
+            definition may come again, as when a notebook's cell is run twice.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> @register_pool("centre")
+        ... def centre_pool(x):
+        ...     return x[:, x.shape[1] // 2, x.shape[2] // 2]
+        >>> create_pool("centre").apply({}, jnp.ones((2, 8, 8, 64))).shape
+        (2, 64)
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name, re.ASCII):
+        raise ValueError(f"a pool cannot be named {name!r}; allowed: letters, digits and _")
+    if name in VARIANT_WORDS:
+        raise ValueError(
+            f"a pool cannot be named {name!r}, which in a variant sets {VARIANT_WORDS[name]}; "
+            f"reserved: {', '.join(VARIANT_WORDS)}"
+        )
+
+    def register(definition: Definition) -> Definition:
+        entry: Callable[..., nn.Module] = functools.partial(GlobalPool, definition)
+        if isinstance(definition, type) and issubclass(definition, nn.Module):
+            entry = definition
+        elif isinstance(definition, type | nn.Module) or not callable(definition):
+            raise ValueError(
+                f"pool {name!r} is given as {definition!r}; allowed: a function "
+                "[B, H, W, C] -> [B, C], or a class derived from flax.linen.Module"
+            )
+        if name in POOLS and _origin(POOLS[name]) != _origin(entry):
+            raise ValueError(f"a pool named {name!r} is registered already")
+        POOLS[name] = entry
+        return definition
+
+    return register
+
+
+def _origin(entry: Any) -> tuple[Any, ...]:
+    """Where an entry is written; running its definition again makes a new object."""
+    if isinstance(entry, functools.partial):
+        return (*map(_origin, (entry.func, *entry.args)), *sorted(entry.keywords.items()))
+    return getattr(entry, "__module__", None), getattr(entry, "__qualname__", entry)
 
 
 def create_pool(pool: str, **module_fields: Any) -> nn.Module:
     """The global pool of that name, as a Flax module ``[B, H, W, C] -> [B, C]``.
 
     Args:
-        pool: one of `POOLS`.
+        pool: one of `POOLS`; ``"flatten"`` alone gives ``[B, H·W·C]``.
         **module_fields: passed to the module, such as Flax's ``name``.
 
     Raises:
@@ -424,3 +645,70 @@ def create_pool(pool: str, **module_fields: Any) -> nn.Module:
     if pool not in POOLS:
         raise ValueError(f"unknown pool {pool!r}; allowed: {', '.join(POOLS)}")
     return POOLS[pool](**module_fields)
+
+
+def has_weights(pool: str) -> bool:
+    """Whether a pool has weights that it learns: a parameter ``w_fp``, wherever in its tree.
+
+    Raises:
+        ValueError: unknown pool.
+
+    Example:
+        >>> has_weights("flexpool_softmax"), has_weights("attention")
+        (True, False)
+    """
+    # Traced, so that no device is taken up.
+    variables = jax.eval_shape(
+        lambda: create_pool(pool).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))
+    )
+    return bool(_w_fp_leaves(variables.get("params", {})))
+
+
+def regularizer_applies(pool: str) -> bool:
+    """Whether Eq. 2 can constrain a pool: it has a ``w_fp`` and uses it as it is stored.
+
+    Raises:
+        ValueError: unknown pool.
+
+    Example:
+        >>> [regularizer_applies(pool) for pool in ("flexpool", "flexpool_softmax", "avg")]
+        [True, False, False]
+    """
+    return has_weights(pool) and getattr(create_pool(pool), "constraint", None) is None
+
+
+def effective_weights(
+    pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]
+) -> Array | None:
+    """The weights by which a pool with learned weights multiplies a feature map.
+
+    ``flex_pool(x, effective_weights(pool, params, x.shape[1:]))`` is what the pool computes from
+    x: FlexPool's own weights, their softmax, the one map repeated for all channels, or the factor
+    of a channel over H·W.
+
+    Args:
+        pool: one of `POOLS`.
+        params: of that pool alone, such as ``{"w_fp": w}``.
+        shape: (H, W, C) of the feature map.
+
+    Returns:
+        ``[H, W, C]`` of w_fp's dtype; None for a pool that is not a sum with learned weights, or
+        that does not tell (see `register_pool`).
+
+    Raises:
+        ValueError: unknown pool, or weights that do not fit the shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = effective_weights("channel_scale", {"w_fp": jnp.ones((1, 1, 3))}, (2, 2, 3))
+        >>> w.shape, float(w[0, 0, 0])
+        ((2, 2, 3), 0.25)
+        >>> effective_weights("avg", {}, (2, 2, 3)) is None
+        True
+    """
+    module = create_pool(pool)
+    # Not one that is inherited: a class derived from FlexPool may compute something else.
+    if "effective_weights" not in vars(type(module)):
+        return None
+    weights: Array = module.effective_weights(params["w_fp"], shape)
+    return weights

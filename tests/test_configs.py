@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from configs import default, he_recipe, recipes, release_recipe
+from flexpool_jax import pooling, register_pool
 from flexpool_jax.configuration import load_config, validate
 from flexpool_jax.errors import UserError
 
@@ -59,6 +60,15 @@ def test_words_may_stand_in_any_order():
         ("reg,reg", ["'reg' twice"]),
         ("avg,reg", ["'reg'", "'avg'", "Eq. 2"]),
         ("softmax,reg", ["'reg'", "'flexpool_softmax'"]),
+        ("gem,reg=1", ["'reg'", "'gem'", "Eq. 2"]),
+        ("pool=gem,reg", ["'reg'", "'gem'", "Eq. 2"]),
+        ("flexpool,reg=", ["'reg='", "reg=0.01"]),
+        ("augment.scale=0.9,1.1", ["'1.1'", "neither + nor comma"]),
+        ("num_epochs=1,num_epochs=2", ["'num_epochs' twice"]),
+        ("sac,sac.enabled=no", ["sac.enabled twice"]),
+        ("batch_size=big", ["'batch_size=big'", "a whole number"]),
+        ("optimizer=sgd", ["'optimizer=sgd'", "group of fields", "config.optimizer.name"]),
+        ("=3", ["'=3'"]),
     ],
 )
 def test_variant_that_cannot_be_meant(variant, words):
@@ -66,6 +76,24 @@ def test_variant_that_cannot_be_meant(variant, words):
         default.get_config(variant)
     for word in words:
         assert word in str(error.value)
+
+
+def test_pools_and_fields_may_stand_beside_the_words():
+    config = default.get_config("dropout, learning_rate=1e-2, gem, sac, optimizer.name=sgd")
+    assert (config.pool, config.dropout_rate, config.sac.enabled) == ("gem", 0.25, True)
+    assert (config.learning_rate, config.optimizer.name) == (0.01, "sgd")
+    assert default.get_config("reg=0.5").pool_reg == 0.5
+    assert he_recipe.get_config("num_epochs=3,cifar100,max").num_epochs == 3
+
+
+def test_a_registered_pool_is_a_word(monkeypatch):
+    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    register_pool("corner")(lambda x: x[:, 0, 0])
+    config = default.get_config("corner,dropout")
+    validate(config)
+    assert (config.pool, config.dropout_rate) == ("corner", 0.25)
+    with pytest.raises(UserError, match=r"'corner'.*Eq\. 2|Eq\. 2.*'corner'"):
+        default.get_config("corner,reg")
 
 
 def test_defaults_are_the_papers():

@@ -119,7 +119,11 @@ def test_mistakes_are_answered_before_jax_is_imported(tmp_path):
         "heavy = {'jax', 'flax', 'tensorflow_datasets', 'orbax'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else status)\n"
     )
-    arguments = [DIGITS, f"--workdir={tmp_path / 'new'}", "--config.batch_size=-1"]
+    arguments = [
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path / 'new'}",
+        "--config.batch_size=-1",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )

@@ -27,6 +27,21 @@ def test_cross_entropy_is_equation_4():
     np.testing.assert_allclose(cross_entropy(STAGE_LOGITS[0], LABELS), expected, rtol=1e-6)
 
 
+def test_label_smoothing_mixes_the_labels_with_the_uniform_distribution():
+    h = jax.nn.softmax(STAGE_LOGITS[0])
+    uniform = -np.log(h).mean()
+    expected = 0.9 * numpy_cross_entropy(STAGE_LOGITS[0], LABELS) + 0.1 * uniform
+    np.testing.assert_allclose(cross_entropy(STAGE_LOGITS[0], LABELS, 0.1), expected, rtol=1e-6)
+
+
+def test_label_smoothing_acts_on_every_stage():
+    expected = sum(
+        weight * cross_entropy(logits, LABELS, 0.1)
+        for weight, logits in zip(WEIGHTS, STAGE_LOGITS, strict=True)
+    )
+    np.testing.assert_allclose(sac_loss(STAGE_LOGITS, LABELS, WEIGHTS, 0.1), expected, rtol=1e-6)
+
+
 def test_cross_entropy_is_finite_for_extreme_and_exact_for_half_precision_logits():
     assert float(cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))) == pytest.approx(2e4)
     assert cross_entropy(jnp.zeros((2, 3), jnp.bfloat16), jnp.array([0, 1])).dtype == jnp.float32
@@ -93,3 +108,19 @@ def test_total_is_equation_3_plus_the_weighted_regularizer_and_names_its_parts()
         np.testing.assert_allclose(parts[name], numpy_cross_entropy(logits, LABELS), rtol=1e-6)
     np.testing.assert_allclose(parts["sac"], sac_loss(STAGE_LOGITS, LABELS, WEIGHTS), rtol=1e-6)
     assert float(parts["regularizer"]) == 3.0
+
+
+@pytest.mark.parametrize("labels", [[0, 4, 2, 5], [0, -1, 2, 2], [0, 4, 2], [[0, 4, 2, 2]]])
+def test_labels_that_cannot_be_are_refused(labels):
+    with pytest.raises(ValueError, match=r"allowed: 0 to 4|labels \[B\]"):
+        cross_entropy(STAGE_LOGITS[0], jnp.array(labels))
+
+
+def test_labels_are_not_looked_at_under_jit():
+    compiled = jax.jit(cross_entropy)(STAGE_LOGITS[0], LABELS)
+    np.testing.assert_allclose(compiled, cross_entropy(STAGE_LOGITS[0], LABELS), rtol=1e-6)
+
+
+def test_sac_needs_a_stage():
+    with pytest.raises(ValueError, match="at least one stage"):
+        sac_loss([], LABELS, ())

@@ -1,18 +1,25 @@
 """FlexPool, Eq. 2 and the pools beside it, against NumPy, closed forms and finite differences."""
 
+import ast
+import functools
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 
-from flexpool_jax import FlexPool, flexpool_regularizer
-from flexpool_jax.configuration.fields import POOL_NAMES
+from flexpool_jax import FlexPool, flexpool_regularizer, pooling, register_pool
 from flexpool_jax.pooling import (
     POOLS,
     AttentionPool,
     avg_pool,
     create_pool,
+    effective_weights,
     flex_pool,
     gem_pool,
     lse_pool,
@@ -306,19 +313,245 @@ def test_bfloat16_maps_are_pooled_in_float32(name):
     np.testing.assert_allclose(pooled.astype(jnp.float32), wide, rtol=2**-8, atol=1e-6)
 
 
-def test_names_are_those_that_configs_check():
-    assert tuple(POOLS) == POOL_NAMES
-
-
 @pytest.mark.parametrize("name", POOLS)
 def test_every_pool_maps_a_feature_map_to_a_vector(name):
     pooled, _ = jax.eval_shape(
         create_pool(name).init_with_output, jax.random.key(0), jnp.asarray(FEATURE_MAP)
     )
-    assert pooled.shape == (3, 6)
+    assert pooled.shape == ((3, 120) if name == "flatten" else (3, 6))
     assert pooled.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["channel_scale", "flexpool_shared"])
+def test_controls_with_shared_weights_start_as_global_average_pooling(name):
+    pooled, _ = create_pool(name).init_with_output(jax.random.key(0), FEATURE_MAP)
+    np.testing.assert_allclose(pooled, FEATURE_MAP.mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "w_fp", "expected"),
+    [
+        (
+            "channel_scale",
+            WEIGHTS[:1, :1],
+            FEATURE_MAP.astype(np.float64).mean(axis=(1, 2)) * WEIGHTS[0, 0],
+        ),
+        (
+            "flexpool_shared",
+            WEIGHTS[:, :, :1],
+            sum(
+                WEIGHTS[i, j, 0] * FEATURE_MAP[:, i, j].astype(np.float64)
+                for i in range(5)
+                for j in range(4)
+            ),
+        ),
+        ("gdconv", WEIGHTS, np.einsum("bhwc,hwc->bc", FEATURE_MAP.astype(np.float64), WEIGHTS)),
+    ],
+)
+def test_controls_equal_numpy(name, w_fp, expected):
+    pool = create_pool(name)
+    start = pool.init(jax.random.key(0), FEATURE_MAP)["params"]["w_fp"]
+    assert (start.shape, start.dtype) == (w_fp.shape, jnp.float32)
+    pooled = pool.apply({"params": {"w_fp": w_fp}}, FEATURE_MAP)
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_flatten_keeps_every_value_in_the_order_of_positions_then_channels():
+    pooled = create_pool("flatten").apply({}, FEATURE_MAP)
+    assert float(pooled[2, (3 * 4 + 1) * 6 + 5]) == FEATURE_MAP[2, 3, 1, 5]
+    np.testing.assert_array_equal(pooled, FEATURE_MAP.reshape(3, 120))
+
+
+def test_gdconv_is_the_depthwise_convolution_whose_kernel_covers_the_map():
+    convolution = nn.Conv(
+        6, (5, 4), padding="VALID", feature_group_count=6, use_bias=False, precision="highest"
+    )
+    convolved = convolution.apply({"params": {"kernel": WEIGHTS[:, :, None]}}, FEATURE_MAP)
+    pooled = create_pool("gdconv").apply({"params": {"w_fp": WEIGHTS}}, FEATURE_MAP)
+    np.testing.assert_allclose(pooled, convolved[:, 0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_gdconv_starts_as_such_a_convolution_does_with_fan_in_of_all_positions():
+    x = jnp.ones((1, 8, 4, 512))
+    w = create_pool("gdconv").init(jax.random.key(0), x)["params"]["w_fp"]
+    convolution = nn.Conv(512, (8, 4), padding="VALID", feature_group_count=512, use_bias=False)
+    kernel = convolution.init(jax.random.key(0), x)["params"]["kernel"]
+    # 16,384 draws: the standard error of a deviation is half a per cent.
+    np.testing.assert_allclose(jnp.std(w), 32**-0.5, rtol=0.02)
+    np.testing.assert_allclose(jnp.std(w), jnp.std(kernel), rtol=0.03)
+    np.testing.assert_allclose(jnp.mean(w), 0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "w_shape"),
+    [
+        ("flexpool", (5, 4, 6)),
+        ("flexpool_softmax", (5, 4, 6)),
+        ("channel_scale", (1, 1, 6)),
+        ("flexpool_shared", (5, 4, 1)),
+        ("gdconv", (5, 4, 6)),
+    ],
+)
+def test_pool_with_learned_weights_is_flexpool_with_its_effective_weights(name, w_shape):
+    params = {"w_fp": jnp.asarray(np.random.default_rng(4).normal(size=w_shape), jnp.float32)}
+    weights = effective_weights(name, params, (5, 4, 6))
+    assert weights.shape == (5, 4, 6)
+    np.testing.assert_allclose(
+        FlexPool().apply({"params": {"w_fp": weights}}, FEATURE_MAP),
+        create_pool(name).apply({"params": params}, FEATURE_MAP),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match=r"\(2, 3, 7\).*\(5, 4, 8\)"):
+        effective_weights(name, {"w_fp": jnp.ones((2, 3, 7))}, (5, 4, 8))
+
+
+def test_every_pool_with_weights_tells_its_effective_ones_and_no_other_does():
+    for name in tuple(POOLS):
+        variables = jax.eval_shape(create_pool(name).init, jax.random.key(0), FEATURE_MAP)
+        params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables.get("params", {}))
+        weights = effective_weights(name, params, (5, 4, 6))
+        assert (weights is not None) == ("w_fp" in params), name
+
+
+def test_a_pool_derived_from_flexpool_does_not_inherit_its_effective_weights(monkeypatch):
+    class Doubled(FlexPool):
+        @nn.compact
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    monkeypatch.setitem(POOLS, "doubled", Doubled)
+    assert effective_weights("doubled", {"w_fp": WEIGHTS}, (5, 4, 6)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "w_shape", "words"),
+    [
+        ("gdconv", (7, 7, 6), ["GDConv's", "(7, 7, 6)", "(5, 4, 6)", "resample_weights"]),
+        ("gdconv", (5, 4, 7), ["(5, 4, 7)", "(5, 4, 6)", "channels"]),
+        ("flexpool_shared", (7, 7, 1), ["FlexPoolShared's", "(7, 7, 1)", "(5, 4, 1)", "resample"]),
+        ("flexpool_shared", (5, 4, 6), ["(5, 4, 6)", "(5, 4, 1)"]),
+        ("channel_scale", (1, 1, 7), ["ChannelScale's", "(1, 1, 7)", "(1, 1, 6)", "channels"]),
+        ("channel_scale", (5, 4, 6), ["(5, 4, 6)", "(1, 1, 6)"]),
+        ("flexpool", (6,), ["FlexPool's", "(6,)", "(5, 4, 6)"]),
+    ],
+)
+def test_weights_of_another_shape_are_refused_in_one_line_with_both_shapes(name, w_shape, words):
+    with pytest.raises(ValueError, match="weights have shape") as error:
+        create_pool(name).apply({"params": {"w_fp": jnp.ones(w_shape)}}, FEATURE_MAP)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_channel_scale_fits_maps_of_any_size():
+    variables = {"params": {"w_fp": jnp.full((1, 1, 6), 2.0)}}
+    pooled = create_pool("channel_scale").apply(variables, FEATURE_MAP[:, :2, :3])
+    expected = 2 * FEATURE_MAP[:, :2, :3].mean(axis=(1, 2))
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """A registry that a test may add to."""
+    monkeypatch.setattr(pooling, "POOLS", dict(POOLS))
+    return pooling.POOLS
+
+
+def corner(x):
+    return x[:, 0, 0]
+
+
+class Corner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return corner(x) * self.param("scale", nn.initializers.constant(3.0), ())
+
+
+@pytest.mark.parametrize(("definition", "scale"), [(corner, 1), (Corner, 3)])
+def test_a_registered_pool_is_created_by_name(pools, definition, scale):
+    assert register_pool("corner")(definition) is definition
+    pooled, _ = create_pool("corner").init_with_output(jax.random.key(0), FEATURE_MAP)
+    np.testing.assert_allclose(pooled, scale * FEATURE_MAP[:, 0, 0], rtol=1e-6)
+    assert effective_weights("corner", {}, (5, 4, 6)) is None
+
+
+def test_the_same_definition_may_be_registered_again_and_no_other(pools):
+    def define():
+        def last(x):
+            return x[:, -1, -1]
+
+        return last
+
+    register_pool("last")(define())
+    again = register_pool("last")(define())
+    assert pools["last"].args == (again,)
+    for other in (corner, Corner):
+        with pytest.raises(ValueError, match="'last' is registered already"):
+            register_pool("last")(other)
+    # The same class with other fields is another pool.
+    with pytest.raises(ValueError, match="registered already"):
+        register_pool("flexpool_softmax")(FlexPool)
+    with pytest.raises(ValueError, match="registered already"):
+        register_pool("avg")(functools.partial(avg_pool))
+
+
+@pytest.mark.parametrize("name", ["", "a+b", "a,b", "a/b", "../up", "a b", "größe", "a=1", None, 3])
+def test_a_pools_name_is_a_plain_word(pools, name):
+    with pytest.raises(ValueError, match="letters, digits"):
+        register_pool(name)
+
+
+@pytest.mark.parametrize("name", ["reg", "dropout", "sac", "softmax"])
+def test_a_word_with_another_meaning_is_not_a_pools_name(pools, name):
+    with pytest.raises(ValueError, match=f"'{name}'.*reserved: softmax, reg, dropout, sac"):
+        register_pool(name)
+
+
+@pytest.mark.parametrize("definition", [3, None, "avg", int, FlexPool()])
+def test_what_is_not_a_function_or_module_class_is_refused(pools, definition):
+    with pytest.raises(ValueError, match="allowed: a function"):
+        register_pool("mine")(definition)
+    assert "mine" not in pools
+
+
+def test_the_file_can_be_copied_alone():
+    tree = ast.parse(Path(pooling.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name).partition(".")[0]
+        for node in imports
+        for alias in node.names
+    }
+    assert modules - set(sys.stdlib_module_names) == {"jax", "flax"}
 
 
 def test_unknown_pool_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'flexpol'.*flexpool"):
         create_pool("flexpol")
+
+
+def test_regularizer_finds_the_weights_in_an_nnx_state():
+    class Pool(nnx.Module):
+        def __init__(self):
+            self.w_fp = nnx.Param(jnp.full((2, 2, 3), 0.5))
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.value = nnx.Param(jnp.ones(3))
+            self.pool = Pool()
+
+    state = nnx.state(Net())
+    assert float(flexpool_regularizer(state)) == 3.0
+    assert float(flexpool_regularizer(nnx.to_pure_dict(state))) == 3.0
+    gradient = jax.grad(flexpool_regularizer)(state)
+    np.testing.assert_allclose(gradient["pool"]["w_fp"].get_value(), 2.0)
+
+
+def test_regularizer_finds_partitioned_weights_of_linen():
+    boxed = nn.Partitioned(jnp.full((2, 2, 3), 0.5), names=(None, None, None))
+    assert float(flexpool_regularizer({"pool": {"w_fp": boxed}})) == 3.0
+
+
+def test_regularizer_refuses_weights_of_another_rank():
+    with pytest.raises(ValueError, match=r"\[H, W, C\]; got shape \(4, 3\)"):
+        flexpool_regularizer({"w_fp": jnp.ones((4, 3))})

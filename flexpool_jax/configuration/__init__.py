@@ -1,6 +1,6 @@
 """A run's configuration: read from files and the command line, checked, kept in the workdir.
 
-Nothing here imports JAX, so that every mistake that can be seen without it is answered at once.
+JAX is imported only to read a variant and to check a pool.
 """
 
 from flexpool_jax.configuration.fields import FIELDS
@@ -21,6 +21,7 @@ from flexpool_jax.configuration.workdir import (
     config_path,
     digest,
     has_checkpoint,
+    has_effect,
     read_config,
     write_config,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "config_path",
     "digest",
     "has_checkpoint",
+    "has_effect",
     "load_config",
     "read_config",
     "validate",

@@ -14,19 +14,6 @@ from ml_collections import ConfigDict
 from flexpool_jax.errors import UserError, unknown_name
 from flexpool_jax.models import registry
 
-# The keys of `pooling.POOLS`, which cannot be read without importing JAX; a test compares them.
-POOL_NAMES = (
-    "avg",
-    "max",
-    "avgmax",
-    "gem",
-    "lse",
-    "softpool",
-    "attention",
-    "flexpool",
-    "flexpool_softmax",
-)
-
 DATASET_NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "image_folder")
 
 
@@ -125,6 +112,13 @@ def _one_of(names: Callable[[], Iterable[str]]) -> Field:
     return Field(str, "a name", names=names)
 
 
+def _pools() -> Iterable[str]:
+    # Imported when a config is checked, since it imports JAX.
+    from flexpool_jax.pooling import POOLS
+
+    return POOLS
+
+
 def _folder(*, may_be_empty: bool) -> Field:
     def accepts(path: str) -> bool:
         return "\0" not in path and "\n" not in path and (may_be_empty or bool(path.strip()))
@@ -152,8 +146,9 @@ FIELDS: dict[str, Field] = {
     "seed": _whole(0, 2**32 - 1),
     "model": _one_of(lambda: registry.MODELS),
     "norm_after_relu": _switch(),
-    "pool": _one_of(lambda: POOL_NAMES),
+    "pool": _one_of(_pools),
     "pool_reg": _number(0, 1e6),
+    "pool_learning_rate_scale": _number(0, 1e3, above=True),
     "dropout_rate": _number(0, 1, below=True),
     "sac.enabled": _switch(),
     "sac.weights": Field(tuple, "finite numbers, one for each stage", _are_finite),
@@ -177,6 +172,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.weight_decay_kind": _one_of(lambda: ("l2", "decoupled")),
     "learning_rate": _number(0, 1e3, above=True),
     "schedule": _one_of(lambda: ("onecycle", "cosine", "constant", "step")),
+    "label_smoothing": _number(0, 1, below=True),
     "dtype": _one_of(lambda: ("float32", "bfloat16")),
     "sync_batch_norm": _switch(),
     "augment.flip": _switch(),

@@ -56,7 +56,8 @@ def validate(config: ConfigDict) -> None:
 at most 1000
     """
     _check_names(list(field_names(config)))
-    for name in FIELDS:
+    # The pool comes last, since its check imports JAX: any other mistake is answered at once.
+    for name in sorted(FIELDS, key=lambda name: name == "pool"):
         check_field(name, get_field(config, name))
     _check_dataset(config.dataset)
     _check_pool(config)
@@ -72,14 +73,15 @@ def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence
     """Refuses a `pool_reg` that SGD cannot hold.
 
     Along the sum of one channel's weights, Eq. 2 is a parabola of curvature 2·H·W·pool_reg.
-    Gradient descent with rate lr and momentum μ settles on it only while
-    lr·2·H·W·pool_reg < 2·(1 + μ); beyond that it swings ever wider, and the loss is NaN within a
-    few steps. Adam's steps do not grow with the gradient, hence it is not concerned. With SAC every
-    stage is pooled, and the first has the largest map.
+    Gradient descent with rate lr = learning_rate · pool_learning_rate_scale and momentum μ settles
+    on it only while lr·2·H·W·pool_reg < 2·(1 + μ); beyond that it swings ever wider, and the loss
+    is NaN within a few steps. Adam's steps do not grow with the gradient: any value is stable. With
+    SAC every stage is pooled, and the first has the largest map.
 
     Args:
         config: A config that `validate` has passed.
-        stage_shapes: Height and width first, e.g. [H, W, C], of each stage's map, first to last.
+        stage_shapes: Height and width first, e.g. [H, W, C], of each stage's weights, first to
+            last.
 
     Raises:
         UserError: Names the largest `pool_reg` that is stable.
@@ -99,12 +101,14 @@ learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable va
     pooled = shapes if config.sac.enabled else shapes[-1:]
     height, width = max(((shape[0], shape[1]) for shape in pooled), key=math.prod)
     momentum = config.optimizer.momentum
-    bound = (1 + momentum) / (config.learning_rate * height * width)
+    scale = config.pool_learning_rate_scale
+    bound = (1 + momentum) / (config.learning_rate * scale * height * width)
     if config.pool_reg >= bound:
+        scaled = "" if scale == 1 else f", pool_learning_rate_scale {scale:g}"
         raise UserError(
             f"config.pool_reg is {config.pool_reg:g}, which SGD cannot hold: with learning_rate "
-            f"{config.learning_rate:g}, momentum {momentum:g} and a pooled map of {height}x{width} "
-            f"the largest stable value is {_round_down(bound):g}"
+            f"{config.learning_rate:g}{scaled}, momentum {momentum:g} and a pooled map of "
+            f"{height}x{width} the largest stable value is {_round_down(bound):g}"
         )
 
 
@@ -182,17 +186,28 @@ def _check_dataset(dataset: ConfigDict) -> None:
 
 
 def _check_pool(config: ConfigDict) -> None:
-    if config.pool_reg == 0 or config.pool == "flexpool":
+    if config.pool_reg == 0 and config.pool_learning_rate_scale == 1:
         return
-    why = (
-        "whose softmax makes every channel's weights sum to 1 already (Eq. 2)"
-        if config.pool == "flexpool_softmax"
-        else "which has no weights for Eq. 2 to constrain"
-    )
-    raise UserError(
-        f"config.pool_reg is {config.pool_reg:g} with pool {config.pool!r}, {why}; "
-        "allowed: pool_reg 0, or pool 'flexpool'"
-    )
+    # Imported when there is something to check, since it imports JAX.
+    from flexpool_jax import pooling
+
+    has_weights = pooling.has_weights(config.pool)
+    if config.pool_reg != 0 and not pooling.regularizer_applies(config.pool):
+        why = (
+            "whose softmax makes every channel's weights sum to 1 already (Eq. 2)"
+            if has_weights
+            else "which has no weights for Eq. 2 to constrain"
+        )
+        raise UserError(
+            f"config.pool_reg is {config.pool_reg:g} with pool {config.pool!r}, {why}; "
+            "allowed: pool_reg 0, or pool 'flexpool'"
+        )
+    if config.pool_learning_rate_scale != 1 and not has_weights:
+        raise UserError(
+            f"config.pool_learning_rate_scale is {config.pool_learning_rate_scale:g} with pool "
+            f"{config.pool!r}, which has no weights, so that it has no effect; allowed: 1, or "
+            "another pool, e.g. 'flexpool'"
+        )
 
 
 def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:

@@ -45,8 +45,9 @@ _WITHOUT_EFFECT = (
 )
 
 # Fields that came after the first release, with the value that means what a run did before: a
-# config.json that was written without them is read as if it held these.
-_ADDED_SINCE: dict[str, Any] = {}
+# config.json that was written without them is read as if it held these. The digest leaves them out
+# where they have these values, so that it stays that of the same run before.
+_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0, "label_smoothing": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,8 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         raise UserError(f"{path} is damaged: it holds no JSON object")
     try:
         return config_from_json(values)
-    except (ValueError, RecursionError) as error:  # A name that no field can have, say.
+    # A name that no field can have, say, or a group where a field should be.
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
@@ -165,11 +167,25 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def has_effect(name: str, config: ConfigDict) -> bool:
+    """Whether a field says what a run computes, and not only where and how.
+
+    An image folder's path does, for there it is the data set.
+
+    Example:
+        >>> from configs import default
+        >>> config = default.get_config()
+        >>> has_effect("learning_rate", config), has_effect("tensorboard", config)
+        (True, False)
+    """
+    is_dataset = name == "dataset.raw_dir" and config.dataset.name == "image_folder"
+    return is_dataset or name not in _WITHOUT_EFFECT
+
+
 def digest(config: ConfigDict) -> str:
     """Names a config by what it computes: sixteen hexadecimal digits of a SHA-256.
 
-    Folders, cadences of logging and the like do not count. An image folder's path does, for there
-    it is the data set.
+    Fields without effect (`has_effect`), such as folders and cadences of logging, do not count.
 
     Example:
         >>> from configs import default
@@ -178,13 +194,15 @@ def digest(config: ConfigDict) -> str:
         >>> digest(one) == digest(other)
         True
     """
-    values: dict[str, Any] = {}
-    for name in sorted(field_names(config)):
-        if name in _WITHOUT_EFFECT and not (
-            name == "dataset.raw_dir" and config.dataset.name == "image_folder"
-        ):
-            continue
-        values[name] = _canonical(name, get_field(config, name))
+    values = {
+        name: _canonical(name, get_field(config, name))
+        for name in sorted(field_names(config))
+        if has_effect(name, config)
+    }
+    # So that a config without the added fields has the digest that its result was saved with.
+    for name, before in _ADDED_SINCE.items():
+        if values.get(name) == before:
+            del values[name]
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 
 import numpy as np
 
@@ -60,6 +62,19 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     superclasses: Superclasses | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over the images, labels and class names, 64 hexadecimal digits.
+
+        Equal digests mean equal examples in the same order, split in the same way.
+        """
+        sha = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.test):
+            sha.update(repr(split.images.shape).encode())
+            sha.update(np.ascontiguousarray(split.images).data)
+            sha.update(np.ascontiguousarray(split.labels, np.int32).data)
+        return sha.hexdigest()
 
     @property
     def num_classes(self) -> int:

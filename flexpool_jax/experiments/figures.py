@@ -184,7 +184,7 @@ def arm_name(arm: Arm) -> str:
     """An arm in a line, with the numbers that tell it from its like."""
     text = arm.title
     if arm.pool_reg:
-        text = text.replace("Reg", f"Reg {arm.pool_reg:g}")
+        text = text.replace("+ Reg", f"+ Reg {arm.pool_reg:g}")
     return text + (f", SAC {'/'.join(f'{w:g}' for w in arm.sac)}" if arm.sac else "")
 
 

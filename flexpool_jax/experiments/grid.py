@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
-from flexpool_jax.configuration.fields import POOL_NAMES
+from flexpool_jax.configuration import variants
 from flexpool_jax.errors import UserError, unknown_name
 
 # Field: its type, that of its entries if it is a tuple, and what it may hold, in words.
@@ -28,11 +29,8 @@ FIELDS: dict[str, tuple[type, type | None, str]] = {
     "seeds": (tuple, int, "whole numbers from 0, e.g. 0,1,2"),
     "num_epochs": (int, None, "a whole number from 1, or 0 for each data set's own"),
     "overrides": (str, None, 'FIELD=VALUE with blanks between, e.g. "batch_size=64 model=vgg11"'),
+    "probe": (bool, None, "True or False"),
 }
-
-POOL_WORDS = {"avg": "avg", "flexpool": "flexpool", "softmax": "flexpool_softmax"}
-_OTHER_POOLS = tuple(name for name in POOL_NAMES if name not in POOL_WORDS.values())
-_COLUMN_WORDS = (*POOL_WORDS, *_OTHER_POOLS, "reg", "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +126,8 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
         if f"{dataset}.py" not in names:
             files = [name.removesuffix(".py") for name in names]
             raise unknown_name("config.datasets entry", dataset, files)
+        # Run once before any column is read: it may register a pool that a column names.
+        configuration.load_config(f"{Path(configs_dir) / dataset}.py:", configs_dir)
     cells = []
     names_of: dict[str, str] = {}
     grid = itertools.product(config.seeds, config.datasets, config.sac, config.columns)
@@ -158,35 +158,41 @@ def _training_config(
     sweep: ConfigDict, dataset: str, column: str, sac: str, configs_dir: str | os.PathLike[str]
 ) -> ConfigDict:
     """The data set's config with what the sweep says; the overrides come last, and so count."""
-    words = column.split("+")
-    strengths = [word for word in words if word.startswith("reg=")]
-    words = ["reg" if word in strengths else word for word in words]
-    for word in words:
-        if word not in _COLUMN_WORDS:
-            raise unknown_name("variant", word, _COLUMN_WORDS)
-    others = [word for word in words if word in _OTHER_POOLS]
-    if others and (len(others) > 1 or set(words) & {*POOL_WORDS, "reg"}):
-        raise UserError(f"column {column!r} names several pools, or reg (Eq. 2) without flexpool")
-    variant = [word for word in words if word not in others] + ["sac"] * (sac != "off")
+    overrides = _split_overrides(sweep.overrides)
+    _check_column(column, sweep, sac, overrides)
+    words = [*column.split("+"), *["sac"] * (sac != "off")]
     path = Path(configs_dir) / f"{dataset}.py"
-    config = configuration.load_config(f"{path}:{','.join(variant)}", configs_dir)
-    if others:
-        config.pool = others[0]
-    for word in strengths:
-        config.pool_reg = _pool_reg(word, column)
+    config = configuration.load_config(f"{path}:{','.join(words)}", configs_dir)
     if sac not in ("off", "on"):
         config.sac.weights = _sac_weights(sac)
     if sweep.num_epochs:
         config.num_epochs = sweep.num_epochs
-    _override(config, sweep.overrides)
+    configuration.apply_overrides(config, [f"--config.{part}" for part in overrides])
     return config
 
 
-def _pool_reg(word: str, column: str) -> float:
-    try:
-        return float(word.removeprefix("reg="))
-    except ValueError:
-        raise UserError(f"column {column!r} has {word!r}; allowed: e.g. reg=0.01") from None
+def _check_column(column: str, sweep: ConfigDict, sac: str, overrides: Sequence[str]) -> None:
+    """Refuses a column that cannot name a folder, or whose fields the sweep sets otherwise."""
+    if "/" in column or "," in column:
+        raise UserError(
+            f"column {column!r} names a folder; allowed: words and values without / and comma"
+        )
+    if not column.strip():
+        raise UserError("a column is empty; allowed: e.g. avg, flexpool+reg")
+    settings = variants.read_variant(column, "+", kind="column")
+    elsewhere = {part.partition("=")[0]: "config.overrides" for part in overrides}
+    elsewhere["seed"] = "config.seeds"
+    if sweep.num_epochs:
+        elsewhere["num_epochs"] = "config.num_epochs"
+    if sac != "off":
+        elsewhere["sac.enabled"] = elsewhere["sac.weights"] = "config.sac"
+    for setting in settings:
+        # The overrides may change what `reg` and `dropout` stand for, not what a column spells out.
+        by_word = setting.value is None and elsewhere.get(setting.field) == "config.overrides"
+        if setting.field in elsewhere and not by_word:
+            raise UserError(
+                f"column {column!r} sets {setting.field}; leave that to {elsewhere[setting.field]}"
+            )
 
 
 def _sac_weights(text: str) -> tuple[float, ...]:
@@ -196,7 +202,7 @@ def _sac_weights(text: str) -> tuple[float, ...]:
         raise UserError(f"config.sac has {text!r}; allowed: {FIELDS['sac'][2]}") from None
 
 
-def _override(config: ConfigDict, text: str) -> None:
+def _split_overrides(text: str) -> list[str]:
     try:
         parts = shlex.split(text)
     except ValueError as error:
@@ -206,4 +212,4 @@ def _override(config: ConfigDict, text: str) -> None:
             raise UserError(f"config.overrides has {part!r}; allowed: {FIELDS['overrides'][2]}")
         if part.startswith("seed="):
             raise UserError("config.overrides sets the seed; that is what config.seeds is for")
-    configuration.apply_overrides(config, [f"--config.{part}" for part in parts])
+    return parts

@@ -80,12 +80,16 @@ def _rounded(value: Any) -> Any:
 
 
 def _arm(arm: Arm) -> Record:
-    return {
+    record: Record = {
         "sac_weights": _joined(f"{weight:g}" for weight in arm.sac),
         "pool": arm.pool,
         "pool_reg": arm.pool_reg,
         "dropout_rate": arm.dropout_rate,
     }
+    # Reports whose runs all have the usual rate do without the column, as they always have.
+    if arm.pool_learning_rate_scale != 1:
+        record["pool_learning_rate_scale"] = arm.pool_learning_rate_scale
+    return record
 
 
 def _measured(row: Row, arm: Arm, comparisons: Comparisons) -> Record:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _ARM_FIELDS: dict[str, Any] = {
     "dropout_rate": 0.0,
     "sac.enabled": False,
     "sac.weights": (),
+    "pool_learning_rate_scale": 1.0,
 }
 _POOL_TITLES = {
     "avg": "AvgPool",
@@ -39,6 +41,10 @@ _POOL_TITLES = {
     "attention": "Attention",
     "flexpool": "FlexPool",
     "flexpool_softmax": "Soft FlexPool",
+    "channel_scale": "Channel scale",
+    "flexpool_shared": "FlexPool, one map",
+    "gdconv": "GDConv",
+    "flatten": "Flatten",
 }
 # Folders that hold no runs' folders.
 _PASSED_OVER = ("checkpoints", "tensorboard", "report")
@@ -53,12 +59,14 @@ class Arm:
         pool: As in the config.
         pool_reg: The coefficient of Eq. 2.
         dropout_rate: In [0, 1).
+        pool_learning_rate_scale: Of the pool's weights; 1 if they learn as all others do.
     """
 
     sac: tuple[float, ...]
     pool: str
     pool_reg: float
     dropout_rate: float
+    pool_learning_rate_scale: float = 1.0
 
     @classmethod
     def of(cls, config: ConfigDict) -> Arm:
@@ -68,19 +76,24 @@ class Arm:
             config.pool,
             float(config.pool_reg),
             float(config.dropout_rate),
+            float(config.pool_learning_rate_scale),
         )
 
     @property
     def title(self) -> str:
         """Its name as in the tables, without SAC, e.g. "FlexPool + Reg"."""
-        parts = [_POOL_TITLES.get(self.pool, self.pool)]
+        # A pool that a program of one's own has registered goes by its name.
+        pool = _POOL_TITLES.get(self.pool) or self.pool.replace("_", " ")
+        if self.pool_learning_rate_scale != 1:
+            pool += f" (pool rate ×{self.pool_learning_rate_scale:g})"
+        parts = [pool]
         parts += ["Reg"] * (self.pool_reg > 0) + ["Dropout"] * (self.dropout_rate > 0)
         return " + ".join(parts)
 
     @property
     def column(self) -> str | None:
         """The column of the paper's tables that it belongs to, None if to none of them."""
-        return self.title if self.title in paper.COLUMNS else None
+        return self.title if self.pool in _POOL_TITLES and self.title in paper.COLUMNS else None
 
 
 def recipe_of(config: ConfigDict) -> str:
@@ -214,9 +227,11 @@ def read_run(folder: Path) -> Run:
         config = configuration.config_from_json(result["config"])
         for name in configuration.FIELDS:
             value = get_field(config, name)
-            # A model that a program of one's own has registered is not known here.
-            if name != "model":
+            # Those that a program of one's own has registered are not known here.
+            if name not in ("model", "pool"):
                 check_field(name, value)
+            elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
+                raise UserError(f"config.{name} is {value!r}; allowed: a name")
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )

@@ -2,25 +2,26 @@
 
 A process for each run costs some seconds of start-up, and compiled programs come from XLA's cache.
 In exchange a run that crashes, or that the system kills for its memory, takes no other with it, and
-every run starts with the memory of its device free. What a cell's process runs is what a user would
-type, `launch.py --workdir=CELL`, so that any cell can also be resumed by hand.
+every run starts with the memory of its device free. What a cell's processes run is what a user
+would type, `launch.py --workdir=CELL` and then, if the sweep probes its runs, the same with
+`--mode=probe`, so that any cell can also be resumed by hand.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -29,13 +30,48 @@ from flexpool_jax.errors import Interrupted, SweepFailed, UserError
 from flexpool_jax.experiments.grid import Cell
 
 
-def run_sweep(cells: Sequence[Cell], workdir: str | os.PathLike[str], train: Sequence[str]) -> None:
+class _Stage(NamedTuple):
+    """A command for each cell, and the file that it leaves."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+
+    def is_done(self, cell: Cell, folder: Path) -> bool:
+        """Whether the file is there and is of this very config."""
+        return self.read(folder).get("config_digest") == cell.digest
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """The file's content; empty where there is none that can be read."""
+        try:
+            values = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+
+_TRAINING = _Stage("result")
+_PROBING = _Stage("probe", ("--mode=probe",))
+
+
+def _stages(probe: bool) -> tuple[_Stage, ...]:
+    return (_TRAINING, _PROBING) if probe else (_TRAINING,)
+
+
+def run_sweep(
+    cells: Sequence[Cell],
+    workdir: str | os.PathLike[str],
+    train: Sequence[str],
+    *,
+    probe: bool = False,
+) -> None:
     """Trains every cell that is not finished yet, resuming those that have begun.
 
     Args:
         cells: From `grid.expand`.
         workdir: The sweep's folder; each cell has its own under it, named after the cell.
         train: The command that trains, to which `--workdir=CELL` is added.
+        probe: Whether a cell is finished only when it has been probed too, by the same command
+            with `--mode=probe`. A cell that is trained already is then probed alone.
 
     Raises:
         UserError: A cell's folder holds a run of another config; nothing has been run then.
@@ -44,19 +80,15 @@ def run_sweep(cells: Sequence[Cell], workdir: str | os.PathLike[str], train: Seq
         KeyboardInterrupt: Told so twice; the last checkpoint of that cell stands.
     """
     workdir = Path(workdir)
-    remaining = [cell for cell in cells if not is_finished(cell, workdir)]
+    remaining = [cell for cell in cells if not is_finished(cell, workdir, probe=probe)]
     before = len(cells) - len(remaining)
-    clock = _Clock([cell for cell in cells if cell not in remaining], workdir)
     failures: dict[str, str] = {}
     with _stop_on_signals() as running:
         for i, cell in enumerate(remaining):
-            left = clock.time_left(remaining[i:])
+            left = _time_left(remaining[i:], cells, workdir, _stages(probe))
             _say(f"cell {before + i + 1} of {len(cells)}: {cell.name} ({left})")
-            started = time.monotonic()
-            reason = _run_cell(cell, workdir / cell.name, train, running)
-            if reason is None:
-                clock.add(cell, time.monotonic() - started)
-            elif not running.told_to_stop:
+            reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
+            if reason is not None and not running.told_to_stop:
                 _say(f"cell {cell.name} failed: {reason}")
                 failures[cell.name] = reason
             if running.told_to_stop and (reason is not None or i + 1 < len(remaining)):
@@ -65,15 +97,15 @@ def run_sweep(cells: Sequence[Cell], workdir: str | os.PathLike[str], train: Seq
                     f"told to stop: {finished} of {len(cells)} cells are finished; "
                     "the same command goes on from there"
                 )
-    trained = len(remaining) - len(failures)
-    _say(f"{len(cells)} cells: {before} finished before, {trained} now, {len(failures)} failed")
+    now = len(remaining) - len(failures)
+    _say(f"{len(cells)} cells: {before} finished before, {now} now, {len(failures)} failed")
     if failures:
         listed = "; ".join(f"{name} ({reason})" for name, reason in failures.items())
         raise SweepFailed(f"{len(failures)} of {len(cells)} cells failed: {listed}")
 
 
-def is_finished(cell: Cell, workdir: str | os.PathLike[str]) -> bool:
-    """Whether a cell's folder holds the result of this very config.
+def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:
+    """Whether a cell's folder holds the result of this very config, and its probe if one is wanted.
 
     Raises:
         UserError: The folder holds a run of another config. Such a run could go on with some other
@@ -86,7 +118,7 @@ def is_finished(cell: Cell, workdir: str | os.PathLike[str]) -> bool:
             f"{folder} holds a run of another config: {_differences(cell, saved)}; give the sweep "
             "another --workdir, or remove that folder"
         )
-    return _result(folder).get("config_digest") == cell.digest
+    return all(stage.is_done(cell, folder) for stage in _stages(probe))
 
 
 def _saved_config(folder: Path) -> ConfigDict | None:
@@ -102,14 +134,6 @@ def _differences(cell: Cell, saved: ConfigDict) -> str:
         return "; ".join(map(str, configuration.compare_with_workdir(cell.config, saved)))
     except UserError as error:
         return str(error)
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
 
 
 class _Running:
@@ -145,8 +169,10 @@ def _stop_on_signals() -> Iterator[_Running]:
             signal.signal(number, handler)
 
 
-def _run_cell(cell: Cell, folder: Path, train: Sequence[str], running: _Running) -> str | None:
-    """Trains a cell. Returns None once its result is there, else why it is not, in a line."""
+def _run_cell(
+    cell: Cell, folder: Path, train: Sequence[str], running: _Running, stages: Sequence[_Stage]
+) -> str | None:
+    """Runs what a cell lacks. Returns None once all of it is there, else why not, in a line."""
     if configuration.config_path(folder).exists() and _saved_config(folder) is None:
         return f"{configuration.config_path(folder)} is damaged"
     try:
@@ -157,17 +183,28 @@ def _run_cell(cell: Cell, folder: Path, train: Sequence[str], running: _Running)
         return str(error)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-    status, last_line = _run([*train, f"--workdir={folder}"], running)
+    for stage in stages:
+        if stage.is_done(cell, folder):
+            continue
+        if running.told_to_stop:
+            return "told to stop"
+        reason = _failure([*train, f"--workdir={folder}", *stage.flags], running)
+        if reason is None and not stage.is_done(cell, folder):
+            reason = f"it ended without a {stage.name}"
+        if reason is not None:
+            return ": ".join([*stage.flags, reason])
+    return None
+
+
+def _failure(command: Sequence[str], running: _Running) -> str | None:
+    """Runs a command. Returns None if it succeeds, else why not, in a line."""
+    status, last_line = _run(command, running)
     # Told twice by Ctrl-C at a terminal, the process has left at once.
     if running.told_to_stop and status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
-    if status:
-        return last_line or f"exit status {status}"
-    if _result(folder).get("config_digest") != cell.digest:
-        return "it ended without a result"
-    return None
+    return (last_line or f"exit status {status}") if status else None
 
 
 def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
@@ -193,28 +230,28 @@ def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
     return process.returncode, last_line.removeprefix("launch.py: ")
 
 
-class _Clock:
-    """The time that the cells still need, by those of the same data set that are finished."""
+def _time_left(
+    remaining: Sequence[Cell], cells: Sequence[Cell], workdir: Path, stages: Sequence[_Stage]
+) -> str:
+    """The time that cells still need, in words, by those of the same data set that are finished.
 
-    def __init__(self, finished: Sequence[Cell], workdir: Path) -> None:
-        self._seconds: dict[str, list[float]] = defaultdict(list)
-        for cell in finished:
-            seconds = _result(workdir / cell.name).get("seconds")
-            if isinstance(seconds, int | float):
-                self.add(cell, seconds)
-
-    def add(self, cell: Cell, seconds: float) -> None:
-        self._seconds[cell.dataset].append(seconds)
-
-    def time_left(self, cells: Sequence[Cell]) -> str:
-        """In words; unknown while nothing tells it for some data set."""
-        known = self._seconds
-        if any(cell.dataset not in known for cell in cells):
-            return "time left unknown yet"
-        means = {name: math.fsum(values) / len(values) for name, values in known.items()}
-        minutes, _ = divmod(round(math.fsum(means[cell.dataset] for cell in cells)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"about {hours} h {minutes:02} min left"
+    Unknown while nothing tells it for some data set.
+    """
+    known: dict[tuple[str, _Stage], list[float]] = defaultdict(list)
+    for cell, stage in itertools.product(cells, stages):
+        seconds = stage.read(workdir / cell.name).get("seconds")
+        if isinstance(seconds, int | float):
+            known[cell.dataset, stage].append(seconds)
+    needed = [
+        (cell.dataset, stage)
+        for cell, stage in itertools.product(remaining, stages)
+        if not stage.is_done(cell, workdir / cell.name)
+    ]
+    if any(key not in known for key in needed):
+        return "time left unknown yet"
+    minutes, _ = divmod(round(math.fsum(math.fsum(known[k]) / len(known[k]) for k in needed)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"about {hours} h {minutes:02} min left"
 
 
 def _say(line: str) -> None:

@@ -1,16 +1,19 @@
 """From stage maps to logits: a pool, dropout and a dense layer on the last stage, or on every one.
 
-It is its own module since it is the same for every backbone: a Simple Auxiliary Classifier is this
-head on an earlier stage, with no convolution or dense layer before its pool (the paper, section 3.2
-and Fig. 3).
+A Simple Auxiliary Classifier is the same head on an earlier stage, with no convolution or dense
+layer before its pool (the paper, section 3.2 and Fig. 3).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import create_pool
 
 Array = jax.Array
@@ -40,9 +43,9 @@ class Head(nn.Module):
         for index, features in enumerate(self.hidden_features, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x).astype(
-            jnp.promote_types(self.dtype, jnp.float32)
-        )
+        # Logits, and so the losses, have float32's precision whatever the network computes in.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return nn.Dense(self.num_classes, dtype=wide, name="classifier")(x)
 
 
 class Classifier(nn.Module):
@@ -53,6 +56,8 @@ class Classifier(nn.Module):
         num_classes, pool, dropout_rate, hidden_features, dtype: of the heads, see `Head`; the
             hidden layers are the last head's alone: an auxiliary classifier is simple.
         sac: whether the earlier stages have classifiers.
+        backbone_name: for messages.
+        num_stages: of the maps that the backbone must return; None for any number.
     """
 
     backbone: nn.Module
@@ -62,6 +67,8 @@ class Classifier(nn.Module):
     dropout_rate: float = 0.0
     hidden_features: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    backbone_name: str = ""
+    num_stages: int | None = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -73,6 +80,7 @@ class Classifier(nn.Module):
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, C]; got shape {tuple(images.shape)}")
         stages = self.backbone(images.astype(self.dtype), train=train)
+        self._check_stages(stages, images.shape[0])
         *earlier, last = stages.items()
         if self.sac and (train or self.is_initializing()):
             for name, feature_map in earlier:
@@ -93,3 +101,28 @@ class Classifier(nn.Module):
             dtype=self.dtype,
             name="head",
         )(last[1], train)
+
+    @nn.nowrap
+    def _check_stages(self, stages: Any, batch: int) -> None:
+        """Checks what the backbone returned; shapes and dtypes are known when it is traced."""
+        what = f"backbone {self.backbone_name!r} must return"
+        if not isinstance(stages, Mapping):
+            raise UserError(f"{what} {{name: [B, H, W, C] floating}}; got {_describe(stages)}")
+        if not stages or self.num_stages not in (None, len(stages)):
+            raise UserError(
+                f"{what} {self.num_stages or 'at least one'} stage maps; got {len(stages)}: "
+                f"{', '.join(map(str, stages)) or 'none'}"
+            )
+        for name, stage in stages.items():
+            is_map = hasattr(stage, "shape") and len(stage.shape) == 4 and stage.shape[0] == batch
+            if not is_map or not jnp.issubdtype(stage.dtype, jnp.floating):
+                raise UserError(
+                    f"{what} {{name: [B, H, W, C] floating}} with B = {batch}; got "
+                    f"{_describe(stage)} for {name!r}"
+                )
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array {list(value.shape)} of {value.dtype}"
+    return f"a {type(value).__name__}"

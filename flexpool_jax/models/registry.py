@@ -58,8 +58,8 @@ def register_model(
         keywords. The module is called as ``backbone(images, train=bool)``.
 
     Raises:
-        UserError: the name is taken by another function. The same one may come again, as when a
-            notebook's cell is run twice.
+        UserError: the name is taken by another function, or an argument is not what it should be.
+            The same function may come again, as when a notebook's cell is run twice.
 
     Example:
         >>> from flax import linen as nn
@@ -71,8 +71,17 @@ def register_model(
         ... def one_conv(*, dtype, norm_axis_name):
         ...     return OneConv()
     """
+    if isinstance(num_stages, bool) or not isinstance(num_stages, int) or num_stages < 1:
+        raise errors.UserError(f"num_stages is {num_stages!r}; allowed: a whole number from 1")
+    if not isinstance(name, str) or not name.strip():
+        raise errors.UserError(f"a model's name is {name!r}; allowed: a text that is not empty")
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        if not callable(build):
+            raise errors.UserError(
+                f"model {name!r} is registered with {build!r}; allowed: a function "
+                "build(*, dtype, norm_axis_name) that returns a flax.linen.Module"
+            )
         if name in MODELS and not _is_same_function(MODELS[name].build, build):
             raise errors.UserError(f"a model named {name!r} is registered already")
         MODELS[name] = Entry(build, num_stages, head_features)
@@ -167,7 +176,9 @@ def create_model(
         A Flax module with collections ``params`` and ``batch_stats``.
 
     Raises:
-        UserError: unknown model or pool, or an option that the backbone does not have.
+        UserError: unknown model or pool, a number out of range, an option that the backbone does
+            not have, or a builder that does not return a Flax module. Calling the model raises it
+            where the backbone does not return what `register_model` says.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -178,11 +189,16 @@ def create_model(
         (8, 8, 64)
     """
     import jax.numpy as jnp
+    from flax import linen as nn
 
     from flexpool_jax.models.classifier import Classifier
     from flexpool_jax.pooling import POOLS
 
     entry = _entry(name)
+    if num_classes < 1:
+        raise errors.UserError(f"num_classes is {num_classes}; allowed: a whole number from 1")
+    if not 0 <= dropout_rate < 1:
+        raise errors.UserError(f"dropout_rate is {dropout_rate}; allowed: 0 or more, below 1")
     if pool not in POOLS:
         raise errors.unknown_name("pool", pool, POOLS)
     build = entry.build
@@ -198,8 +214,15 @@ def create_model(
         raise errors.UserError(
             f"model {name!r} does not take these options: {options} ({error})"
         ) from error
+    if not isinstance(backbone, nn.Module):
+        raise errors.UserError(
+            f"the builder of model {name!r} must return a flax.linen.Module; got "
+            f"{type(backbone).__name__}"
+        )
     return Classifier(
         backbone=backbone,
+        backbone_name=name,
+        num_stages=entry.num_stages,
         num_classes=num_classes,
         pool=pool,
         sac=sac,

@@ -2,16 +2,16 @@
 
 A checkpoint has three items: ``model`` (parameters and batch statistics, all that evaluation
 needs), ``optimizer`` (the optimiser's state and the step) and ``progress`` (JSON: where the run
-stands). Arrays are saved from the host without a device axis, so that a checkpoint restores on any
-number of devices. ``progress`` carries a digest of each item, and so what a disk has silently
-altered is found out. What becomes of damaged folders is next door, in `checkpoint_folders`.
+stands, and which run at which step it is). Arrays are saved from the host without a device axis, so
+that a checkpoint restores on any number of devices. ``progress`` carries a digest of each item, so
+that silent damage on a disk is detected. Damaged folders are handled by `checkpoint_folders`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def save(
     state: TrainState,
     progress: Mapping[str, Any],
     accuracy: float | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
     """Starts to save a state; its arrays are copied to the host, and written in the background.
 
@@ -113,30 +114,37 @@ def save(
         state: replicated or on one device.
         progress: what JSON can hold.
         accuracy: in [0, 1], if this state has been evaluated; only such a state can be the best.
+        run: what `Identity.to_json` gives; the step is added to it.
 
     Raises:
         NotFinite: the state holds a NaN or an infinity, and is not worth keeping.
         OSError: the disk is full, say; of this save or of the one before.
+        UserError: the folder holds a later step, which this run cannot have saved.
     """
     items = jax.device_get(_items(state))
     _check_finite(items)
     step = int(items["optimizer"]["step"])
     digests = {name: _digest(item) for name, item in items.items()}
-    digests["progress"] = _digest(json.dumps(progress, sort_keys=True))
+    run = {**(run or {}), "step": step}
+    described = {"progress": dict(progress), "run": run}
+    digests |= {name: _digest(json.dumps(part, sort_keys=True)) for name, part in described.items()}
     wait(manager)
     with orbax_errors.naming(Path(manager.directory)):
         if step in manager.all_steps():
             checkpoint_folders.supersede(Path(manager.directory).parent, step)
             manager.reload()
-        manager.save(
+        saving = manager.save(
             step,
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                progress=ocp.args.JsonSave(
-                    {"progress": dict(progress), "accuracy": accuracy, "sha256": digests}
-                ),
+                progress=ocp.args.JsonSave({**described, "accuracy": accuracy, "sha256": digests}),
             ),
             metrics=None if accuracy is None else {"accuracy": accuracy},
+        )
+    if not saving:
+        raise UserError(
+            f"step {step} cannot be saved: {manager.directory} holds the later step "
+            f"{manager.latest_step()}, which is not of this run; move that folder away"
         )
 
 
@@ -156,6 +164,19 @@ def _check_finite(items: Mapping[str, Any]) -> None:
             raise NotFinite(f"{jax.tree_util.keystr(path)} is not finite")
 
 
+def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """Reads which run a checkpoint belongs to: what `save` was given, and ``step``.
+
+    Returns:
+        None for a checkpoint of release 0.1, which does not say.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read or is not what was saved.
+        UserError: the folder has another name than the step that it holds.
+    """
+    return _read_progress(manager, step)[1]
+
+
 def restore(
     manager: ocp.CheckpointManager, step: int, like: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -171,46 +192,83 @@ def restore(
 
     Raises:
         DamagedCheckpoint: it cannot be read or is not what was saved.
+        UserError: the folder has another name than the step that it holds.
     """
-    items, progress = _restore_items(manager, step, _items(like))
+    progress, _, sha256 = _read_progress(manager, step)
+    items = _restore_items(manager, step, _items(like), sha256)
     state = TrainState(
         step=items["optimizer"]["step"],
         params=items["model"]["params"],
         batch_stats=items["model"]["batch_stats"],
         opt_state=items["optimizer"]["opt_state"],
     )
+    _check_step(manager, step, int(state.step))
     return state, progress
 
 
 def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -> dict[str, Any]:
     """Restores ``params`` and ``batch_stats`` alone, as `restore` does."""
-    return _restore_items(manager, step, {"model": like.variables})[0]["model"]
+    _, run, sha256 = _read_progress(manager, step)
+    if run is None:
+        # Release 0.1 kept the step with the optimizer's state alone.
+        return restore(manager, step, like)[0].variables
+    return _restore_items(manager, step, {"model": like.variables}, sha256)["model"]
+
+
+def _read_progress(
+    manager: ocp.CheckpointManager, step: int
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, str]]:
+    """Reads a checkpoint's progress, its run (None in release 0.1) and the digests of its items."""
+    try:
+        content = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+        content = content["progress"]
+        progress, run, sha256 = content["progress"], content.get("run"), content["sha256"]
+        described = {"progress": progress} | ({} if run is None else {"run": run})
+        found = {n: _digest(json.dumps(part, sort_keys=True)) for n, part in described.items()}
+        kept = {name: sha256[name] for name in ("progress", "run") if name in sha256}
+        is_whole = found == kept
+        saved_step = None if run is None else int(run["step"])
+    except Exception as error:  # Orbax raises many kinds for a file that is missing or cut short.
+        raise _unreadable(step, error) from error
+    if not is_whole:
+        raise DamagedCheckpoint(f"step {step} is not what was saved: progress differs")
+    if saved_step is not None:
+        _check_step(manager, step, saved_step)
+    return progress, run, sha256
+
+
+def _check_step(manager: ocp.CheckpointManager, name: int, step: int) -> None:
+    if name != step:
+        raise UserError(
+            f"{manager.directory / str(name)} holds step {step}: the folder was renamed; give it "
+            f"the name {step} again, or move it away"
+        )
 
 
 def _restore_items(
-    manager: ocp.CheckpointManager, step: int, like: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    manager: ocp.CheckpointManager, step: int, like: Mapping[str, Any], sha256: Mapping[str, str]
+) -> dict[str, Any]:
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(like))
     try:
         restored = manager.restore(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(item) for name, item in blank.items()},
-                progress=ocp.args.JsonRestore(),
+                **{name: ocp.args.StandardRestore(item) for name, item in blank.items()}
             ),
         )
         items = {name: restored[name] for name in blank}
-        progress, sha256 = restored["progress"]["progress"], restored["progress"]["sha256"]
-        found = {name: _digest(item) for name, item in items.items()}
-        found["progress"] = _digest(json.dumps(progress, sort_keys=True))
         _check_shapes(items, blank)
-        altered = [name for name, digest in found.items() if digest != sha256[name]]
+        altered = [name for name, item in items.items() if _digest(item) != sha256[name]]
     except Exception as error:  # Orbax raises many kinds for a file that is missing or cut short.
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedCheckpoint(f"step {step} cannot be read: {reason}") from error
+        raise _unreadable(step, error) from error
     if altered:
         raise DamagedCheckpoint(f"step {step} is not what was saved: {', '.join(altered)} differs")
-    return items, progress
+    return items
+
+
+def _unreadable(step: int, error: Exception) -> DamagedCheckpoint:
+    reason = " ".join(str(error).split())[:200]
+    return DamagedCheckpoint(f"step {step} cannot be read: {reason}")
 
 
 def _check_shapes(items: Any, like: Any) -> None:
@@ -224,19 +282,28 @@ def _check_shapes(items: Any, like: Any) -> None:
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, like: TrainState
+    manager: ocp.CheckpointManager,
+    like: TrainState,
+    check: Callable[[int, Mapping[str, Any] | None], object] = lambda step, run: None,
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the latest whole checkpoint; None where none was ever saved.
 
     Damaged ones are reported, passed over and moved to `DAMAGED_FOLDER` beside.
 
+    Args:
+        manager: from `open_checkpoints`.
+        like: as for `restore`.
+        check: called with a step and what `read_run` gives, before its arrays are read; raises a
+            UserError if they are not to be used.
+
     Raises:
-        UserError: there are checkpoints, or were, but none is whole.
+        UserError: there are checkpoints, or were, but none is whole; or as `check` raises.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     damaged: list[int] = []
     for step in steps:
         try:
+            check(step, read_run(manager, step))
             state, progress = restore(manager, step, like)
         except DamagedCheckpoint as error:
             logging.warning("Checkpoint %s; trying the one before.", error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Experiment:
     eval_batch_size: int
     replicated: jax.sharding.NamedSharding
     run_steps: Callable[..., tuple[TrainState, steps.Metrics]]
-    run_evaluation: Callable[..., steps.Metrics]
+    run_evaluation: Callable[..., tuple[steps.Metrics, steps.Metrics]]
 
     @property
     def total_steps(self) -> int:
@@ -132,6 +132,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         weight_decay_kind=config.optimizer.weight_decay_kind,
+        pool_learning_rate_scale=config.pool_learning_rate_scale,
     )
     model = _model(config, dataset.num_classes)
     key = jax.random.key(config.seed)
@@ -146,6 +147,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         ),
         normalise=normalise,
         sac_weights=config.sac.weights if config.sac.enabled else (),
+        label_smoothing=config.label_smoothing,
         pool_reg=config.pool_reg,
         sync_batch_norm=config.sync_batch_norm,
     )
@@ -215,12 +217,26 @@ def on_devices(experiment: Experiment, split: Split) -> Split:
     return Split(*experiment.replicate((split.images, split.labels)))
 
 
+class Evaluation(NamedTuple):
+    """What a model makes of a split.
+
+    Attributes:
+        metrics: ``loss`` (mean cross-entropy in nats) and ``accuracy`` in [0, 1].
+        predictions: int16 [N], the predicted class of each example, in the order of the split.
+        confidences: float16 [N], the probability of the predicted class.
+    """
+
+    metrics: dict[str, float]
+    predictions: np.ndarray
+    confidences: np.ndarray
+
+
 def evaluate(
     experiment: Experiment,
     variables: Any,
     split: Split,
     check: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> Evaluation:
     """Evaluates every example of a split exactly once, whatever the batch size and device count.
 
     Args:
@@ -228,24 +244,28 @@ def evaluate(
         variables: ``params`` and ``batch_stats``, replicated.
         split: images and labels, on the devices or on the host.
         check: called between batches; may raise to abandon the evaluation.
-
-    Returns:
-        ``loss`` (mean cross-entropy in nats) and ``accuracy`` in [0, 1].
     """
     count = len(split.labels)
     devices = experiment.num_devices
     batch = min(experiment.eval_batch_size, math.ceil(count / devices) * devices)
     padded = np.full(math.ceil(count / batch) * batch, -1, np.int32)
     padded[:count] = np.arange(count)
-    sums = []
+    results = []
     for indices in padded.reshape(-1, devices, batch // devices):
         check()
-        sums.append(experiment.run_evaluation(variables, split.images, split.labels, indices))
-        if len(sums) > 1 and jax.default_backend() == "cpu":
+        results.append(experiment.run_evaluation(variables, split.images, split.labels, indices))
+        if len(results) > 1 and jax.default_backend() == "cpu":
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
-            jax.block_until_ready(sums[-2])
-    totals = jax.device_get(sums)
-    return {
-        "loss": math.fsum(float(part["loss"]) for part in totals) / count,
-        "accuracy": sum(int(part["correct"]) for part in totals) / count,
+            jax.block_until_ready(results[-2])
+    sums, examples = zip(*jax.device_get(results), strict=True)
+    metrics = {
+        "loss": math.fsum(float(part["loss"]) for part in sums) / count,
+        "accuracy": sum(int(part["correct"]) for part in sums) / count,
     }
+
+    def of_all(name: str) -> np.ndarray:
+        return np.concatenate([part[name].ravel() for part in examples])[:count]
+
+    return Evaluation(
+        metrics, of_all("prediction").astype(np.int16), of_all("confidence").astype(np.float16)
+    )

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import math
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -20,6 +21,7 @@ from flexpool_jax.data import Split
 from flexpool_jax.errors import Interrupted, TrainingDiverged
 from flexpool_jax.training import checkpoints, reporting
 from flexpool_jax.training.experiment import Experiment, evaluate
+from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.interrupts import StopRequest
 from flexpool_jax.training.state import TrainState
 
@@ -34,6 +36,10 @@ class Progress:
         test: the last evaluation: ``loss``, ``accuracy``.
         seconds: spent in training so far, over all processes that worked on it.
         metrics_position: length in bytes of metrics.jsonl; what lies behind it is written again.
+        config_changes: fields that were given another value when the run was continued, see
+            `Identity.changes`.
+        source_hashes: the code that the run was trained with, see `flexpool_jax.source`; more than
+            one if it changed midway.
     """
 
     evaluated: bool = True
@@ -41,6 +47,8 @@ class Progress:
     test: dict[str, float] | None = None
     seconds: float = 0.0
     metrics_position: int = 0
+    config_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    source_hashes: list[str] = dataclasses.field(default_factory=list)
 
 
 class TrainingRun:
@@ -49,6 +57,7 @@ class TrainingRun:
     Args:
         config: the validated config.
         experiment: built from it.
+        identity: which run this is.
         state: fresh or restored, on the host or on one device.
         progress: fresh or restored with it.
         train_split: of the data set, on the devices.
@@ -63,6 +72,7 @@ class TrainingRun:
         self,
         config: ml_collections.ConfigDict,
         experiment: Experiment,
+        identity: Identity,
         state: TrainState,
         progress: Progress,
         train_split: Split,
@@ -74,6 +84,7 @@ class TrainingRun:
     ) -> None:
         self.config = config
         self.experiment = experiment
+        self.identity = identity
         self.step = int(state.step)
         self.state: TrainState = experiment.replicate(state)
         self.progress = progress
@@ -81,6 +92,7 @@ class TrainingRun:
         self.test_split = test_split
         self.test_name = "validation" if config.dataset.holdout else "test"
         self.manager = manager
+        self.workdir = Path(manager.directory).parent
         self.log = log
         self.display = display
         self.stop = stop
@@ -201,23 +213,28 @@ class TrainingRun:
         last = self.step >= self.experiment.total_steps
         accuracy = None
         if last or self.epoch % self.config.eval_every_epochs == 0:
-            accuracy = self._evaluate()
+            accuracy = self._evaluate(last)
         self.progress.evaluated = True
         best = accuracy is not None and accuracy == self.progress.best_accuracy
         if last or best or self.epoch % self.config.checkpoint_every_epochs == 0:
             self._save(accuracy)
         self._clock = None if self._clock is None else time.monotonic()
 
-    def _evaluate(self) -> float:
+    def _evaluate(self, last: bool) -> float:
         started = time.monotonic()
         try:
-            result = evaluate(
+            evaluation = evaluate(
                 self.experiment, self.state.variables, self.test_split, self.stop.check
             )
         except Interrupted:
             self._save_and_leave()
         rate = len(self.test_split.labels) / (time.monotonic() - started)
-        self.progress.test = result
+        result = self.progress.test = evaluation.metrics
+        if last:
+            reporting.write_predictions(
+                self.workdir, jax.device_get(self.test_split.labels), evaluation
+            )
+            reporting.write_pool_weights(self.workdir, jax.device_get(self.state.params))
         best = self.progress.best_accuracy
         self.progress.best_accuracy = max(result["accuracy"], -math.inf if best is None else best)
         self.log.write(
@@ -236,7 +253,13 @@ class TrainingRun:
         self.progress.metrics_position = self.log.position()
         self.progress.seconds = self.seconds
         try:
-            checkpoints.save(self.manager, self.state, dataclasses.asdict(self.progress), accuracy)
+            checkpoints.save(
+                self.manager,
+                self.state,
+                dataclasses.asdict(self.progress),
+                accuracy,
+                self.identity.to_json(),
+            )
         except checkpoints.NotFinite as error:
             # The loss is computed before the update, and may have been finite once more.
             self._diverged(self.step, str(error))

@@ -73,6 +73,19 @@ def is_decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def _scale_w_fp(tx: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
+    """Multiplies the updates of every ``w_fp`` leaf; the state is that of `tx`."""
+
+    def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf * scale if getattr(path[-1], "key", None) == "w_fp" else leaf
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(updates, state, params, **extra)
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return tx._replace(update=update)
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -80,6 +93,7 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     weight_decay_kind: str = "l2",
+    pool_learning_rate_scale: float = 1.0,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) or SGD with momentum, with weight decay of a named kind.
 
@@ -91,6 +105,8 @@ def make_optimizer(
         weight_decay_kind: ``"l2"`` adds weight_decay·w to the gradient (PyTorch's
             ``weight_decay``); ``"decoupled"`` shrinks w by rate·weight_decay apart from the
             gradient (AdamW; Loshchilov & Hutter 2019, arXiv 1711.05101).
+        pool_learning_rate_scale: multiplies the updates of every ``w_fp``, and so its learning
+            rate.
 
     Returns:
         An Optax gradient transformation.
@@ -116,4 +132,7 @@ def make_optimizer(
     )
     # All four, even where one does nothing: the state's tree must not depend on the coefficients,
     # or a run could not go on with others.
-    return optax.chain(l2, scale, decoupled, optax.scale_by_learning_rate(schedule))
+    tx = optax.chain(l2, scale, decoupled, optax.scale_by_learning_rate(schedule))
+    # Around the chain and not in it, for the same reason: states of the first release have no link
+    # for it.
+    return _scale_w_fp(tx, pool_learning_rate_scale)

@@ -1,13 +1,14 @@
-"""What a run writes about itself for programs to read: metrics.jsonl, TensorBoard, result.json.
+"""What a run writes about itself for programs to read.
 
-What it tells a person is next door, in `console` and `first_lines`; the loop takes all of it from
-here. Nothing imports TensorFlow.
+metrics.jsonl, TensorBoard's files, result.json, predictions.npz and pool_weights.npz. What it tells
+a person is in `console` and `first_lines`. Nothing imports TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -16,14 +17,22 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import numpy as np
 
 import flexpool_jax
 from flexpool_jax.training.console import Progress as Progress
 from flexpool_jax.training.first_lines import first_lines as first_lines
 
+if TYPE_CHECKING:
+    from flexpool_jax.training.experiment import Evaluation
+
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.npz"
+POOL_WEIGHTS_FILE = "pool_weights.npz"
 TENSORBOARD_FOLDER = "tensorboard"
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
@@ -195,12 +204,49 @@ def write_result(workdir: str | os.PathLike[str], **fields: Any) -> Path:
     return path
 
 
+def write_predictions(workdir: Path, labels: np.ndarray, evaluation: Evaluation) -> None:
+    """Writes predictions.npz: ``labels``, ``predictions`` int16 [N], ``confidences`` float16 [N].
+
+    Args:
+        workdir: must exist.
+        labels: int [N], of every test image in order.
+        evaluation: of the same images.
+    """
+    _write_npz(
+        workdir / PREDICTIONS_FILE,
+        labels=labels.astype(np.int16),
+        predictions=evaluation.predictions,
+        confidences=evaluation.confidences,
+    )
+
+
+def write_pool_weights(workdir: Path, params: Any) -> None:
+    """Writes pool_weights.npz: every ``w_fp``, named by its path, such as "head/pool/w_fp"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {"/".join(str(part.key) for part in path): np.asarray(leaf) for path, leaf in leaves}
+    _write_npz(
+        workdir / POOL_WEIGHTS_FILE,
+        **{name: leaf for name, leaf in named.items() if name.split("/")[-1] == "w_fp"},
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; what is not finite becomes null."""
+    _write(path, (_to_json(value, indent=2) + "\n").encode())
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    _write(path, content.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _naming(path), temporary.open("w", encoding="utf-8") as file:
-            file.write(_to_json(value, indent=2) + "\n")
+        with _naming(path), temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -25,7 +25,8 @@ Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Mapping[str, Any], Batch], Metrics]
+# Sums over all devices, and what this device's examples gave one by one.
+EvalStep = Callable[[Mapping[str, Any], Batch], tuple[Metrics, Metrics]]
 
 AXIS = "devices"
 
@@ -38,6 +39,7 @@ def make_train_step(
     augment: Callable[[Array, Array], Array],
     normalise: Callable[[Array], Array],
     sac_weights: Sequence[float] = (),
+    label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
     sync_batch_norm: bool = True,
 ) -> TrainStep:
@@ -52,6 +54,7 @@ def make_train_step(
             `flexpool_jax.data.augment.make_augment`.
         normalise: uint8 images to floating ones of mean 0.
         sac_weights: λ of Eq. 3; empty without SAC.
+        label_smoothing: of the training loss alone, see `flexpool_jax.losses.cross_entropy`.
         pool_reg: coefficient of Eq. 2.
         sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
             are averaged over devices, so that the state stays the same on each.
@@ -78,6 +81,7 @@ def make_train_step(
             labels,
             aux_logits=updates.get("aux_logits", {}).get("logits", ()),
             sac_weights=sac_weights,
+            label_smoothing=label_smoothing,
             regularizer=flexpool_regularizer(params),
             pool_reg=pool_reg,
         )
@@ -110,20 +114,25 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
     """Makes the evaluation of one batch, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
     Returns:
-        ``eval_step(variables, batch) -> sums``. batch: ``image``, ``label`` and ``valid`` bool [B],
-        False where an example only fills the batch up. sums over the valid examples of all devices:
-        ``loss`` float32, ``correct`` int32.
+        ``eval_step(variables, batch) -> (sums, examples)``. batch: ``image``, ``label`` and
+        ``valid`` bool [B], False where an example only fills the batch up. sums over the valid
+        examples of all devices: ``loss`` float32, ``correct`` int32. examples, of this device:
+        ``prediction`` int32 [B], and ``confidence`` float32 [B], the probability of the predicted
+        class.
     """
 
-    def eval_step(variables: Mapping[str, Any], batch: Batch) -> Metrics:
+    def eval_step(variables: Mapping[str, Any], batch: Batch) -> tuple[Metrics, Metrics]:
         labels, valid = batch["label"], batch["valid"]
         logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         sums = {
             "loss": jnp.sum(jnp.where(valid, loss, 0.0)),
-            "correct": jnp.sum(valid & (jnp.argmax(logits, axis=-1) == labels), dtype=jnp.int32),
+            "correct": jnp.sum(valid & (prediction == labels), dtype=jnp.int32),
         }
-        return jax.lax.psum(sums, AXIS)
+        confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+        examples = {"prediction": prediction, "confidence": confidence}
+        return jax.lax.psum(sums, AXIS), examples
 
     return eval_step
 
@@ -161,21 +170,24 @@ def pmap_train_step(
 
 def pmap_eval_step(
     eval_step: EvalStep,
-) -> Callable[[Mapping[str, Any], Array, Array, Array], Metrics]:
+) -> Callable[[Mapping[str, Any], Array, Array, Array], tuple[Metrics, Metrics]]:
     """The program that evaluates one batch on all local devices.
 
     Args:
         eval_step: from `make_eval_step`.
 
     Returns:
-        ``run(variables, images, labels, indices) -> sums``. indices int32 [devices, B / devices]
-        into the replicated data set; -1 fills a batch up.
+        ``run(variables, images, labels, indices) -> (sums, examples)``. indices int32 [devices,
+        B / devices] into the replicated data set; -1 fills a batch up. sums: see `make_eval_step`;
+        examples: the same, each [devices, B / devices].
     """
 
-    def run(variables: Mapping[str, Any], images: Array, labels: Array, indices: Array) -> Metrics:
+    def run(
+        variables: Mapping[str, Any], images: Array, labels: Array, indices: Array
+    ) -> tuple[Metrics, Metrics]:
         valid, chosen = indices >= 0, jnp.maximum(indices, 0)
         return eval_step(
             variables, {"image": images[chosen], "label": labels[chosen], "valid": valid}
         )
 
-    return jax.pmap(run, AXIS, in_axes=(None, None, None, 0), out_axes=None)
+    return jax.pmap(run, AXIS, in_axes=(None, None, None, 0), out_axes=(None, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import ml_collections
 
 from flexpool_jax import configuration, cpu
 from flexpool_jax.data import Dataset
+from flexpool_jax.errors import UserError
+from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, reporting, superclass
 from flexpool_jax.training.experiment import (
     Experiment,
@@ -20,6 +23,7 @@ from flexpool_jax.training.experiment import (
     load_configured_dataset,
     on_devices,
 )
+from flexpool_jax.training.identity import begin
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.lock import hold_workdir
 from flexpool_jax.training.loop import Progress, TrainingRun
@@ -63,7 +67,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
             trained = None
             for (config, dataset, folder), experiment in zip(phases, experiments, strict=True):
                 folder.mkdir(exist_ok=True)
-                _adopt_config(config, folder)
                 trained, result = _train(config, experiment, dataset, folder, stop, trained)
             return result
 
@@ -78,16 +81,6 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _adopt_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes config.json, unless the workdir has one that this config contradicts."""
-    changes = configuration.check_resume(config, workdir)
-    for change in changes:
-        print(f"going on with another value: {change}", file=sys.stderr)
-    # On a full disk a run may find room by itself, by removing what it could not finish saving.
-    if changes or not configuration.config_path(workdir).is_file():
-        configuration.write_config(config, workdir)
-
-
 def _train(
     config: ml_collections.ConfigDict,
     experiment: Experiment,
@@ -97,17 +90,34 @@ def _train(
     initial_variables: Mapping[str, Any] | None,
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Runs one phase to its end; returns its final variables, on the host, and its result."""
+    changes = configuration.check_resume(config, workdir)
+    identity = begin(workdir, config, dataset)
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = experiment.init(), Progress()
         if initial_variables is not None:
             state = superclass.with_new_classifiers(state, initial_variables)
-        restored = checkpoints.restore_latest(manager, state)
+        restored = checkpoints.restore_latest(manager, state, identity.check)
         if restored is not None:
             state, progress = restored[0], Progress(**restored[1])
+            _check_num_epochs(config, int(state.step), experiment)
+            saved = checkpoints.read_run(manager, int(state.step))
+            began_with = (
+                configuration.config_from_json(saved["config"])
+                if saved is not None
+                else configuration.read_config(workdir)
+            )
+            progress.config_changes += identity.changes(int(state.step), began_with)
         result = reporting.read_result(workdir)
         if _is_whole(result) and int(state.step) >= experiment.total_steps and progress.evaluated:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
+        for change in changes:
+            print(f"continuing with another value: {change}", file=sys.stderr)
+        # On a full disk a run may find room by itself, by removing what it could not finish saving.
+        if changes or not configuration.config_path(workdir).is_file():
+            configuration.write_config(config, workdir)
+        if source_hash() not in progress.source_hashes:
+            progress.source_hashes.append(source_hash())
         _first_lines(config, experiment, dataset, state)
         with (
             reporting.MetricsWriter(
@@ -126,6 +136,7 @@ def _train(
             run = TrainingRun(
                 config,
                 experiment,
+                identity,
                 state,
                 progress,
                 on_devices(experiment, dataset.train),
@@ -139,6 +150,15 @@ def _train(
             result = _result(config, run)
             reporting.write_result(workdir, **result)
             return jax.device_get(run.state.variables), result
+
+
+def _check_num_epochs(config: ml_collections.ConfigDict, step: int, experiment: Experiment) -> None:
+    if step > experiment.total_steps:
+        done = math.ceil(step / experiment.steps_per_epoch)
+        raise UserError(
+            f"config.num_epochs is {config.num_epochs}, but this run is in or past epoch {done}; "
+            f"allowed: at least {done}, or another --workdir"
+        )
 
 
 def _is_whole(result: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
@@ -169,13 +189,20 @@ def _first_lines(
         total_steps=experiment.total_steps,
         start_step=int(state.step),
     )
-    if jax.default_backend() == "cpu" and config.dtype == "float32":
-        lines.append(f"convolutions: {cpu.describe()}")
+    lines.append(f"convolutions: {_convolutions(config)}")
     print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _convolutions(config: ml_collections.ConfigDict) -> str:
+    """Which library computes the convolutions."""
+    if jax.default_backend() == "cpu" and config.dtype == "float32":
+        return cpu.describe()
+    return "XLA"
 
 
 def _result(config: ml_collections.ConfigDict, run: TrainingRun) -> dict[str, Any]:
     test = run.progress.test or {}
+    hashes = run.progress.source_hashes
     device = jax.local_devices()[0]
     return {
         "final_test_accuracy": test["accuracy"],
@@ -184,13 +211,20 @@ def _result(config: ml_collections.ConfigDict, run: TrainingRun) -> dict[str, An
         "step": run.step,
         "epochs": run.epoch,
         "split": run.test_name,
+        "test_images": len(run.test_split.labels),
         "parameters": parameter_count(run.state.params),
         "config": config.to_dict(),
         "config_digest": configuration.digest(config),
+        "config_changes": run.progress.config_changes,
+        # A list of several where the code changed midway, which no single hash names.
+        "source_hash": hashes[0] if len(hashes) == 1 else hashes,
+        "commit": commit(),
+        "data_digest": run.identity.data,
         "seconds": run.seconds,
         "images_per_second": run.images_per_second,
         "device": device.device_kind,
         "devices": run.experiment.num_devices,
         "platform": device.platform,
+        "convolutions": _convolutions(config),
         "versions": reporting.versions(),
     }

@@ -1,9 +1,11 @@
 """Every mistake in a config costs one line that names the field and what is allowed."""
 
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import default, release_recipe
+from flexpool_jax import FlexPool, pooling, register_pool
 from flexpool_jax.configuration import (
     FIELDS,
     apply_overrides,
@@ -12,7 +14,7 @@ from flexpool_jax.configuration import (
     check_pool_reg_stability,
     validate,
 )
-from flexpool_jax.configuration.fields import DATASET_NAMES, POOL_NAMES, field_names
+from flexpool_jax.configuration.fields import DATASET_NAMES, field_names
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import registry
 
@@ -33,6 +35,7 @@ OUT_OF_RANGE = {
     "model": ["resnet21", "", "ResNet20", 20, None],
     "norm_after_relu": [1, "True", None],
     "pool": ["flexpol", "", "mean", None, ("avg",)],
+    "pool_learning_rate_scale": [0, -1, 1e4, NAN, INF, "1", None, True],
     "pool_reg": [-0.1, NAN, INF, "0.1", None, True, (0.1,)],
     "dropout_rate": [-0.1, 1.0, 25, NAN, "0.25", False],
     "sac.enabled": [0, "yes", None],
@@ -51,6 +54,7 @@ OUT_OF_RANGE = {
     "optimizer.weight_decay_kind": ["L2", "none", ""],
     "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
     "schedule": ["one_cycle", "linear", ""],
+    "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
     "sync_batch_norm": [1, "no"],
     "augment.flip": [0, "left"],
@@ -87,6 +91,11 @@ CONTRADICTIONS = [
     ({"pool": "avg", "pool_reg": 0.1}, ["config.pool_reg", "'avg'", "'flexpool'"]),
     ({"pool": "max", "pool_reg": 1e-3}, ["config.pool_reg", "'max'"]),
     ({"pool": "flexpool_softmax", "pool_reg": 0.1}, ["config.pool_reg", "softmax", "Eq. 2"]),
+    ({"pool": "flatten", "pool_reg": 0.1}, ["config.pool_reg", "'flatten'", "no weights"]),
+    (
+        {"pool": "gem", "pool_learning_rate_scale": 0.1},
+        ["config.pool_learning_rate_scale is 0.1", "'gem'", "no weights"],
+    ),
     ({"sac.enabled": True, "sac.weights": (0.1, 0.3, 0.2)}, ["sac.weights", "increasing"]),
     ({"sac.enabled": True, "sac.weights": (0.2, 0.2, 0.6)}, ["sac.weights", "increasing"]),
     ({"sac.enabled": True, "sac.weights": (0.0, 0.3, 0.7)}, ["sac.weights", "positive"]),
@@ -107,6 +116,22 @@ def test_fields_that_contradict_each_other(values, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("pool", ["flexpool", "flexpool_shared", "gdconv", "channel_scale", "mine"])
+def test_eq_2_goes_with_every_pool_that_uses_its_weights_as_they_are(pool, monkeypatch):
+    class Mine(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return 2 * FlexPool(name="inner")(x)
+
+    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    register_pool("mine")(Mine)
+    validate(config_with({"pool": pool, "pool_reg": 0.1, "pool_learning_rate_scale": 0.02}))
+
+
+def test_the_softmaxs_weights_learn_at_a_rate_of_their_own_too():
+    validate(config_with({"pool": "flexpool_softmax", "pool_learning_rate_scale": 0.02}))
 
 
 @pytest.fixture
@@ -237,6 +262,18 @@ def test_largest_stable_pool_reg_is_where_descent_stops_converging(rate, momentu
     assert sum_after_descent(1.03 * bound, **same) > 1
 
 
+def test_stability_counts_the_rate_of_the_pools_own_weights():
+    bound = 1.9 / (0.05 * 0.02 * 16)
+    config = sgd_config(0.97 * bound, 0.05, 0.9)
+    with pytest.raises(UserError, match="largest stable"):
+        check_pool_reg_stability(config, [(4, 4, 8)])
+    config.pool_learning_rate_scale = 0.02
+    check_pool_reg_stability(config, [(4, 4, 8)])
+    config.pool_reg = 1.03 * bound
+    with pytest.raises(UserError, match=r"learning_rate 0\.05, pool_learning_rate_scale 0\.02"):
+        check_pool_reg_stability(config, [(4, 4, 8)])
+
+
 def test_the_largest_pooled_map_decides_and_the_value_named_is_stable():
     stages = [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
     check_pool_reg_stability(sgd_config(0.1, 0.05, 0.9), stages)
@@ -279,10 +316,8 @@ def test_fields_are_those_of_the_default_config():
 
 def test_names_are_those_that_exist():
     from flexpool_jax.data import DATASETS
-    from flexpool_jax.pooling import POOLS
     from flexpool_jax.training import optimizer
 
-    assert set(POOL_NAMES) == set(POOLS)
     assert set(DATASETS) <= set(DATASET_NAMES)
     for field, names in (
         ("schedule", optimizer.SCHEDULES),

@@ -12,9 +12,13 @@ from tests.end_to_end.conftest import SMALL, assert_same_run, read_metrics
 def test_a_workdir_holds_what_it_should(finished_run):
     assert {path.name for path in finished_run.iterdir() if path.name[0] != "."} == {
         "config.json",
+        "run.json",
+        "data.json",
         "checkpoints",
         "metrics.jsonl",
         "result.json",
+        "predictions.npz",
+        "pool_weights.npz",
     }
     train, test = read_metrics(finished_run, "train"), read_metrics(finished_run, "test")
     assert [line["epoch"] for line in train] == [1.0, 2.0, 3.0]

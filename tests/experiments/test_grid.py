@@ -2,13 +2,17 @@
 
 import pytest
 
-from configs import default, digits, lambda_ablation, paper_tables, pool_reg, pools
+from configs import digits, lambda_ablation, paper_tables, pool_reg, pools
 from flexpool_jax import configuration, pooling
 from flexpool_jax.configuration import apply_overrides, load_config
+from flexpool_jax.configuration.fields import get_field
 from flexpool_jax.errors import UserError
 from flexpool_jax.experiments import grid, paper
 from flexpool_jax.experiments.results import Arm
 from tests.experiments.conftest import CONFIGS_DIR, small_sweep
+
+# Read before any test runs, since tests register pools of their own.
+POOL_NAMES = tuple(pooling.POOLS)
 
 
 def test_paper_tables_are_every_cell_of_both_tables_over_five_seeds():
@@ -106,15 +110,71 @@ def test_a_column_may_say_how_strong_the_regulariser_is():
 
 def test_pools_are_all_there_are():
     cells = grid.expand(pools.get_config(), CONFIGS_DIR)
-    assert {cell.config.pool for cell in cells} == set(pooling.POOLS)
+    assert {cell.config.pool for cell in cells} == set(POOL_NAMES)
     assert all(cell.config.pool_reg == 0 or cell.config.pool == "flexpool" for cell in cells)
 
 
-def test_pool_words_are_those_of_the_configs():
-    assert grid.POOL_WORDS == default.POOL_OF_WORD
+@pytest.mark.parametrize(
+    ("column", "fields"),
+    [
+        ("avg+dropout", {"pool": "avg", "dropout_rate": 0.25}),
+        ("flexpool+pool_learning_rate_scale=0.02", {"pool_learning_rate_scale": 0.02}),
+        ("flexpool+reg=0.01", {"pool_reg": 0.01}),
+        ("reg+gdconv+dropout", {"pool": "gdconv", "pool_reg": 0.1, "dropout_rate": 0.25}),
+        ("flexpool_shared+reg=1e-3", {"pool": "flexpool_shared", "pool_reg": 0.001}),
+        ("learning_rate=0.02+softmax", {"pool": "flexpool_softmax", "learning_rate": 0.02}),
+        ("gem+augment.flip=true", {"pool": "gem", "augment.flip": True}),
+        ("max+sac", {"pool": "max", "sac.enabled": True}),
+    ],
+)
+def test_a_columns_words_mean_what_they_mean_after_a_configs_colon(column, fields):
+    (cell,) = grid.expand(small_sweep(columns=(column,)), CONFIGS_DIR)
+    by_hand = load_config(f"configs/digits.py:{column.replace('+', ',')}", CONFIGS_DIR)
+    configuration.validate(by_hand)
+    assert cell.config.to_dict() == by_hand.to_dict()
+    assert cell.name == f"digits/{column}/seed-0"
+    assert {name: get_field(cell.config, name) for name in fields} == fields
+
+
+def test_a_column_may_name_a_pool_that_the_config_file_registers(tmp_path, monkeypatch):
+    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    (tmp_path / "mine.py").write_text(
+        "from configs import digits\n"
+        "from flexpool_jax import register_pool\n"
+        "@register_pool('first')\n"
+        "def first(x):\n"
+        "    return x[:, 0, 0]\n"
+        "def get_config(variant):\n"
+        "    return digits.get_config(variant)\n"
+    )
+    cells = grid.expand(small_sweep(datasets=("mine",), columns=("first+dropout",)), tmp_path)
+    assert [(cell.name, cell.config.pool) for cell in cells] == [
+        ("mine/first+dropout/seed-0", "first")
+    ]
 
 
 MISTAKES = [
+    ({"columns": ("flexpool+lerning_rate=1",)}, ["'lerning_rate=1'", "--config.learning_rate"]),
+    ({"columns": ("flexpool+learning_rate=x",)}, ["'learning_rate=x'", "a number"]),
+    ({"columns": ("flexpool+learning_rate=-1",)}, ["learning_rate is -1"]),
+    ({"columns": ("flexpool+pool=gem",)}, ["names 2 pools", "flexpool, pool=gem"]),
+    ({"columns": ("flexpool+reg+pool_reg=1",)}, ["sets pool_reg twice", "reg, pool_reg=1"]),
+    ({"columns": ("avg+model=a/b",)}, ["'avg+model=a/b'", "without /"]),
+    ({"columns": ("avg,dropout",)}, ["'avg,dropout'", "comma"]),
+    ({"columns": ("",)}, ["a column is empty"]),
+    ({"columns": ("avg+",)}, ["unknown variant ''"]),
+    ({"columns": ("avg+seed=3",)}, ["sets seed", "config.seeds"]),
+    ({"columns": ("avg+num_epochs=3",), "num_epochs": 2}, ["sets num_epochs", "config.num_epochs"]),
+    (
+        {"columns": ("avg+batch_size=8",), "overrides": "batch_size=9"},
+        ["sets batch_size", "config.overrides"],
+    ),
+    ({"columns": ("gem",), "overrides": "pool=max"}, ["sets pool", "config.overrides"]),
+    ({"columns": ("avg+sac",), "sac": ("on",)}, ["sets sac.enabled", "config.sac"]),
+    ({"columns": ("gdconv+softmax",)}, ["names 2 pools"]),
+    ({"columns": ("flatten+reg",)}, ["column 'flatten+reg'", "Eq. 2"]),
+    ({"columns": ("avg+pool_reg=1",)}, ["pool_reg is 1", "no weights"]),
+    ({"columns": ("avg+pool_learning_rate_scale=0.1",)}, ["scale is 0.1", "no weights"]),
     ({"columns": ("flexpool+reg=strong",)}, ["'reg=strong'", "reg=0.01"]),
     ({"columns": ("flexpool+reg=-1",)}, ["pool_reg is -1"]),
     ({"columns": ("flexpool+reg=nan",)}, ["pool_reg is nan"]),

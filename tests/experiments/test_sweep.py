@@ -28,15 +28,22 @@ class Sweeps:
         self.workdir, self.log = folder / "sweep", folder / "log"
         self.log.touch()
 
-    def run(self, seeds, **fields):
+    def run(self, seeds, *, probe=False, **fields):
         cells = grid.expand(small_sweep(seeds=seeds, columns=("avg",), **fields), CONFIGS_DIR)
-        run_sweep(cells, self.workdir, (sys.executable, str(TRAINER), str(self.log)))
+        run_sweep(cells, self.workdir, (sys.executable, str(TRAINER), str(self.log)), probe=probe)
 
     def trained(self):
         """The seeds of the runs that were started, in order, since the last call."""
+        started = self.started()
+        assert all(flags == "" for _, flags in started)
+        return [seed for seed, _ in started]
+
+    def started(self):
+        """The seeds and flags of all commands since the last call, in order."""
         lines = self.log.read_text().splitlines()
         self.log.write_text("")
-        return [int(line.rpartition("-")[2]) for line in lines]
+        commands = [line.partition(" ") for line in lines]
+        return [(int(folder.rpartition("-")[2]), flags) for folder, _, flags in commands]
 
 
 @pytest.fixture
@@ -106,9 +113,8 @@ def test_damaged_result_is_no_result(sweeps, content):
     assert sweeps.trained() == [0, 0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_waits_for_the_cell_and_goes_on_the_next_time(sweeps, number):
-    waiting = sweeps.workdir / f"digits/avg/seed-{trainer.WAITS}/waiting"
+def tell_to_stop(waiting, number=signal.SIGTERM):
+    """Sends this process a signal as soon as a cell's process says that it waits for one."""
 
     def tell():
         while not waiting.exists():
@@ -117,11 +123,62 @@ def test_told_to_stop_it_waits_for_the_cell_and_goes_on_the_next_time(sweeps, nu
 
     thread = threading.Thread(target=tell)
     thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_waits_for_the_cell_and_goes_on_the_next_time(sweeps, number):
+    thread = tell_to_stop(sweeps.workdir / f"digits/avg/seed-{trainer.WAITS}/waiting", number)
     # As in launch.py, whose own way of stopping must not leave the run behind.
     with stop_on_signals(), pytest.raises(Interrupted, match="1 of 3 cells are finished"):
         sweeps.run((0, trainer.WAITS, 1))
     thread.join()
     assert sweeps.trained() == [0, trainer.WAITS]
+
+
+TRAINING, PROBING = "", "--mode=probe"
+
+
+def test_each_cell_is_probed_once_it_is_trained(sweeps):
+    sweeps.run((0, 1), probe=True)
+    assert sweeps.started() == [(0, TRAINING), (0, PROBING), (1, TRAINING), (1, PROBING)]
+    sweeps.run((0, 1), probe=True)
+    assert sweeps.started() == []
+
+
+def test_finished_cells_without_a_probe_of_their_own_are_probed_alone(sweeps, capsys):
+    sweeps.run((0, 1))
+    (sweeps.workdir / "digits/avg/seed-1/probe.json").write_text('{"config_digest": "0"}')
+    assert sweeps.trained() == [0, 1]
+    sweeps.run((0, 1), probe=True)
+    assert sweeps.started() == [(0, PROBING), (1, PROBING)]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cell ")]
+    # The time of a probe is known once there is one, and does not count what is trained already.
+    assert lines[-2:] == [
+        "cell 1 of 2: digits/avg/seed-0 (time left unknown yet)",
+        "cell 2 of 2: digits/avg/seed-1 (about 0 h 01 min left)",
+    ]
+
+
+def test_failed_probe_is_its_cells_failure_and_costs_no_second_training(sweeps):
+    reason = r"seed-105 \(--mode=probe: the checkpoint is damaged\)$"
+    with pytest.raises(SweepFailed, match=rf"1 of 2 cells failed: .*{reason}"):
+        sweeps.run((trainer.PROBE_FAILS, 0), probe=True)
+    assert sweeps.started() == [(105, TRAINING), (105, PROBING), (0, TRAINING), (0, PROBING)]
+    with pytest.raises(SweepFailed):
+        sweeps.run((trainer.PROBE_FAILS, 0), probe=True)
+    assert sweeps.started() == [(105, PROBING)]
+
+
+def test_told_to_stop_while_it_probes_it_probes_again_the_next_time(sweeps):
+    seed = trainer.PROBE_WAITS_ONCE
+    thread = tell_to_stop(sweeps.workdir / f"digits/avg/seed-{seed}/waiting")
+    with stop_on_signals(), pytest.raises(Interrupted, match="0 of 2 cells are finished"):
+        sweeps.run((seed, 0), probe=True)
+    thread.join()
+    assert sweeps.started() == [(seed, TRAINING), (seed, PROBING)]
+    sweeps.run((seed, 0), probe=True)
+    assert sweeps.started() == [(seed, PROBING), (0, TRAINING), (0, PROBING)]
 
 
 def test_launch_runs_resumes_and_reports_a_sweep_in_which_a_cell_fails(launch_sweep, tmp_path):
@@ -133,6 +190,7 @@ def test_launch_runs_resumes_and_reports_a_sweep_in_which_a_cell_fails(launch_sw
         "--config.sac=off",
         "--config.seeds=0",
         "--config.num_epochs=2",
+        "--config.probe=True",
         "--config.overrides=dataset.image_size=8 batch_size=128 tensorboard=False "
         "optimizer.name=sgd learning_rate=5",
     )
@@ -148,6 +206,7 @@ def test_launch_runs_resumes_and_reports_a_sweep_in_which_a_cell_fails(launch_sw
     assert process.returncode == 1, output
     assert "resuming after step" in output
     assert "Traceback" not in output
+    probe = json.loads((tmp_path / "digits/avg/seed-0/probe.json").read_text())
     last = output.splitlines()[-1]
     assert last.startswith(
         "launch.py: 1 of 2 cells failed: digits/flexpool+reg/seed-0 (config.pool"
@@ -156,6 +215,7 @@ def test_launch_runs_resumes_and_reports_a_sweep_in_which_a_cell_fails(launch_sw
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     result = json.loads((tmp_path / "digits/avg/seed-0/result.json").read_text())
+    assert probe["baseline"]["accuracy"] == result["final_test_accuracy"]
     text = (tmp_path / "report/report.md").read_text()
     assert f"| {100 * result['final_test_accuracy']:.2f} (n = 1, no interval) |" in text
     assert "Begun, not finished: digits/flexpool+reg/seed-0" in text

@@ -1,6 +1,6 @@
 """A program in the place of launch.py that ends in every way in which a run can end, by its seed.
 
-python trainer.py LOG --workdir=CELL
+python trainer.py LOG --workdir=CELL [--mode=probe]
 """
 
 import json
@@ -10,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from flexpool_jax import configuration
 
 DIVERGES, IS_KILLED, LEAVES_NOTHING, WAITS = 101, 102, 103, 104
+PROBE_FAILS, PROBE_WAITS_ONCE = 105, 106
 
 
 def main(log: Path, workdir: Path) -> int:
@@ -32,10 +35,29 @@ def main(log: Path, workdir: Path) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         (workdir / "waiting").touch()
         time.sleep(60)
-    digest = configuration.digest(config)
-    (workdir / "result.json").write_text(json.dumps({"config_digest": digest, "seconds": 60}))
+    _write(workdir / "result.json", config)
     return 0
 
 
+def probe(log: Path, workdir: Path) -> int:
+    config = configuration.read_config(workdir)
+    with log.open("a") as file:
+        file.write(f"{workdir} --mode=probe\n")
+    if config.seed == PROBE_FAILS:
+        print("launch.py: the checkpoint is damaged", file=sys.stderr)
+        return 2
+    if config.seed == PROBE_WAITS_ONCE and not (workdir / "waiting").exists():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        (workdir / "waiting").touch()
+        time.sleep(60)
+    _write(workdir / "probe.json", config)
+    return 0
+
+
+def _write(path: Path, config: ConfigDict) -> None:
+    path.write_text(json.dumps({"config_digest": configuration.digest(config), "seconds": 60}))
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2].removeprefix("--workdir="))))
+    run = probe if sys.argv[3:] == ["--mode=probe"] else main
+    sys.exit(run(Path(sys.argv[1]), Path(sys.argv[2].removeprefix("--workdir="))))

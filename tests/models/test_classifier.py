@@ -198,3 +198,78 @@ def test_a_users_own_backbone_is_one_registered_function(monkeypatch):
     # Running a notebook's cell again is no mistake, and its last version counts.
     register_model("two_stages", num_stages=3)(two_stages)
     assert num_stages("two_stages") == 3
+
+
+def first_map(images):
+    return jnp.ones((*images.shape[:3], 4), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (lambda x: (first_map(x), first_map(x)), "a tuple"),
+        (lambda x: None, "a NoneType"),
+        (first_map, r"an array \[2, 8, 8, 4\] of float32"),
+        (lambda x: {}, "2 stage maps; got 0: none"),
+        (lambda x: {"a": first_map(x)}, "2 stage maps; got 1: a"),
+        (lambda x: dict.fromkeys("abc", first_map(x)), "2 stage maps; got 3: a, b, c"),
+        (lambda x: {"a": first_map(x), "b": first_map(x)[0]}, r"B = 2; .*\[8, 8, 4\].* for 'b'"),
+        (lambda x: {"a": first_map(x), "b": first_map(x)[:1]}, r"B = 2; .*\[1, 8, 8, 4\]"),
+        (lambda x: {"a": first_map(x).astype(int), "b": first_map(x)}, "int32 for 'a'"),
+        (lambda x: {"a": first_map(x) + 1j, "b": first_map(x)}, "complex64 for 'a'"),
+        (lambda x: {"a": first_map(x), "b": "map"}, "a str for 'b'"),
+    ],
+)
+def test_backbone_that_returns_something_else_is_told_what_it_must_return(
+    monkeypatch, returned, named
+):
+    class Backbone(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return returned(images)
+
+    monkeypatch.setitem(
+        registry.MODELS, "odd", registry.Entry(lambda **fields: Backbone(), num_stages=2)
+    )
+    with pytest.raises(UserError, match=f"backbone 'odd' must return .*{named}"):
+        create_model("odd").init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda: register_model("a_text", num_stages="3"),
+        lambda: register_model("none", num_stages=0),
+        lambda: register_model("a_bool", num_stages=True),
+        lambda: register_model("", num_stages=3),
+        lambda: register_model("not_callable", num_stages=3)("resnet20"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(register):
+    before = dict(registry.MODELS)
+    with pytest.raises(UserError, match="allowed"):
+        register()
+    assert before == registry.MODELS
+
+
+@pytest.mark.parametrize("fields", [{"dropout_rate": 1.5}, {"dropout_rate": 1}, {"num_classes": 0}])
+def test_numbers_out_of_range_are_refused_when_a_model_is_created(fields):
+    with pytest.raises(UserError, match=f"{next(iter(fields))} is .*allowed"):
+        create_model("resnet20", **fields)
+
+
+def test_builder_that_returns_no_module_is_named(monkeypatch):
+    monkeypatch.setitem(
+        registry.MODELS, "odd", registry.Entry(lambda **fields: ResNetCifar, num_stages=3)
+    )
+    with pytest.raises(UserError, match=r"model 'odd' must return a flax\.linen\.Module; got type"):
+        create_model("odd")
+
+
+def test_logits_have_the_precision_of_float32_under_bfloat16(sac_model):
+    model, variables = sac_model
+    half = model.clone(dtype=jnp.dtype(jnp.bfloat16))
+    logits = jax.jit(half.apply)(variables, IMAGES)
+    assert logits.dtype == jnp.float32
+    # A number that was bfloat16 once is unchanged by rounding to it.
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).any()

@@ -75,6 +75,30 @@ def test_decoupled_decay_shrinks_weights_beside_adams_step():
     np.testing.assert_array_equal(difference["pool"]["w_fp"], 0.0)
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_the_pools_weights_learn_at_a_rate_of_their_own(name):
+    plain, scaled = (
+        make_optimizer(
+            name,
+            optax.constant_schedule(0.1),
+            weight_decay=0.01,
+            weight_decay_kind="decoupled",
+            pool_learning_rate_scale=scale,
+        )
+        for scale in (1.0, 0.25)
+    )
+    state = plain.init(PARAMS)
+    for _ in range(3):
+        # One state serves both, so that the scale may change in the middle of a run.
+        expected, after = plain.update(GRADS, state, PARAMS)
+        updates, state = scaled.update(GRADS, state, PARAMS)
+        assert jax.tree.structure(state) == jax.tree.structure(after)
+        jax.tree.map(np.testing.assert_array_equal, state, after)
+        np.testing.assert_array_equal(updates["conv"]["kernel"], expected["conv"]["kernel"])
+        np.testing.assert_allclose(updates["pool"]["w_fp"], 0.25 * expected["pool"]["w_fp"])
+        assert np.all(expected["pool"]["w_fp"] != 0)
+
+
 def test_unknown_names_are_refused_with_the_closest():
     with pytest.raises(UserError, match=r"'one-cycle'.*'onecycle'"):
         make_schedule("one-cycle", 0.1, 10)

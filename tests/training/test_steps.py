@@ -137,9 +137,12 @@ def test_evaluation_counts_each_valid_example_once():
     state = create_train_state(model, TX, KEY, (4, 4, 3))
     program = steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise))
     indices = np.array([[3, 5, 7, -1, -1]], np.int32)
-    sums = program(state.variables, IMAGES, LABELS, indices)
+    sums, examples = program(state.variables, IMAGES, LABELS, indices)
     logits = model.apply(state.variables, normalise(jnp.asarray(IMAGES[[3, 5, 7]])))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[[3, 5, 7]])
     np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)
     assert sums["correct"] == (logits.argmax(-1) == LABELS[[3, 5, 7]]).sum()
     assert sums["correct"].dtype == jnp.int32
+    np.testing.assert_array_equal(examples["prediction"][0, :3], logits.argmax(-1))
+    confidences = jax.nn.softmax(logits).max(-1)
+    np.testing.assert_allclose(examples["confidence"][0, :3], confidences, rtol=1e-5)

@@ -1,0 +1,235 @@
+"""Measures a trained network with changed weights in its pool and on changed images.
+
+`probe_workdir` writes a workdir's probe.json; docs/probe.md defines every number in it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import linen as nn
+
+from flexpool_jax import configuration
+from flexpool_jax.data import Dataset, Split
+from flexpool_jax.data.augment import make_normalise
+from flexpool_jax.evaluation import restore_workdir
+from flexpool_jax.insight.perturbations import perturbations
+from flexpool_jax.insight.weights import interventions, weight_statistics
+from flexpool_jax.models.classifier import Head
+from flexpool_jax.pooling import effective_weights
+from flexpool_jax.training import reporting, steps
+from flexpool_jax.training.experiment import Experiment, evaluate, on_devices
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+
+PROBE_FILE = "probe.json"
+
+
+def probe_workdir(
+    workdir: str | os.PathLike[str],
+    step: str = "latest",
+    config: ml_collections.ConfigDict | None = None,
+) -> dict[str, Any]:
+    """Probes a checkpoint on the evaluation split and writes the workdir's probe.json.
+
+    Arguments and errors are those of `flexpool_jax.evaluation.restore_workdir`.
+
+    Returns:
+        What probe.json holds:
+
+        - ``step``, ``split`` ("test" or "validation"), ``examples``, ``pool``, ``config_digest``;
+        - ``baseline``: ``accuracy`` in [0, 1] and ``loss`` (mean cross-entropy in nats) of the
+          network as it is, which are those of ``--mode=eval``;
+        - ``interventions``: changes of the last stage's pool, each with its ``name`` (and
+          ``rank``), ``accuracy``, ``loss`` and ``changed``, the number of examples whose prediction
+          differs from the baseline's. Where there are several ``draws``, each has these three
+          numbers, and the intervention their means. Empty for pools without learned weights. See
+          `flexpool_jax.insight.weights.interventions`;
+        - ``perturbations``: changes of the images, each with its ``name``, its strength and the
+          same three numbers. See `flexpool_jax.insight.perturbations`;
+        - ``weights``: `flexpool_jax.insight.weights.weight_statistics`, or None for pools without
+          learned weights;
+        - ``seconds`` that the probe took, loading and compiling included.
+    """
+    started = time.monotonic()
+    restored = restore_workdir(workdir, step, config)
+    report = {
+        "step": restored.step,
+        "split": restored.split,
+        "examples": len(restored.dataset.test),
+        "pool": restored.config.pool,
+        "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
+        **probe(restored.experiment, restored.dataset, restored.variables),
+        "seconds": time.monotonic() - started,
+    }
+    reporting.write_json(restored.workdir / PROBE_FILE, report)
+    return report
+
+
+def probe(experiment: Experiment, dataset: Dataset, variables: Variables) -> dict[str, Any]:
+    """Measures a network as it is, with another pool, and on other images.
+
+    The batches are shared between the devices, as in evaluation. The pools are tried all at once on
+    each batch's feature map, so that the network runs 26 or 27 times over the split.
+
+    Args:
+        experiment: from `build_experiment`.
+        dataset: its ``test`` split is used.
+        variables: ``params`` and ``batch_stats``, on the host.
+
+    Returns:
+        ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in `probe_workdir`.
+    """
+    split = on_devices(experiment, dataset.test)
+    replicated = experiment.replicate(variables)
+    baseline = evaluate(experiment, replicated, split)
+
+    def scores(loss: float, predictions: np.ndarray) -> dict[str, Any]:
+        return {
+            "accuracy": np.count_nonzero(predictions == dataset.test.labels) / len(predictions),
+            "loss": float(loss),
+            "changed": np.count_nonzero(predictions != baseline.predictions),
+        }
+
+    perturbed = []
+    for named, perturb in perturbations():
+        images = experiment.replicate(perturb(jnp.asarray(split.images)))
+        found = evaluate(experiment, replicated, Split(images, split.labels))
+        perturbed.append(named | scores(found.metrics["loss"], found.predictions))
+
+    intervened: list[dict[str, Any]] = []
+    statistics_of_weights = None
+    w = _pool_weights(experiment, variables)
+    if w is not None:
+        named_weights = interventions(w)
+        stacked = np.concatenate([drawn for _, drawn in named_weights])
+        normalise = make_normalise(dataset.mean, dataset.std, experiment.model.dtype)
+        losses, predictions, mean_map = _evaluate_pools(
+            experiment, normalise, variables, stacked, split
+        )
+        each = map(scores, losses, predictions)
+        for named, drawn in named_weights:
+            draws = [next(each) for _ in drawn]
+            means = {key: math.fsum(draw[key] for draw in draws) / len(draws) for key in draws[0]}
+            intervened.append(named | (means | {"draws": draws} if len(draws) > 1 else draws[0]))
+        statistics_of_weights = weight_statistics(w, mean_map)
+    return {
+        "baseline": baseline.metrics,
+        "interventions": intervened,
+        "perturbations": perturbed,
+        "weights": statistics_of_weights,
+    }
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Writes a report of `probe_workdir` as a short table; shifts are means over four directions.
+
+    Example:
+        >>> baseline = {"accuracy": 0.9, "loss": 0.3}
+        >>> cut = {"name": "rank", "rank": 1, "accuracy": 0.85, "loss": 0.4, "changed": 7}
+        >>> report = {"baseline": baseline, "interventions": [cut], "perturbations": []}
+        >>> print(summary(report))
+                                accuracy    changed
+        as it is                 90.00 %
+        rank 1                   85.00 %        7.0
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {"as it is": [report["baseline"]]}
+    for entry in (*report["interventions"], *report["perturbations"]):
+        strengths = [
+            f"{value:g}"
+            for key, value in entry.items()
+            if key in ("rank", "pixels", "sd", "sigma", "factor")
+        ]
+        rows.setdefault(" ".join([entry["name"].replace("_", " "), *strengths]), []).append(entry)
+    lines = [f"{'':22}{'accuracy':>10}{'changed':>11}"]
+    for title, entries in rows.items():
+        accuracy = math.fsum(entry["accuracy"] for entry in entries) / len(entries)
+        line = f"{title:22}{accuracy:>10.2%}"
+        if "changed" in entries[0]:
+            changed = math.fsum(entry["changed"] for entry in entries) / len(entries)
+            line += f"{changed:>11,.1f}"
+        lines.append(line.replace("%", " %"))
+    return "\n".join(lines)
+
+
+def _pool_weights(experiment: Experiment, variables: Variables) -> np.ndarray | None:
+    """The last pool's effective weights [H, W, C]; None where it has none."""
+    images = jnp.zeros((1, *experiment.image_shape), experiment.model.dtype)
+    shape = jax.eval_shape(lambda v: _feature_map(experiment.model, v, images), variables).shape[1:]
+    params = variables["params"]["head"].get("pool", {})
+    w = effective_weights(experiment.model.pool, params, shape)
+    return None if w is None else np.asarray(w)
+
+
+def _evaluate_pools(
+    experiment: Experiment,
+    normalise: Callable[[Array], Array],
+    variables: Variables,
+    weights: np.ndarray,
+    split: Split,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Evaluates the network with each of the weights [K, H, W, C] in its last pool, in one pass.
+
+    Returns:
+        The losses [K], the predictions [K, N] and the mean feature map [H, W, C].
+    """
+    model = experiment.model
+    head = Head(
+        model.num_classes, "flexpool", hidden_features=model.hidden_features, dtype=model.dtype
+    )
+
+    def step(inputs: Mapping[str, Any], batch: steps.Batch) -> tuple[steps.Metrics, steps.Metrics]:
+        variables, valid = inputs["variables"], batch["valid"]
+        feature_map = _feature_map(model, variables, normalise(batch["image"]))
+
+        def logits_with(w: Array) -> Any:
+            params = {**variables["params"]["head"], "pool": {"w_fp": w}}
+            return head.apply({"params": params}, feature_map)
+
+        logits = jax.vmap(logits_with)(inputs["weights"])
+        labels = jnp.broadcast_to(batch["label"], logits.shape[:2])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        sums = {
+            "loss": jnp.sum(jnp.where(valid, losses, 0.0), axis=1),
+            "feature_map": jnp.einsum("b,b...->...", valid, feature_map.astype(jnp.float32)),
+        }
+        return jax.lax.psum(sums, steps.AXIS), {"prediction": jnp.argmax(logits, axis=-1)}
+
+    program: Callable[..., Any] = steps.pmap_eval_step(step)
+    inputs = experiment.replicate({"variables": variables, "weights": weights})
+    count, devices = len(split), experiment.num_devices
+    batch = min(experiment.eval_batch_size, math.ceil(count / devices) * devices)
+    padded = np.full(math.ceil(count / batch) * batch, -1, np.int32)
+    padded[:count] = np.arange(count)
+    losses, maps, predictions = [], [], []
+    for indices in padded.reshape(-1, devices, batch // devices):
+        sums, examples = jax.device_get(program(inputs, split.images, split.labels, indices))
+        losses.append(sums["loss"])
+        maps.append(sums["feature_map"])
+        predictions.extend(examples["prediction"])  # [K, B / devices] of each device
+    return (
+        np.stack(losses).sum(axis=0, dtype=np.float64) / count,
+        np.concatenate(predictions, axis=1)[:, :count],
+        np.stack(maps).sum(axis=0, dtype=np.float64) / count,
+    )
+
+
+def _feature_map(model: nn.Module, variables: Variables, images: Array) -> Array:
+    """The last stage's map [B, H, W, C]."""
+    of_backbone = {
+        collection: values["backbone"]
+        for collection, values in variables.items()
+        if "backbone" in values
+    }
+    stages: Any = model.backbone.apply(of_backbone, images, train=False)
+    return list(stages.values())[-1]

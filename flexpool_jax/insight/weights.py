@@ -1,0 +1,148 @@
+"""A pool's learned weights: what they are changed to by a probe, and what is counted of them.
+
+``w`` [H, W, C] are the effective weights, ``y_k = Σ_ij w[i, j, k] · x[i, j, k]``, whatever the
+parameters behind them (`flexpool_jax.pooling.effective_weights`). All is computed in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+RANKS = (1, 2, 4)
+NUM_DRAWS = 5
+
+
+def deviations(w: np.ndarray) -> np.ndarray:
+    """Subtracts each channel's mean: ``v[i, j, k] = w[i, j, k] − Σ_ij w[i, j, k] / (H · W)``.
+
+    Args:
+        w: ``[H, W, C]``, floating.
+
+    Returns:
+        float64 ``[H, W, C]``, exactly 0 in channels whose weights are all the same.
+
+    Example:
+        >>> print(deviations(np.array([[[1.0, 0.1]], [[3.0, 0.1]]])).squeeze())
+        [[-1.  0.]
+         [ 1.  0.]]
+    """
+    w = np.asarray(w, np.float64)
+    # A mean of equal numbers is rounded, and may differ from them.
+    from_first = w - w[:1, :1]
+    return from_first - from_first.mean(axis=(0, 1))
+
+
+def interventions(w: np.ndarray) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Lists the weights that a probe puts in the place of w.
+
+    With v of `deviations`, each channel's mean m = w − v, and V the matrix [H · W, C] of v:
+
+    - ``unchanged``: w.
+    - ``channel_means``: m. The pool is then a weighted average pooling, one factor a channel.
+    - ``permute_positions``: each channel's weights in a random order, every channel by itself.
+      Sums and values stay, what is spatial in them goes.
+    - ``permute_maps``: ``w[:, :, π(k)]`` for a random permutation π of the channels. Sums move too.
+    - ``permute_deviations``: ``m[k] + v[:, :, π(k)]`` for the same π. Sums stay in their channels,
+      which the classifier behind the pool relies on.
+    - ``rank`` r: ``m + the best approximation of V of rank r``, by its r largest singular values.
+
+    Args:
+        w: ``[H, W, C]``, floating.
+
+    Returns:
+        Pairs of the report's name and float32 ``[draws, H, W, C]``; there are `NUM_DRAWS` draws of
+        a random one, by NumPy's generators seeded with 0, 1, ..., and one of the others.
+
+    Example:
+        >>> [(named["name"], len(drawn)) for named, drawn in interventions(np.ones((2, 2, 3)))][:4]
+        [('unchanged', 1), ('channel_means', 1), ('permute_positions', 5), ('permute_maps', 5)]
+    """
+    w = np.asarray(w, np.float64)
+    v = deviations(w)
+    means = w - v
+    orders = [np.random.default_rng(draw).permutation(w.shape[2]) for draw in range(NUM_DRAWS)]
+    positions = [
+        np.random.default_rng(draw).permuted(w.reshape(-1, w.shape[2]), axis=0).reshape(w.shape)
+        for draw in range(NUM_DRAWS)
+    ]
+    changed: list[tuple[dict[str, Any], list[np.ndarray]]] = [
+        ({"name": "unchanged"}, [w]),
+        ({"name": "channel_means"}, [means]),
+        ({"name": "permute_positions"}, positions),
+        ({"name": "permute_maps"}, [w[:, :, order] for order in orders]),
+        ({"name": "permute_deviations"}, [means + v[:, :, order] for order in orders]),
+        *(({"name": "rank", "rank": rank}, [means + _cut_to_rank(v, rank)]) for rank in RANKS),
+    ]
+    return [(named, np.stack(drawn).astype(np.float32)) for named, drawn in changed]
+
+
+def _cut_to_rank(v: np.ndarray, rank: int) -> np.ndarray:
+    u, s, vt = np.linalg.svd(v.reshape(-1, v.shape[2]), full_matrices=False)
+    return ((u[:, :rank] * s[:rank]) @ vt[:rank]).reshape(v.shape)
+
+
+def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
+    """Describes a pool's weights by numbers.
+
+    With v and V as in `interventions`, |·| the root of the sum of squares over all entries, and
+    A the mean feature map:
+
+    - ``channel_sums``: ``s[k] = Σ_ij w[i, j, k]``: ``mean``, ``sd`` (over the channels, divided
+      by C), ``min``, ``max`` and all ``values``. Eq. 2 pulls them to 1.
+    - ``negative_share``: the share of entries of w below 0.
+    - ``deviation_share``: ``|v|² / |w|²``; 0 for spatially constant weights.
+    - ``singular_values`` of V, largest first; min(H · W, C) of them.
+    - ``mirror_correlation``: ``Σ_ijk v[i, j, k] · v[i, W + 1 − j, k] / |v|²``, the correlation over
+      all entries of v with its left-right mirror image; equal to the mean of the channels'
+      correlations weighted by their shares of |v|². 1 for symmetric weights.
+    - ``activation_correlation``: the mean over channels of the Pearson correlation over positions
+      of ``|v[i, j, k]|`` (absolute value) with ``A[i, j, k]``; ``activation_channels`` is the
+      number of channels in which both vary, which alone count.
+
+    Args:
+        w: ``[H, W, C]``, floating.
+        mean_map: A, ``[H, W, C]``.
+
+    Returns:
+        The numbers by name; None where one is not defined (0 / 0).
+
+    Example:
+        >>> w = np.array([[[0.75], [0.25]]])
+        >>> found = weight_statistics(w, mean_map=np.ones((1, 2, 1)))
+        >>> found["deviation_share"], found["mirror_correlation"]
+        (0.2, -1.0)
+    """
+    w = np.asarray(w, np.float64)
+    v = deviations(w)
+    sums = w.sum(axis=(0, 1))
+    size = np.sum(v**2)
+    correlations = _correlations(np.abs(v), np.asarray(mean_map, np.float64))
+    return {
+        "channel_sums": {
+            "mean": float(sums.mean()),
+            "sd": float(sums.std()),
+            "min": float(sums.min()),
+            "max": float(sums.max()),
+            "values": sums.tolist(),
+        },
+        "negative_share": float(np.mean(w < 0)),
+        "deviation_share": _ratio(size, np.sum(w**2)),
+        "singular_values": np.linalg.svd(v.reshape(-1, v.shape[2]), compute_uv=False).tolist(),
+        "mirror_correlation": _ratio(np.sum(v * v[:, ::-1]), size),
+        "activation_correlation": _ratio(correlations.sum(), len(correlations)),
+        "activation_channels": len(correlations),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation over positions, of each channel in which both vary."""
+    x, y = deviations(x), deviations(y)
+    covariances = np.sum(x * y, axis=(0, 1))
+    scales = np.sqrt(np.sum(x**2, axis=(0, 1)) * np.sum(y**2, axis=(0, 1)))
+    return covariances[scales > 0] / scales[scales > 0]

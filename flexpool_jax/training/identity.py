@@ -1,0 +1,185 @@
+"""What a workdir and its checkpoints remember of their run: its id, its config and its data.
+
+``run.json`` holds a random id, drawn when the run begins; ``data.json`` says what the data set was.
+Every checkpoint carries the id, the config and the digest of the data that it was trained with, so
+that a checkpoint of another run, or a run that continues on other data, is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flexpool_jax import configuration
+from flexpool_jax.data import Dataset
+from flexpool_jax.errors import UserError
+from flexpool_jax.training import reporting
+
+RUN_FILE = "run.json"
+DATA_FILE = "data.json"
+
+# What data.json says in words, for a message that names what differs.
+_DATA_TITLES = {
+    "class_names": "class names",
+    "image_shape": "image shape",
+    "train_images": "training images",
+    "test_images": "test images",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What makes a run this run and no other.
+
+    Attributes:
+        id: 32 hexadecimal digits, drawn when the run began; None where its workdir does not say.
+        config: what the run is being trained, or evaluated, with.
+        data: the digest of its data, `Dataset.digest`.
+    """
+
+    id: str | None
+    config: ConfigDict
+    data: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"id": self.id, "config": self.config.to_dict(), "data": self.data}
+
+    def check(self, step: int, saved: Mapping[str, Any] | None) -> None:
+        """Checks that a checkpoint belongs to this run.
+
+        Args:
+            step: of the checkpoint.
+            saved: what `to_json` gave when it was saved; None for a checkpoint of release 0.1,
+                which is accepted with a line on standard error.
+
+        Raises:
+            UserError: the checkpoint is of another run, another model, or other data.
+        """
+        if saved is None:
+            print(
+                f"checkpoint {step} was written by release 0.1 and does not say which run it "
+                "belongs to: whether it is this one is not checked",
+                file=sys.stderr,
+            )
+            return
+        try:
+            configuration.compare_with_workdir(
+                self.config, configuration.config_from_json(saved["config"])
+            )
+        except UserError as error:
+            raise UserError(f"checkpoint {step} is of another model or data: {error}") from error
+        if self.id is not None and saved["id"] != self.id:
+            raise UserError(
+                f"checkpoint {step} is of another run: its id is {saved['id']}, the id in "
+                f"{RUN_FILE} is {self.id}; put this run's checkpoint back, or use another --workdir"
+            )
+        if saved["data"] != self.data:
+            raise UserError(
+                f"checkpoint {step} was trained on other data than {self.config.dataset.name} now "
+                "is; give the same data, or another --workdir"
+            )
+
+    def changes(self, step: int, began_with: ConfigDict) -> list[dict[str, Any]]:
+        """Lists the fields whose value changed at a step, among those that change what is computed.
+
+        Args:
+            step: of the checkpoint from which the run continues.
+            began_with: the config that the run was trained with up to there.
+
+        Returns:
+            ``step``, ``field``, ``from`` and ``to`` of each change.
+        """
+        return [
+            {"step": step, "field": change.field, "from": change.saved, "to": change.given}
+            for change in configuration.compare_with_workdir(self.config, began_with)
+            if configuration.has_effect(change.field, self.config)
+        ]
+
+
+def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
+    """Writes run.json and data.json when a run begins; reads and checks them when it continues.
+
+    Args:
+        workdir: an existing folder.
+        config: what the run is trained with.
+        dataset: what it is trained on.
+
+    Raises:
+        UserError: the data are not those that the run began with, or a file is damaged.
+    """
+    identity = recall(workdir, config, dataset)
+    if not (workdir / DATA_FILE).exists():
+        reporting.write_json(workdir / DATA_FILE, _describe(dataset))
+    # Checkpoints without a run.json beside them were written by release 0.1, or copied without it.
+    if identity.id is None and not configuration.has_checkpoint(workdir):
+        identity = dataclasses.replace(identity, id=uuid.uuid4().hex)
+        reporting.write_json(workdir / RUN_FILE, {"id": identity.id})
+    return identity
+
+
+def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
+    """Reads what `begin` wrote, and checks the data against it; writes nothing.
+
+    Raises:
+        UserError: the data are not those that the run began with, or a file is damaged.
+    """
+    data = _read(workdir / DATA_FILE, ("digest", *_DATA_TITLES))
+    if data is not None:
+        _check_data(data, _describe(dataset), workdir)
+    run = _read(workdir / RUN_FILE, ("id",))
+    return Identity(None if run is None else run["id"], config, dataset.digest)
+
+
+def _describe(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mean": [float(value) for value in dataset.mean],
+        "std": [float(value) for value in dataset.std],
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        "digest": dataset.digest,
+    }
+
+
+def _check_data(saved: Mapping[str, Any], found: Mapping[str, Any], workdir: Path) -> None:
+    if saved["digest"] == found["digest"]:
+        return
+    differences = [
+        f"{title} {_short(found[name])} (were {_short(saved[name])})"
+        for name, title in _DATA_TITLES.items()
+        if found[name] != saved[name]
+    ]
+    listed = "; ".join(differences or ["other pixels or labels"])
+    raise UserError(
+        f"{workdir} was trained on other data of the name {saved.get('name')}: {listed}; give the "
+        "same data by --config.dataset.data_dir and raw_dir, or another --workdir"
+    )
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """Reads a JSON object with these names; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in names if name not in value]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    return value

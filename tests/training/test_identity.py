@@ -1,0 +1,314 @@
+"""Checkpoints that are not what they seem: renamed, of another run, of other data."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import digits
+from flexpool_jax import configuration, register_model
+from flexpool_jax.data import Dataset, Split, load_dataset
+from flexpool_jax.errors import UserError
+from flexpool_jax.evaluation import evaluate_workdir
+from flexpool_jax.source import source_hash
+from flexpool_jax.training import checkpoints, identity
+from flexpool_jax.training import train as training
+
+STEPS_PER_EPOCH = 11
+
+
+class TwoConvs(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        first = nn.relu(nn.Conv(4, (3, 3))(images))
+        return {"stage1": first, "stage2": nn.relu(nn.Conv(8, (3, 3), strides=2)(first))}
+
+
+@register_model("two_small_convs", num_stages=2)
+def two_small_convs(*, dtype, norm_axis_name):
+    return TwoConvs()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def make_config(data_dir):
+    def make(variant="flexpool,reg", **fields):
+        config = digits.get_config(variant)
+        config.update_from_flattened_dict(
+            {
+                "model": "two_small_convs",
+                "dataset.data_dir": str(data_dir),
+                "dataset.image_size": 8,
+                "batch_size": 128,
+                "num_epochs": 2,
+                "tensorboard": False,
+                **fields,
+            }
+        )
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    training.train(make_config(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def result_of(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def rename(workdir, **steps):
+    folder = workdir / checkpoints.FOLDER
+    for old in steps:
+        (folder / old[1:]).rename(folder / f"moved{old[1:]}")
+    for old, new in steps.items():
+        (folder / f"moved{old[1:]}").rename(folder / str(new))
+
+
+def test_a_renamed_checkpoint_is_neither_evaluated_nor_continued(workdir, make_config):
+    rename(workdir, _22=9999)
+    with pytest.raises(UserError, match=r"9999 holds step 22.*renamed"):
+        evaluate_workdir(workdir)
+    with pytest.raises(UserError, match=r"9999 holds step 22"):
+        training.train(make_config(num_epochs=3), workdir)
+    rename(workdir, _9999=22)
+    assert evaluate_workdir(workdir)["accuracy"] == result_of(workdir)["final_test_accuracy"]
+
+
+def test_swapped_checkpoints_are_refused(workdir):
+    rename(workdir, _11=22, _22=11)
+    for step in ("11", "22", "latest"):
+        with pytest.raises(UserError, match="holds step"):
+            evaluate_workdir(workdir, step)
+
+
+def test_a_checkpoint_of_release_0_1_that_was_renamed_is_refused(workdir, make_config):
+    config = make_config()
+    dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    like = training.build_experiment(config, dataset).abstract_state()
+    with checkpoints.open_checkpoints(workdir) as manager:
+        forget_run(workdir, 22)
+        checkpoints.restore_model(manager, 22, like)
+    rename(workdir, _22=33)
+    with (
+        checkpoints.open_checkpoints(workdir) as manager,
+        pytest.raises(UserError, match="33 holds step 22"),
+    ):
+        checkpoints.restore_model(manager, 33, like)
+
+
+def forget_run(workdir, step):
+    """Makes a checkpoint one as release 0.1 wrote them."""
+    path = workdir / checkpoints.FOLDER / str(step) / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    del content["run"], content["sha256"]["run"]
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_that_was_identified_cannot_be_made_anonymous_by_half(workdir):
+    path = workdir / checkpoints.FOLDER / "22" / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    del content["run"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="progress differs"):
+        evaluate_workdir(workdir)
+
+
+def test_a_checkpoint_that_does_not_name_its_run_is_accepted_with_a_warning(workdir, capsys):
+    forget_run(workdir, 22)
+    evaluate_workdir(workdir)
+    assert "release 0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields", "named"),
+    [
+        ("softmax", {}, "config.pool is"),
+        ("flexpool,reg", {"seed": 1}, "config.seed is"),
+        ("flexpool,reg", {"learning_rate": 0.02}, "id"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    workdir, make_config, tmp_path, variant, fields, named
+):
+    other = tmp_path / "other"
+    training.train(make_config(variant, **fields), other)
+    shutil.rmtree(workdir / checkpoints.FOLDER / "22")
+    shutil.copytree(other / checkpoints.FOLDER / "22", workdir / checkpoints.FOLDER / "22")
+    with pytest.raises(UserError, match=rf"checkpoint 22 is of another.*{named}"):
+        evaluate_workdir(workdir)
+    with pytest.raises(UserError, match=rf"checkpoint 22 is of another.*{named}"):
+        training.train(make_config(num_epochs=3), workdir)
+
+
+def test_another_model_in_config_json_is_called_that(workdir):
+    path = configuration.config_path(workdir)
+    path.write_text(path.read_text().replace("two_small_convs", "resnet20"))
+    with pytest.raises(UserError, match="another model") as caught:
+        evaluate_workdir(workdir)
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_later_step_that_is_in_the_way_of_a_save_is_an_error(workdir, make_config, monkeypatch):
+    copied = workdir / checkpoints.FOLDER / "9999"
+
+    def copy_first(*arguments):
+        if not copied.exists():
+            shutil.copytree(workdir / checkpoints.FOLDER / "22", copied)
+            arguments[0].reload()
+        return save(*arguments)
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", copy_first)
+    with pytest.raises(UserError, match=r"step 33 cannot be saved.*9999"):
+        training.train(make_config(num_epochs=3), workdir)
+
+
+def test_fewer_epochs_than_are_done_are_refused_and_nothing_is_written(workdir, make_config):
+    before = configuration.config_path(workdir).read_bytes()
+    with pytest.raises(UserError, match=r"num_epochs is 1, .*allowed: at least 2"):
+        training.train(make_config(num_epochs=1), workdir)
+    assert configuration.config_path(workdir).read_bytes() == before
+
+
+def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
+    workdir, make_config
+):
+    assert result_of(workdir)["config_changes"] == []
+    training.train(make_config(num_epochs=3, learning_rate=0.001, log_every_steps=7), workdir)
+    training.train(make_config(num_epochs=4, learning_rate=0.001), workdir)
+    assert result_of(workdir)["config_changes"] == [
+        {"step": 22, "field": "learning_rate", "from": 0.01, "to": 0.001},
+        {"step": 22, "field": "num_epochs", "from": 2, "to": 3},
+        {"step": 33, "field": "num_epochs", "from": 3, "to": 4},
+    ]
+
+
+def test_a_change_is_recorded_although_the_run_was_stopped_before_it_saved_again(
+    workdir, make_config, monkeypatch
+):
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(make_config(num_epochs=3, learning_rate=0.001), workdir)
+    training.train(make_config(num_epochs=3, learning_rate=0.001), workdir)
+    changed = {change["field"] for change in result_of(workdir)["config_changes"]}
+    assert changed == {"learning_rate", "num_epochs"}
+
+
+def other_data(dataset: Dataset, change: str) -> Dataset:
+    if change == "class names":
+        return dataclasses.replace(dataset, class_names=("zero", *dataset.class_names[1:]))
+    if change == "training images":
+        fewer = Split(dataset.train.images[:-1], dataset.train.labels[:-1])
+        return dataclasses.replace(dataset, train=fewer)
+    swapped = Split(dataset.test.images[::-1], dataset.test.labels[::-1])
+    return dataclasses.replace(dataset, test=swapped)
+
+
+@pytest.mark.parametrize("change", ["class names", "training images", "other pixels or labels"])
+def test_other_data_under_the_same_name_are_refused(workdir, make_config, monkeypatch, change):
+    config = make_config()
+    dataset = other_data(load_dataset("digits", config.dataset.data_dir, image_size=8), change)
+    monkeypatch.setattr("flexpool_jax.evaluation.load_configured_dataset", lambda config: dataset)
+    monkeypatch.setattr(training, "load_configured_dataset", lambda config: dataset)
+    with pytest.raises(UserError, match=f"other data.*{change}"):
+        evaluate_workdir(workdir)
+    with pytest.raises(UserError, match=f"other data.*{change}"):
+        training.train(make_config(num_epochs=3), workdir)
+
+
+def test_the_digest_of_the_checkpoint_holds_where_data_json_is_missing(
+    workdir, make_config, monkeypatch
+):
+    config = make_config()
+    dataset = other_data(load_dataset("digits", config.dataset.data_dir, image_size=8), "pixels")
+    (workdir / identity.DATA_FILE).unlink()
+    monkeypatch.setattr("flexpool_jax.evaluation.load_configured_dataset", lambda config: dataset)
+    with pytest.raises(UserError, match="other data"):
+        evaluate_workdir(workdir)
+
+
+def test_a_workdir_says_what_its_data_were(workdir, make_config):
+    dataset = load_dataset("digits", make_config().dataset.data_dir, image_size=8)
+    data = json.loads((workdir / identity.DATA_FILE).read_text())
+    assert data["class_names"] == list("0123456789")
+    assert data["image_shape"] == [8, 8, 1]
+    np.testing.assert_array_equal(np.float32(data["mean"]), dataset.mean)
+    assert data["digest"] == dataset.digest == result_of(workdir)["data_digest"]
+
+
+def test_the_result_names_what_it_was_made_with(workdir):
+    result = result_of(workdir)
+    assert result["source_hash"] == source_hash()
+    assert result["test_images"] == 359
+    assert result["convolutions"].startswith(("oneDNN", "XLA"))
+
+
+def test_code_that_changed_midway_is_recorded(workdir, make_config, monkeypatch):
+    monkeypatch.setattr(training, "source_hash", lambda: "other")
+    training.train(make_config(num_epochs=3), workdir)
+    assert result_of(workdir)["source_hash"] == [source_hash(), "other"]
+
+
+def test_predictions_give_the_final_accuracy_and_evaluation_leaves_them_alone(workdir, make_config):
+    path = workdir / "predictions.npz"
+    content = path.read_bytes()
+    with np.load(path) as file:
+        arrays = dict(file)
+    dataset = load_dataset("digits", make_config().dataset.data_dir, image_size=8)
+    np.testing.assert_array_equal(arrays["labels"], dataset.test.labels)
+    assert {name: a.dtype for name, a in arrays.items()} == {
+        "labels": np.int16,
+        "predictions": np.int16,
+        "confidences": np.float16,
+    }
+    accuracy = np.mean(arrays["predictions"] == arrays["labels"])
+    assert accuracy == pytest.approx(result_of(workdir)["final_test_accuracy"])
+    assert arrays["confidences"].min() >= 0.1
+    assert arrays["confidences"].max() <= 1
+    evaluate_workdir(workdir, "11")
+    assert path.read_bytes() == content
+
+
+def test_pool_weights_are_those_of_the_last_step(workdir, make_config):
+    config = make_config()
+    dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    like = training.build_experiment(config, dataset).abstract_state()
+    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+        params = checkpoints.restore_model(manager, 22, like)["params"]
+    with np.load(workdir / "pool_weights.npz") as file:
+        assert list(file) == ["head/pool/w_fp"]
+        np.testing.assert_array_equal(file["head/pool/w_fp"], params["head"]["pool"]["w_fp"])
+
+
+def test_confidences_are_of_the_predicted_class(workdir, make_config):
+    from flexpool_jax.evaluation import restore_workdir
+
+    restored = restore_workdir(workdir)
+    images = (restored.dataset.test.images / 255 - restored.dataset.mean) / restored.dataset.std
+    logits = restored.experiment.model.apply(restored.variables, np.float32(images))
+    with np.load(workdir / "predictions.npz") as file:
+        np.testing.assert_allclose(
+            file["confidences"], jax.nn.softmax(logits).max(axis=-1), atol=1e-3
+        )
