@@ -85,7 +85,8 @@ def prepare(command: Command) -> None:
     folder = data.prepare_dataset(
         dataset.name, dataset.data_dir, dataset.raw_dir, image_size=dataset.image_size
     )
-    print(f"{dataset.name} is prepared in {folder}")
+    where = f"is prepared in {folder}" if folder else "is read as it is, without preparation"
+    print(f"{dataset.name} {where}")
 
 
 def sweep(command: Command) -> None:

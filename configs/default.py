@@ -63,12 +63,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sac.weights = (0.1, 0.2, 0.7)
 
     config.dataset = ConfigDict()
-    # digits, fashion_mnist, ... or any TFDS set prepared as ArrayRecord under data_dir. Default:
-    # the first row of both tables.
+    # One of flexpool_jax/data/registry.py (digits, fashion_mnist, ..., image_folder, npz), a
+    # registered one, or any TFDS set prepared as ArrayRecord under data_dir. Default: the first
+    # row of both tables.
     config.dataset.name = "cifar10"
     # Where prepared data sets live; TFDS's own folder, so that what it prepared is found.
     config.dataset.data_dir = "~/tensorflow_datasets"
-    # A folder with files downloaded by hand, or the image folder. Empty: download.
+    # A folder with files downloaded by hand, the image folder or the .npz file. Empty: download.
     config.dataset.raw_dir = ""
     # Side in pixels to which images are resized when prepared; 0 leaves it to the data set.
     config.dataset.image_size = 0

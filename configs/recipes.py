@@ -5,19 +5,17 @@ A recipe's argument names a data set's config beside the variant's words, in any
 """
 
 import importlib
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from flexpool_jax.configuration import variants
+from flexpool_jax.data.registry import DATASETS
 from flexpool_jax.errors import UserError
 
-DATASET_CONFIGS = (
-    "digits",
-    "fashion_mnist",
-    "cifar10",
-    "cifar100",
-    "tiny_imagenet",
-    "image_folder",
+# The data sets that have a config beside this file.
+DATASET_CONFIGS = tuple(
+    name for name in DATASETS if Path(__file__).with_name(f"{name}.py").is_file()
 )
 
 

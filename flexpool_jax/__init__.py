@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flexpool_jax.data.registry import register_dataset
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
     from flexpool_jax.pooling import FlexPool, flexpool_regularizer, register_pool
@@ -27,6 +28,7 @@ __all__ = [
     "FlexPool",
     "create_model",
     "flexpool_regularizer",
+    "register_dataset",
     "register_model",
     "register_pool",
     "sac_loss",
@@ -38,6 +40,7 @@ _MODULE_OF = {
     "register_pool": "flexpool_jax.pooling",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",
+    "register_dataset": "flexpool_jax.data.registry",
     "register_model": "flexpool_jax.models.registry",
 }
 

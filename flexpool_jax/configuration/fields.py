@@ -14,8 +14,6 @@ from ml_collections import ConfigDict
 from flexpool_jax.errors import UserError, unknown_name
 from flexpool_jax.models import registry
 
-DATASET_NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "image_folder")
-
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -152,9 +150,7 @@ FIELDS: dict[str, Field] = {
     "dropout_rate": _number(0, 1, below=True),
     "sac.enabled": _switch(),
     "sac.weights": Field(tuple, "finite numbers, one for each stage", _are_finite),
-    "dataset.name": Field(
-        str, f"{', '.join(DATASET_NAMES)}, or the name of a TFDS data set", _is_dataset_name
-    ),
+    "dataset.name": Field(str, "the name of a data set", _is_dataset_name),
     "dataset.data_dir": _folder(may_be_empty=False),
     "dataset.raw_dir": _folder(may_be_empty=True),
     "dataset.image_size": Field(

@@ -13,7 +13,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from flexpool_jax.configuration.fields import (
-    DATASET_NAMES,
     FIELDS,
     check_field,
     field_names,
@@ -172,17 +171,19 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _check_dataset(dataset: ConfigDict) -> None:
-    """A name of no data set of ours must be that of one that TFDS has prepared."""
-    if dataset.name in DATASET_NAMES:
+    """A name that is not registered must be that of a data set that TFDS has prepared."""
+    # Imported here, because it imports NumPy.
+    from flexpool_jax.data.registry import DATASETS
+
+    if dataset.name in DATASETS:
         return
     folder = dataset.name.partition("/")[0].partition(":")[0]
     if not folder or not _path(dataset.data_dir, folder).is_dir():
         # Imported here, because it asks TFDS for the names that it knows.
-        from flexpool_jax.data import tfds_sets
+        from flexpool_jax.data.prepare import unknown_dataset
 
         data_dir = Path(dataset.data_dir).expanduser()
-        error = tfds_sets.unknown_dataset(dataset.name, data_dir, DATASET_NAMES)
-        raise UserError(f"config.dataset.name: {error}")
+        raise UserError(f"config.dataset.name: {unknown_dataset(dataset.name, data_dir)}")
 
 
 def _check_pool(config: ConfigDict) -> None:
@@ -250,7 +251,9 @@ def _check_superclass(config: ConfigDict) -> None:
         )
     if not epochs:
         return
-    if not mapping and config.dataset.name != "cifar100":
+    from flexpool_jax.data.registry import has_superclasses
+
+    if not mapping and not has_superclasses(config.dataset.name):
         raise UserError(
             f"config.superclass.epochs is {epochs}, but {config.dataset.name} has no superclasses "
             "of its own; allowed: 0, or a file in config.superclass.mapping"

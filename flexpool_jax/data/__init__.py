@@ -1,11 +1,14 @@
 """Image classification data as NumPy arrays, prepared once and without TensorFlow.
 
-Nothing here imports JAX; `flexpool_jax.data.augment`, which does, is not imported from here.
+`registry` lists the data sets. The steps, in order: `download` finds or downloads the published
+files, `prepare` writes them as ArrayRecord, `load` reads those with `records` into a `Dataset`.
+Nothing here imports JAX but `flexpool_jax.data.augment`, which is not imported from here.
 """
 
 from flexpool_jax.data.dataset import Dataset, Split, Superclasses
-from flexpool_jax.data.loading import DATASETS, load_dataset, prepare_dataset
-from flexpool_jax.data.superclass_mapping import read_superclass_mapping
+from flexpool_jax.data.load import load_dataset, prepare_dataset
+from flexpool_jax.data.registry import DATASETS, register_dataset
+from flexpool_jax.data.superclasses import read_superclass_mapping
 
 __all__ = [
     "DATASETS",
@@ -15,4 +18,5 @@ __all__ = [
     "load_dataset",
     "prepare_dataset",
     "read_superclass_mapping",
+    "register_dataset",
 ]

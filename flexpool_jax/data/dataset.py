@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from flexpool_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Some examples of a data set.
+    """Some examples of a data set, as NumPy arrays in memory.
 
     Attributes:
         images: uint8 [N, H, W, C], values 0 to 255.
@@ -39,6 +40,21 @@ class Superclasses:
 
     names: tuple[str, ...]
     of_class: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """The whole of a data set as it was read, before anything is held out of it.
+
+    Attributes:
+        splits: "train" and, where the data set has one, "test".
+        class_names: The name of each class.
+        superclasses: The data set's own grouping of its classes, if it has one.
+    """
+
+    splits: Mapping[str, Split]
+    class_names: tuple[str, ...]
+    superclasses: Superclasses | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +138,7 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int
+    labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the same fraction of every class.
 
@@ -131,6 +147,7 @@ def stratified_split(
         fraction: Share of each class to draw, in (0, 1); rounded, but at least one example is
             drawn of every class and one left.
         seed: The draw depends on it and on the labels alone.
+        class_names: What an error calls the classes; their labels if it is left out.
 
     Returns:
         The positions that are left and those that are drawn, each ascending.
@@ -149,8 +166,9 @@ def stratified_split(
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
+            name = repr(class_names[label]) if class_names else label
             raise UserError(
-                f"class {label} has {len(members)} training image; a split needs at least 2 of "
+                f"class {name} has {len(members)} training image; a split needs at least 2 of "
                 "every class"
             )
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
@@ -158,15 +176,19 @@ def stratified_split(
     return np.flatnonzero(~is_drawn), np.flatnonzero(is_drawn)
 
 
-def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+def hold_out(
+    train: Split, fraction: float, seed: int, class_names: Sequence[str] = ()
+) -> tuple[Split, Split]:
     """Divides a split in two by class: what is left of it, and the fraction held out.
+
+    Args are those of `stratified_split`.
 
     Raises:
         UserError: The fraction is outside (0, 1), or a class has one example only.
     """
     if not 0 < fraction < 1:
         raise UserError(f"holdout is {fraction}; allowed: 0 or more, below 1")
-    left, drawn = stratified_split(train.labels, fraction, seed)
+    left, drawn = stratified_split(train.labels, fraction, seed, class_names)
     return (
         Split(train.images[left], train.labels[left]),
         Split(train.images[drawn], train.labels[drawn]),

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterator
 
-from flexpool_jax.data.idx import parse_idx
+import numpy as np
+
+from flexpool_jax.data.download import RawFile
 from flexpool_jax.data.images import encode_png
-from flexpool_jax.data.source import Contents, Digest, Example, RawFile, RemoteFile, Source
+from flexpool_jax.data.registry import Contents, Example
 from flexpool_jax.errors import UserError
 
-_UPSTREAM = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-
-CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_CLASS_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_UNSIGNED_BYTE = 0x08
 
 
 def read_fashion_mnist(files: tuple[RawFile, ...]) -> Contents:
     """Reads four IDX files: training images and labels, test images and labels."""
-    train_images, train_labels, test_images, test_labels = files
-    return Contents(
-        _examples(train_images, train_labels), _examples(test_images, test_labels), CLASS_NAMES
-    )
+    splits = {"train": _examples(*files[:2]), "test": _examples(*files[2:])}
+    return Contents((28, 28, 1), _CLASS_NAMES, splits)
 
 
 def _examples(images_file: RawFile, labels_file: RawFile) -> Iterator[Example]:
@@ -42,39 +35,48 @@ def _examples(images_file: RawFile, labels_file: RawFile) -> Iterator[Example]:
             f"{len(labels):,} labels"
         )
     for image, label in zip(images, labels, strict=True):
-        if label >= len(CLASS_NAMES):
+        if label >= len(_CLASS_NAMES):
             raise UserError(f"{labels_file.path} has the label {label}; allowed: 0 to 9")
         yield Example(encode_png(image), int(label))
 
 
-FASHION_MNIST = Source(
-    name="fashion_mnist",
-    description="70,000 grey images of clothes, 28x28, ten classes.",
-    homepage="https://github.com/zalandoresearch/fashion-mnist",
-    image_shape=(28, 28, 1),
-    num_classes=len(CLASS_NAMES),
-    num_examples={"train": 60_000, "test": 10_000},
-    read=read_fashion_mnist,
-    files=(
-        RemoteFile(
-            _UPSTREAM + "train-images-idx3-ubyte.gz",
-            Digest(26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-            Digest(47040016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
-        ),
-        RemoteFile(
-            _UPSTREAM + "train-labels-idx1-ubyte.gz",
-            Digest(29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-            Digest(60008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-        ),
-        RemoteFile(
-            _UPSTREAM + "t10k-images-idx3-ubyte.gz",
-            Digest(4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-            Digest(7840016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
-        ),
-        RemoteFile(
-            _UPSTREAM + "t10k-labels-idx1-ubyte.gz",
-            Digest(5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
-            Digest(10008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
-        ),
-    ),
-)
+def parse_idx(content: bytes, name: str, num_dims: int) -> np.ndarray:
+    """Parses a file of unsigned bytes in the IDX format of MNIST and its successors.
+
+    The format: two zero bytes, the element type, the number of dimensions, each dimension's size
+    as a big-endian 32-bit integer, the elements in row-major order
+    (http://yann.lecun.com/exdb/mnist).
+
+    Args:
+        content: The whole file, not compressed.
+        name: What to call it in errors.
+        num_dims: How many dimensions it must have: 3 for images, 1 for labels.
+
+    Returns:
+        A read-only uint8 array.
+
+    Raises:
+        UserError: The header or the size is not that of such a file.
+
+    Example:
+        >>> parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]), "labels", num_dims=1)
+        array([5, 0, 4], dtype=uint8)
+    """
+    magic = bytes([0, 0, _UNSIGNED_BYTE, num_dims])
+    if content[:4] != magic:
+        raise UserError(
+            f"{name} is not an IDX file of {num_dims}-dimensional bytes: it begins with "
+            f"{content[:4].hex() or 'nothing'}, not {magic.hex()}"
+        )
+    header_size = 4 + 4 * num_dims
+    if len(content) < header_size:
+        raise UserError(f"{name} ends inside its IDX header, after {len(content)} bytes")
+    shape = struct.unpack(f">{num_dims}I", content[4:header_size])
+    # Python's integers: a product that overflowed could pass for the right size.
+    expected = header_size + math.prod(shape)
+    if len(content) != expected:
+        raise UserError(
+            f"{name} has {len(content):,} bytes; its IDX header, with sizes {shape}, asks for "
+            f"{expected:,}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)

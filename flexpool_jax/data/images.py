@@ -1,46 +1,146 @@
-"""Single images: encoding, decoding and resizing with Pillow."""
+"""Image files with Pillow: reading those that may be damaged or hostile, resizing, PNG."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import io
-import struct
-import zlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from flexpool_jax.errors import UserError
 
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+# By the name's ending; the content decides what a file is, among these formats alone.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+# Below Pillow's own warning; a 24-bit image of this size takes 240 MB.
+MAX_PIXELS = 80_000_000
+_GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
+# Tags of EXIF 2.32 and TIFF 6.0.
+_ORIENTATION, _PHOTOMETRIC = 274, 262
+# Each thread may hold a large decoded image, so not as many as a big machine has cores.
+_MAX_THREADS = 8
+_CHUNK = 64
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Encodes uint8 [H, W, 1], [H, W, 3] or [H, W] losslessly as PNG.
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before its pixels are read: size and kind."""
 
-    Pillow takes ten times as long for a small image, most of it in Python. Follows the PNG
-    specification (ISO/IEC 15948): signature, header, one chunk of zlib-compressed rows, end.
+    width: int
+    height: int
+    is_grey: bool
+
+
+def read_header(file: BinaryIO, name: str) -> Header:
+    """Reads an image's size, as it is to be seen, and whether it is grey.
+
+    Raises:
+        UserError: It is not an image of a known format, or it has more than `MAX_PIXELS`.
+    """
+    with _open(file, name) as image:
+        try:
+            width, height = image.size
+            # Orientations 5 to 8 lie on their side; of a TIFF Pillow gives the upright size.
+            if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
+                width, height = height, width
+        except Exception as error:
+            raise _damaged(name, error) from error
+        return Header(width, height, image.mode in _GREY_MODES)
+
+
+def read_image(content: bytes, name: str, channels: int) -> Image.Image:
+    """Decodes an image completely, upright and in the mode for so many channels.
+
+    16 bits are scaled to 8; transparency is dropped.
+
+    Raises:
+        UserError: It is damaged, not a single image of a known format, or too large.
+    """
+    with _open(io.BytesIO(content), name) as image:
+        try:
+            # Pillow leaves it to us that some TIFFs store white as 0.
+            inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                # `convert` would cut all values above 255 down to 255.
+                wide = np.asarray(upright, np.float64)
+                wide = 65535 - wide if inverted else wide
+                upright = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+            return upright.convert(MODE_OF_CHANNELS[channels])
+        except Exception as error:
+            raise _damaged(name, error) from error
+
+
+def _open(file: BinaryIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(file, formats=_FORMATS)
+        is_several = getattr(image, "is_animated", False)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large: {error}") from error
+    except Exception as error:
+        raise _damaged(name, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(
+            f"{name} is too large: {image.width} x {image.height} pixels; at most "
+            f"{MAX_PIXELS:,} are decoded"
+        )
+    # Phones add previews to a JPEG, which Pillow then calls an MPO.
+    if is_several and image.format != "MPO":
+        raise UserError(f"{name} holds several images (frames or pages); allowed: one")
+    if image.mode in ("I", "F"):
+        raise UserError(f"{name} has 32 bits a pixel and channel; allowed: 8 or 16")
+    return image
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    # Decoders raise whatever they stumble over: OSError, SyntaxError, struct.error and others.
+    if isinstance(error, Image.UnidentifiedImageError):
+        return UserError(f"{name} is damaged, or not a PNG, JPEG, BMP, WebP, GIF or TIFF image")
+    reason = " ".join(str(error).split())[:150] or type(error).__name__
+    return UserError(f"{name} is a damaged image ({reason})")
+
+
+def decode(encoded: bytes, channels: int, size: int = 0) -> np.ndarray:
+    """Decodes an image that was checked when it was prepared.
+
+    Args:
+        encoded: The file's bytes.
+        channels: 1, 3 or 4; other images are converted.
+        size: Side to resize to; 0 leaves it as it is.
+
+    Returns:
+        uint8 [H, W, channels].
+    """
+    with Image.open(io.BytesIO(encoded)) as opened:
+        image = opened.convert(MODE_OF_CHANNELS[channels])
+    if size:
+        image = resize(image, size)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def encode_png(image: np.ndarray | Image.Image) -> bytes:
+    """Encodes uint8 [H, W, 3], [H, W] or an image losslessly as PNG.
 
     Example:
         >>> image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
         >>> bool((decode(encode_png(image), channels=3) == image).all())
         True
     """
-    height, width = image.shape[:2]
-    colour_type = 2 if image.ndim == 3 and image.shape[2] == 3 else 0
-    # Each row begins with the number of its filter; 0 is none.
-    rows = np.pad(image.reshape(height, -1), ((0, 0), (1, 0)))
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _png_chunk(b"IHDR", header),
-            _png_chunk(b"IDAT", zlib.compress(rows.tobytes(), level=1)),
-            _png_chunk(b"IEND", b""),
-        )
-    )
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    buffer = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -61,19 +161,17 @@ def resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), method)
 
 
-def decode(encoded: bytes, channels: int, size: int = 0) -> np.ndarray:
-    """Decodes an image that was checked when it was prepared.
+def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yields function(item) for each item, in order; for functions that release the GIL.
 
-    Args:
-        encoded: The file's bytes.
-        channels: 1, 3 or 4; other images are converted.
-        size: Side to resize to; 0 leaves it as it is.
+    `ThreadPoolExecutor.map` would take all items at once and keep all results; here a chunk of
+    them waits. After an error, what has not begun never does.
 
-    Returns:
-        uint8 [H, W, channels].
+    Example:
+        >>> list(map_in_threads(str.upper, "abc"))
+        ['A', 'B', 'C']
     """
-    with Image.open(io.BytesIO(encoded)) as opened:
-        image = opened.convert(MODE_OF_CHANNELS[channels])
-    if size:
-        image = resize(image, size)
-    return np.asarray(image).reshape(image.height, image.width, channels)
+    iterator = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        while chunk := list(itertools.islice(iterator, _CHUNK)):
+            yield from pool.map(function, chunk)

@@ -3,59 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
+import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
+
+# What file systems without such locks answer: some mounts of Lustre and NFS.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
     """Holds a lock, waiting for it if need be, and removes its file at the end.
 
+    On a file system without locks it says so and continues without one.
+
     Args:
-        path: The lock's file. Its folder must exist.
+        path: The lock's file.
 
     Raises:
         OSError: The file cannot be made.
     """
-    descriptor = _acquire(path)
+    # An existence lock, filelock's fallback, would outlive a killed process.
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        _acquire(lock)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _say(
+            f"{path.parent} is on a file system without locks ({error.strerror}): nothing keeps a "
+            "second process from preparing the same data set"
+        )
     try:
         yield
     finally:
-        # Removed while it is still held, so that nobody's lock goes with it.
+        # Removed while it is still held: filelock notices, and nobody else's lock is removed.
         path.unlink(missing_ok=True)
-        os.close(descriptor)
+        lock.release()
 
 
-def _acquire(path: Path) -> int:
-    told = False
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    print(
-                        f"waiting for another process that prepares the same data set ({path})",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    told = True
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_file_at(path, descriptor):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # Its holder removed the file meanwhile: this lock would keep nobody else out.
-        os.close(descriptor)
+def _acquire(lock: filelock.BaseFileLock) -> None:
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(blocking=False)
+        return
+    _say(f"waiting for another process that prepares the same data set ({lock.lock_file})")
+    lock.acquire()
 
 
-def _is_file_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

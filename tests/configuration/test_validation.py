@@ -14,7 +14,7 @@ from flexpool_jax.configuration import (
     check_pool_reg_stability,
     validate,
 )
-from flexpool_jax.configuration.fields import DATASET_NAMES, field_names
+from flexpool_jax.configuration.fields import field_names
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import registry
 
@@ -315,10 +315,8 @@ def test_fields_are_those_of_the_default_config():
 
 
 def test_names_are_those_that_exist():
-    from flexpool_jax.data import DATASETS
     from flexpool_jax.training import optimizer
 
-    assert set(DATASETS) <= set(DATASET_NAMES)
     for field, names in (
         ("schedule", optimizer.SCHEDULES),
         ("optimizer.name", optimizer.OPTIMIZERS),

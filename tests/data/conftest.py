@@ -11,8 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from flexpool_jax.data.fashion_mnist import FASHION_MNIST
-from flexpool_jax.data.source import Digest, RemoteFile
+from flexpool_jax.data.registry import DATASETS, Digest, RemoteFile
 
 
 def digest(content):
@@ -44,7 +43,7 @@ def idx(array):
 
 
 @pytest.fixture
-def fashion(tmp_path, server):
+def fashion(tmp_path, server, monkeypatch):
     """A Fashion-MNIST of 30 + 10 images, as files in `raw_dir` and on the server.
 
     `fashion(images=..., ...)` replaces arrays; `plain` are the files' contents by name.
@@ -69,8 +68,11 @@ def fashion(tmp_path, server):
             url = f"{server.url}{name}.gz"
             remotes.append(RemoteFile(url, digest(packed), digest(content)))
         source = dataclasses.replace(
-            FASHION_MNIST, files=tuple(remotes), num_examples={"train": 30, "test": 10}
+            DATASETS["fashion_mnist"],
+            files=tuple(remotes),
+            num_examples={"train": 30, "test": 10},
         )
+        monkeypatch.setitem(DATASETS, "fashion_mnist", source)
         return FashionFiles(source, raw_dir, arrays)
 
     return make
@@ -84,15 +86,18 @@ class FashionFiles:
 
 
 @pytest.fixture
-def publish(server):
-    """`publish(source, content)` puts a file on the server and returns the source that has it."""
+def publish(server, monkeypatch):
+    """`publish(name, content)` puts a data set's file on the server and returns its source."""
 
-    def with_file(source, content, **changes):
+    def with_file(name, content, **changes):
+        source = DATASETS[name]
         (remote,) = source.files
         (server.folder / remote.name).write_bytes(content)
         remote = dataclasses.replace(
             remote, url=f"{server.url}{remote.name}", digest=digest(content)
         )
-        return dataclasses.replace(source, files=(remote,), **changes)
+        source = dataclasses.replace(source, files=(remote,), **changes)
+        monkeypatch.setitem(DATASETS, name, source)
+        return source
 
     return with_file

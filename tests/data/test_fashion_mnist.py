@@ -1,12 +1,16 @@
 import gzip
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from flexpool_jax.data import load_dataset
-from flexpool_jax.data.builder import prepare
-from flexpool_jax.data.loading import load_source
+from flexpool_jax.data.fashion_mnist import parse_idx
+from flexpool_jax.data.prepare import prepare
 from flexpool_jax.errors import UserError
 
 REAL_FILES = Path("/usr/share/datasets/fashion-mnist")
@@ -24,14 +28,14 @@ def assert_is(dataset, arrays):
 
 def test_is_read_from_upstreams_files_in_raw_dir(fashion, tmp_path):
     files = fashion()
-    dataset = load_source(files.source, tmp_path / "data", files.raw_dir)
+    dataset = load_dataset("fashion_mnist", tmp_path / "data", files.raw_dir)
     assert_is(dataset, files.arrays)
     assert dataset.class_names[9] == "Ankle boot"
 
 
 def test_is_downloaded_where_no_raw_dir_is_named(fashion, tmp_path):
     files = fashion()
-    assert_is(load_source(files.source, tmp_path / "data"), files.arrays)
+    assert_is(load_dataset("fashion_mnist", tmp_path / "data"), files.arrays)
 
 
 @pytest.mark.parametrize("kind", ["compressed again", "not compressed"])
@@ -46,7 +50,7 @@ def test_a_copy_with_the_same_content_passes(fashion, tmp_path, kind):
         again = gzip.compress(content, compresslevel=1, mtime=12345)
         assert again != path.read_bytes()
         path.write_bytes(again)
-    assert_is(load_source(files.source, tmp_path / "data", files.raw_dir), files.arrays)
+    assert_is(load_dataset("fashion_mnist", tmp_path / "data", files.raw_dir), files.arrays)
 
 
 def damage_truncated(packed):
@@ -98,7 +102,7 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_left(fashion, tmp_path
     assert not (tmp_path / "data").exists()
     # With the file mended, the same folder serves.
     path.write_bytes(whole)
-    assert_is(load_source(files.source, tmp_path / "data", files.raw_dir), files.arrays)
+    assert_is(load_dataset("fashion_mnist", tmp_path / "data", files.raw_dir), files.arrays)
 
 
 def test_a_missing_file_and_a_missing_folder_are_named(fashion, tmp_path):
@@ -106,7 +110,7 @@ def test_a_missing_file_and_a_missing_folder_are_named(fashion, tmp_path):
     (files.raw_dir / f"{TRAIN_IMAGES}.gz").unlink()
     with pytest.raises(UserError, match=f"has no {TRAIN_IMAGES}.gz \\(nor {TRAIN_IMAGES}\\)"):
         prepare(files.source, tmp_path / "data", files.raw_dir)
-    with pytest.raises(UserError, match=r"dataset.raw_dir=.*nowhere is no folder"):
+    with pytest.raises(UserError, match=r"dataset.raw_dir=.*nowhere is not a folder"):
         prepare(files.source, tmp_path / "data", tmp_path / "nowhere")
 
 
@@ -129,7 +133,7 @@ def test_a_download_that_differs_from_its_digest_is_refused(fashion, tmp_path, s
         prepare(files.source, tmp_path / "data", None)
 
 
-def test_a_kept_download_that_rotted_is_noticed_and_downloaded_again(fashion, tmp_path):
+def test_a_kept_download_that_rotted_is_noticed_and_downloaded_again(fashion, tmp_path, capsys):
     files = fashion()
     data_dir = tmp_path / "data"
     folder = prepare(files.source, data_dir, None)
@@ -138,9 +142,11 @@ def test_a_kept_download_that_rotted_is_noticed_and_downloaded_again(fashion, tm
     folder.rmdir()
     (kept,) = (data_dir / "downloads" / "fashion_mnist").glob(f"*{TRAIN_IMAGES[:12]}*.gz")
     kept.write_bytes(damage_bit_flipped(kept.read_bytes()))
-    with pytest.raises(UserError, match="damaged download is deleted"):
-        prepare(files.source, data_dir, None)
-    assert_is(load_source(files.source, data_dir), files.arrays)
+    capsys.readouterr()
+    assert_is(load_dataset("fashion_mnist", data_dir), files.arrays)
+    damaged, downloading = capsys.readouterr().err.splitlines()
+    assert damaged == f"{kept} is damaged; it is deleted"
+    assert downloading.startswith("downloading ")
 
 
 def test_a_file_that_the_server_lacks_is_named_with_the_way_out(fashion, tmp_path, server):
@@ -160,3 +166,54 @@ def test_the_real_files_have_their_published_statistics(tmp_path):
     assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
     # As every collection of constants has them.
     np.testing.assert_allclose([dataset.mean, dataset.std], [[0.2860], [0.3530]], atol=5e-5)
+
+
+def encode(array):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+arrays = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=6))
+
+
+@given(arrays)
+def test_gives_back_what_was_encoded(array):
+    np.testing.assert_array_equal(parse_idx(encode(array), "x", array.ndim), array)
+
+
+@given(arrays, st.data())
+def test_refuses_every_truncation_and_every_surplus(array, data):
+    content = encode(array)
+    cut = data.draw(st.integers(0, len(content) - 1))
+    for damaged in (content[:cut], content + b"\0"):
+        with pytest.raises(UserError, match="file-name"):
+            parse_idx(damaged, "file-name", array.ndim)
+
+
+@given(st.binary(max_size=64), st.sampled_from([1, 3]))
+def test_arbitrary_bytes_are_parsed_exactly_or_refused(content, num_dims):
+    try:
+        array = parse_idx(content, "x", num_dims)
+    except UserError:
+        return
+    assert encode(array) == content
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"\x1f\x8b\x08\x00", "begins with 1f8b0800, not 00000803"),
+        (bytes([0, 0, 0x0D, 3]), "begins with 00000d03"),  # floats
+        (bytes([0, 0, 8, 1]), "begins with 00000801"),  # labels where images should be
+        (b"", "begins with nothing"),
+    ],
+)
+def test_names_a_wrong_magic_number(header, message):
+    with pytest.raises(UserError, match=message):
+        parse_idx(header + bytes(32), "x", 3) if header else parse_idx(b"", "x", 3)
+
+
+def test_sizes_whose_product_overflows_64_bits_are_refused():
+    sizes = struct.pack(">3I", 2**31, 2**31, 4)  # 2**64 elements: 0 modulo 2**64
+    with pytest.raises(UserError, match="18,446,744,073,709,551,632"):
+        parse_idx(bytes([0, 0, 8, 3]) + sizes, "x", 3)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexpool_jax.data.builder import prepare
-from flexpool_jax.data.loading import load_source
-from flexpool_jax.data.tiny_imagenet import TINY_IMAGENET
+from flexpool_jax.data import load_dataset
+from flexpool_jax.data.prepare import prepare
+from flexpool_jax.data.registry import DATASETS
 from flexpool_jax.errors import UserError
 
 ROOT = "tiny-imagenet-200/"
@@ -75,21 +75,21 @@ def assert_is_tiny_imagenet(dataset, size):
 
 
 def test_is_downloaded_and_shrunk(members, publish, tmp_path):
-    source = publish(TINY_IMAGENET, pack(members), **SMALL)
-    assert_is_tiny_imagenet(load_source(source, tmp_path), 32)
-    assert_is_tiny_imagenet(load_source(source, tmp_path, image_size=64), 64)
+    source = publish("tiny_imagenet", pack(members), **SMALL)
+    assert_is_tiny_imagenet(load_dataset(source.name, tmp_path), 32)
+    assert_is_tiny_imagenet(load_dataset(source.name, tmp_path, image_size=64), 64)
 
 
 @pytest.mark.parametrize("inside", ["", ROOT])
 def test_is_read_from_the_unpacked_folder_or_the_one_above(members, publish, tmp_path, inside):
-    source = publish(TINY_IMAGENET, b"", **SMALL)
+    source = publish("tiny_imagenet", b"", **SMALL)
     unpack(members | {f"{ROOT}.DS_Store": b"x", f"{ROOT}val/images/._val_0.JPEG": b"x"}, tmp_path)
-    assert_is_tiny_imagenet(load_source(source, tmp_path / "data", tmp_path / inside), 32)
+    assert_is_tiny_imagenet(load_dataset(source.name, tmp_path / "data", tmp_path / inside), 32)
 
 
 def test_is_read_from_the_archive_in_raw_dir(members, publish, server, tmp_path):
-    source = publish(TINY_IMAGENET, pack(members), **SMALL)
-    assert_is_tiny_imagenet(load_source(source, tmp_path, server.folder), 32)
+    source = publish("tiny_imagenet", pack(members), **SMALL)
+    assert_is_tiny_imagenet(load_dataset(source.name, tmp_path, server.folder), 32)
 
 
 TRAIN_IMAGE = f"{ROOT}train/n02124075/images/n02124075_0.JPEG"
@@ -104,13 +104,13 @@ TRAIN_IMAGE = f"{ROOT}train/n02124075/images/n02124075_0.JPEG"
         ({f"{ROOT}val/images/val_1.JPEG": None}, r"line 'val_1.JPEG.*does not exist"),
         ({f"{ROOT}wnids.txt": None}, r"has no tiny-imagenet-200/wnids.txt"),
         ({f"{ROOT}wnids.txt": b"n02124075\nn02124075\n"}, r"names a class twice"),
-        ({f"{ROOT}train/n9/images/n9_0.JPEG": jpeg(1)}, r"train/n9 is no class of wnids.txt"),
+        ({f"{ROOT}train/n9/images/n9_0.JPEG": jpeg(1)}, r"train/n9 is not a class of wnids.txt"),
         ({"../evil": b""}, r"climbs out of its folder"),
     ],
 )
 def test_what_is_wrong_inside_costs_one_line(members, publish, tmp_path, change, message):
     changed = {name: text for name, text in (members | change).items() if text is not None}
-    source = publish(TINY_IMAGENET, pack(changed), **SMALL)
+    source = publish("tiny_imagenet", pack(changed), **SMALL)
     with pytest.raises(UserError, match=message) as caught:
         prepare(source, tmp_path / "data", None)
     assert "\n" not in str(caught.value)
@@ -119,7 +119,7 @@ def test_what_is_wrong_inside_costs_one_line(members, publish, tmp_path, change,
 
 
 def test_an_unpacked_folder_without_its_classes_is_refused(members, publish, tmp_path):
-    source = publish(TINY_IMAGENET, b"", **(SMALL | {"num_classes": 4}))
+    source = publish("tiny_imagenet", b"", **(SMALL | {"num_classes": 4}))
     unpack(members, tmp_path)
     with pytest.raises(UserError, match=r"has 3 classes; 4 are expected"):
         prepare(source, tmp_path / "data", tmp_path)
@@ -127,4 +127,4 @@ def test_an_unpacked_folder_without_its_classes_is_refused(members, publish, tmp
 
 def test_missing_raw_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"has no tiny-imagenet-200.zip \(nor tiny-imagenet-200/\)"):
-        prepare(TINY_IMAGENET, tmp_path / "data", tmp_path)
+        prepare(DATASETS["tiny_imagenet"], tmp_path / "data", tmp_path)

@@ -23,13 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flexpool_jax.data import trees, untrusted_images
-from flexpool_jax.data.builder import prepare
+from flexpool_jax.data import archives, images, load_dataset, prepare_dataset
 from flexpool_jax.data.dataset import Dataset
-from flexpool_jax.data.idx import parse_idx
-from flexpool_jax.data.images import encode_png
-from flexpool_jax.data.loading import load_source
-from flexpool_jax.data.source import Contents, Digest, Example, RawFile, RemoteFile, Source
+from flexpool_jax.data.download import RawFile
+from flexpool_jax.data.fashion_mnist import parse_idx
+from flexpool_jax.data.registry import DATASETS, Contents, Digest, Example, RemoteFile, Source
 from flexpool_jax.errors import UserError
 
 # A reader's name, the files to choose from, and what reads them: it returns what it has read, or
@@ -61,23 +59,22 @@ def damage(content: bytes, chance: random.Random) -> bytes:
     return content
 
 
-def tiny_source(seed: int = 0) -> Source:
-    """A data set of forty images of noise."""
+def register_tiny(seed: int = 0) -> None:
+    """Registers a data set of forty images of noise, `tiny`."""
     generator = np.random.default_rng(seed)
-    images = generator.integers(0, 256, (40, 8, 8), np.uint8)
+    noise = generator.integers(0, 256, (40, 8, 8), np.uint8)
 
     def read(files: tuple[RawFile, ...]) -> Contents:
-        examples = [Example(encode_png(image), i % 4) for i, image in enumerate(images)]
-        return Contents(examples[:30], examples[30:], class_names="abcd")
+        examples = [Example(images.encode_png(x), i % 4) for i, x in enumerate(noise)]
+        return Contents((8, 8, 1), "abcd", {"train": examples[:30], "test": examples[30:]})
 
-    return Source(
+    DATASETS["tiny"] = Source(
         name="tiny",
         description="Noise.",
         homepage="https://example.org",
-        image_shape=(8, 8, 1),
+        read=read,
         num_classes=4,
         num_examples={"train": 30, "test": 10},
-        read=read,
     )
 
 
@@ -89,13 +86,15 @@ def arrays_of(dataset: Dataset) -> list[bytes]:
 
 def prepared_records(folder: Path) -> Reader:
     """The ArrayRecord files and descriptions of a prepared data set, without kept arrays."""
-    source, data_dir = tiny_source(), folder / "records"
-    prepared = prepare(source, data_dir, None)
+    register_tiny()
+    data_dir = folder / "records"
+    prepared = prepare_dataset("tiny", data_dir)
+    assert prepared is not None
 
     def read() -> object:
         for kept in prepared.glob("*.npz"):
             kept.unlink()
-        return arrays_of(load_source(source, data_dir))
+        return arrays_of(load_dataset("tiny", data_dir))
 
     # A class's name is of no consequence, and dataset_info.json also says where it was made.
     return "prepared records", lambda: sorted(prepared.glob("*.array_record*")), read
@@ -103,12 +102,13 @@ def prepared_records(folder: Path) -> Reader:
 
 def kept_arrays(folder: Path) -> Reader:
     """The decoded arrays that are kept beside the records."""
-    source, data_dir = tiny_source(), folder / "kept"
-    prepared = prepare(source, data_dir, None)
-    load_source(source, data_dir)
+    register_tiny()
+    data_dir = folder / "kept"
+    prepared = prepare_dataset("tiny", data_dir)
+    assert prepared is not None
 
     def read() -> object:
-        return arrays_of(load_source(source, data_dir))
+        return arrays_of(load_dataset("tiny", data_dir))
 
     return "kept arrays", lambda: sorted(prepared.glob("*.npz")), read
 
@@ -140,17 +140,17 @@ def gzipped_raw_file(folder: Path) -> Reader:
 
 
 def image_files(folder: Path) -> Reader:
-    """Images of the four formats: what comes back is an image of the size asked for, or nothing."""
+    """Images of every format: what comes back is an image of the size asked for, or nothing."""
     generator = np.random.default_rng(0)
-    for suffix in ("png", "jpeg", "bmp", "webp"):
+    for suffix in ("png", "jpeg", "bmp", "webp", "gif", "tiff"):
         noise = generator.integers(0, 256, (16, 12, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"image.{suffix}")
 
     def read() -> object:
         for path in sorted(folder.glob("image.*")):
-            image = untrusted_images.read_image(path.read_bytes(), path.name, 3)
+            image = images.read_image(path.read_bytes(), path.name, 3)
             assert image.mode == "RGB"
-            assert image.width * image.height <= untrusted_images.MAX_PIXELS
+            assert image.width * image.height <= images.MAX_PIXELS
         return True
 
     return "image", lambda: sorted(folder.glob("image.*")), read
@@ -165,9 +165,9 @@ def zip_archive(folder: Path) -> Reader:
             archive.writestr(name, generator.bytes(500) * 2)
 
     def read() -> list[bytes]:
-        tree = trees.open_tree(path)
+        tree = archives.open_tree(path)
         assert not any(".." in name or name.startswith("/") for name in tree.files)
-        return sorted(trees.read_file(tree, name) for name in tree.files)
+        return sorted(archives.read_file(tree, name) for name in tree.files)
 
     # An archive that lost an entry or its name is another archive, and just as good.
     whole = read()
@@ -176,6 +176,19 @@ def zip_archive(folder: Path) -> Reader:
         return set(read()) <= set(whole)
 
     return "zip archive", lambda: [path], is_part_of_the_whole
+
+
+def npz_file(folder: Path) -> Reader:
+    """A user's file of arrays."""
+    path, generator = folder / "arrays.npz", np.random.default_rng(0)
+    np.savez_compressed(
+        path,
+        x_train=generator.integers(0, 256, (20, 6, 6, 3), np.uint8),
+        y_train=np.arange(20) % 4,
+        x_test=generator.integers(0, 256, (8, 6, 6, 3), np.uint8),
+        y_test=np.arange(8) % 4,
+    )
+    return "npz file", lambda: [path], lambda: arrays_of(load_dataset("npz", folder, path))
 
 
 def config_json(folder: Path) -> Reader:
@@ -231,6 +244,7 @@ READERS = (
     gzipped_raw_file,
     image_files,
     zip_archive,
+    npz_file,
     config_json,
     checkpoint,
 )

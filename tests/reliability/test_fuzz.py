@@ -12,6 +12,7 @@ CASES = {
     fuzz.gzipped_raw_file: 200,
     fuzz.image_files: 200,
     fuzz.zip_archive: 200,
+    fuzz.npz_file: 200,
     fuzz.config_json: 60,
     fuzz.checkpoint: 12,
 }

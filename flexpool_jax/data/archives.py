@@ -1,4 +1,4 @@
-"""A folder or a zip archive, both seen as a tree of files that are read one by one.
+"""A folder, a zip archive or a gzipped tar archive, each seen as files that are read one by one.
 
 An archive is never unpacked to disk. Its entries are checked all the same, because one that climbs
 out of its folder or is a link says that the archive is not what it claims to be.
@@ -6,26 +6,33 @@ out of its folder or is a link says that the archive is not what it claims to be
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import stat
+import tarfile
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from flexpool_jax.errors import UserError
 
-# No image is as large, and nothing larger is ever read into memory.
+# No image and no part of a published archive is as large; nothing larger is read into memory.
 MAX_FILE_BYTES = 512 * 2**20
 # Of what an archive says it holds; fifty times ImageNet's size.
 _MAX_TOTAL_BYTES = 2**43
-# What macOS and Windows leave behind; hidden files go by their dot.
+# What macOS and Windows leave behind, besides hidden files, which begin with a dot.
 _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini"}
+# What reading a damaged folder or archive may raise.
+DAMAGE = (
+    OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError,
+)  # fmt: skip
 
 
-class Tree(Protocol):
+class FileTree(Protocol):
     """Files by their path inside a folder or an archive, with `/` between the parts.
 
     Attributes:
@@ -43,36 +50,86 @@ class Tree(Protocol):
         ...
 
 
-def open_tree(path: Path) -> Tree:
+def open_tree(path: Path) -> FileTree:
     """Opens a folder or a zip archive and lists it, leaving out what is hidden or left behind.
 
     Raises:
-        UserError: It is neither, cannot be read, or has entries that no honest archive has.
+        UserError: It is neither, cannot be read, or has entries that no honest archive has, or
+            folders whose names differ by letter case alone.
     """
     try:
-        if path.is_dir():
-            return _Folder(path)
-        if path.is_file():
-            return _Zip(path)
+        if not path.exists():
+            raise UserError(f"there is no folder or zip archive {path}")
+        tree: FileTree = _Folder(path) if path.is_dir() else _Zip(path)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    raise UserError(f"there is no folder or zip archive {path}")
+    seen: dict[str, str] = {}
+    for name in sorted(tree.folders):
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise UserError(
+                f"{path} has the folders {other!r} and {name!r}, which differ by letter case "
+                "alone; rename or merge them"
+            )
+    return tree
 
 
-def read_file(tree: Tree, name: str) -> bytes:
+def read_file(tree: FileTree, name: str) -> bytes:
     """Reads a whole file of a tree.
 
     Raises:
-        UserError: It cannot be read, or an archive's entry is damaged.
+        UserError: It is missing or cannot be read, or an archive's entry is damaged.
     """
+    if name not in tree.files:
+        raise UserError(f"{tree.path} has no {name}")
     try:
         with tree.open(name) as file:
             content = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+    except DAMAGE as error:
         raise UserError(f"cannot read {tree.path / name}: {error}") from error
     if len(content) > MAX_FILE_BYTES:
         raise _too_large(tree.path / name, len(content))
     return content
+
+
+def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Reads some files of a gzipped tar archive into memory.
+
+    Raises:
+        UserError: The archive is damaged, has an entry that leads out of it, or lacks a file.
+    """
+    contents = {}
+    try:
+        with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
+            for entry in tar:
+                is_plain = entry.isreg() or entry.isdir()
+                # Even what is passed over has to be decompressed.
+                _check_entry(archive, entry.name, is_plain, entry.size)
+                file = tar.extractfile(entry) if entry.name in names else None
+                if file is not None:
+                    contents[entry.name] = file.read()
+            # The tar archive ends before the gzip file, whose checksum comes last.
+            if len(unpacked.read(MAX_FILE_BYTES)) == MAX_FILE_BYTES:
+                raise UserError(f"{archive} does not stop at its end")
+    except DAMAGE as error:
+        raise UserError(f"{archive} is a damaged archive ({error})") from error
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise UserError(f"{archive} has no {missing[0]}")
+    return contents
+
+
+def _check_entry(archive: Path, name: str, is_plain: bool, size: int) -> None:
+    """Refuses an archive's entry that is not a file or folder inside it of a sensible size."""
+    shown = f"{archive}: entry {name[:200]!r}"
+    if name.startswith("/") or re.match("[A-Za-z]:", name) or "\\" in name or "\0" in name:
+        raise UserError(f"{shown} is not a path inside the archive")
+    if ".." in PurePosixPath(name).parts:
+        raise UserError(f"{shown} climbs out of its folder")
+    if not is_plain:
+        raise UserError(f"{shown} is a link or another special file")
+    if size > MAX_FILE_BYTES:
+        raise _too_large(f"{shown}, unpacked,", size)
 
 
 def _too_large(name: object, size: int) -> UserError:
@@ -110,7 +167,7 @@ class _Folder:
                 status = entry.stat()
                 # A named pipe would be waited for without end.
                 if not stat.S_ISREG(status.st_mode):
-                    raise UserError(f"{self.path / name} is no regular file")
+                    raise UserError(f"{self.path / name} is not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
                     raise _too_large(self.path / name, status.st_size)
                 yield name, (status.st_size, status.st_mtime_ns)
@@ -124,20 +181,27 @@ class _Zip:
 
     def __init__(self, path: Path) -> None:
         self.path, self.folders = path, set[str]()
+        # Opening a named pipe would wait without end.
+        if not path.is_file():
+            raise UserError(f"there is no folder or zip archive {path}")
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise UserError(f"{path} is no whole zip archive ({error})") from error
+            raise UserError(f"{path} is not a whole zip archive ({error})") from error
         files: dict[str, tuple[int, int]] = {}
         # One time for all: entries carry no more than local time, in steps of two seconds.
         changed = path.stat().st_mtime_ns
         for entry in self._archive.infolist():
-            self._check(entry)
+            kind = stat.S_IFMT(entry.external_attr >> 16)
+            is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            # The name as the archive has it: zipfile cuts it at a zero byte.
+            _check_entry(path, entry.orig_filename, is_plain, entry.file_size)
+            if entry.flag_bits & 0x1:
+                raise UserError(f"{path}: entry {entry.filename!r} is encrypted")
             name = entry.filename.rstrip("/")
             if _is_leftover(name):
                 continue
-            parents = [str(parent) for parent in PurePosixPath(name).parents][:-1]
-            self.folders.update(parents)
+            self.folders.update(str(parent) for parent in list(PurePosixPath(name).parents)[:-1])
             if entry.is_dir():
                 self.folders.add(name)
             elif name in files:
@@ -147,21 +211,6 @@ class _Zip:
         if sum(size for size, _ in files.values()) > _MAX_TOTAL_BYTES:
             raise UserError(f"{path} says it holds more than {_MAX_TOTAL_BYTES:,} bytes")
         self.files = dict(sorted(files.items()))
-
-    def _check(self, entry: zipfile.ZipInfo) -> None:
-        # The name as the archive has it: zipfile cuts it at a zero byte.
-        name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
-        shown = f"{self.path}: entry {name[:200]!r}"
-        if name.startswith("/") or re.match("[A-Za-z]:", name) or "\\" in name or "\0" in name:
-            raise UserError(f"{shown} is not a path inside the archive")
-        if ".." in PurePosixPath(name).parts:
-            raise UserError(f"{shown} climbs out of its folder")
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{shown} is a link or another special file")
-        if entry.flag_bits & 0x1:
-            raise UserError(f"{shown} is encrypted")
-        if entry.file_size > MAX_FILE_BYTES:
-            raise _too_large(f"{shown}, unpacked,", entry.file_size)
 
     def open(self, name: str) -> BinaryIO:
         return self._archive.open(name)  # type: ignore[return-value]

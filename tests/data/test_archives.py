@@ -1,12 +1,14 @@
+import io
 import os
 import stat
+import tarfile
 import zipfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexpool_jax.data.trees import open_tree, read_file
+from flexpool_jax.data.archives import open_tree, read_file, read_tar
 from flexpool_jax.errors import UserError
 
 
@@ -132,13 +134,13 @@ def test_what_is_neither_folder_nor_archive_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no folder or zip archive .*missing"):
         open_tree(tmp_path / "missing")
     (tmp_path / "text.zip").write_text("not a zip")
-    with pytest.raises(UserError, match=r"text.zip is no whole zip archive"):
+    with pytest.raises(UserError, match=r"text.zip is not a whole zip archive"):
         open_tree(tmp_path / "text.zip")
 
 
 def test_a_named_pipe_is_refused_rather_than_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(UserError, match=r"pipe.png is no regular file"):
+    with pytest.raises(UserError, match=r"pipe.png is not a regular file"):
         open_tree(tmp_path)
 
 
@@ -150,3 +152,38 @@ def test_links_inside_a_folder_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "tree" / "circle").symlink_to(tmp_path / "tree")
     with pytest.raises(UserError, match=r"circle links to a folder that it is in"):
         open_tree(tmp_path / "tree")
+
+
+def test_a_tar_entry_too_large_for_memory_is_refused_without_being_read(tmp_path):
+    info = tarfile.TarInfo("bomb")
+    info.size = 10**12
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.fileobj.write(info.tobuf())
+    (tmp_path / "bomb.tar.gz").write_bytes(packed.getvalue())
+    with pytest.raises(UserError, match="has 1,000,000,000,000 bytes; at most"):
+        read_tar(tmp_path / "bomb.tar.gz", ("bomb",))
+
+
+@given(st.data())
+def test_a_damaged_tar_is_refused_or_read_and_nothing_else(tmp_path_factory, data):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in {"folder/file": bytes(range(256)) * 8, "folder/other": b"abc"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    whole = buffer.getvalue()
+    position = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        damaged = whole[:position]
+    else:
+        flipped = whole[position] ^ data.draw(st.integers(1, 255))
+        damaged = whole[:position] + bytes([flipped]) + whole[position + 1 :]
+    path = tmp_path_factory.getbasetemp() / "damaged.tar.gz"
+    path.write_bytes(damaged)
+    try:
+        members = read_tar(path, ("folder/file",))
+    except UserError:
+        return
+    assert members == {"folder/file": bytes(range(256)) * 8}

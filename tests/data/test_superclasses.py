@@ -38,11 +38,11 @@ def test_every_format_gives_the_same_mapping(tmp_path, name, text):
         ("m.txt", "Ankle boot shoe", r"line 1: 'Ankle boot shoe' is not a class"),
         ("m.txt", "Ankle boot\t", r"a superclass without a name"),
         ("m.txt", "", r"leaves out the class"),
-        ("m.json", "{", r"is no JSON"),
-        ("m.json", "[" * 100_000, r"is no JSON"),
-        ("m.json", '["Ankle boot"]', r"is no mapping"),
-        ("m.json", "3", r"is no mapping"),
-        ("m.json", '{"shoe": [1]}', r"is no mapping"),
+        ("m.json", "{", r"is not JSON"),
+        ("m.json", "[" * 100_000, r"is not JSON"),
+        ("m.json", '["Ankle boot"]', r"is not a mapping"),
+        ("m.json", "3", r"is not a mapping"),
+        ("m.json", '{"shoe": [1]}', r"is not a mapping"),
         ("m.json", json.dumps(dict.fromkeys(CLASSES, "all")), r"one superclass only, 'all'"),
     ],
 )
@@ -60,7 +60,7 @@ def test_what_is_no_text_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         read_superclass_mapping(tmp_path, CLASSES)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="is not text in UTF-8"):
         read_superclass_mapping(tmp_path / "binary", CLASSES)
 
 

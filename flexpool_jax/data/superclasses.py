@@ -75,10 +75,10 @@ def _read(path: Path) -> str:
         if not path.is_file():
             raise UserError(f"superclass.mapping: there is no file {path}")
         if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} has more than {_MAX_BYTES:,} bytes; no mapping is as large")
+            raise UserError(f"{path} has more than {_MAX_BYTES:,} bytes; a mapping has fewer")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8") from error
+        raise UserError(f"{path} is not text in UTF-8") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
@@ -88,7 +88,7 @@ def _json_pairs(text: str, path: Path) -> Iterable[tuple[str, str]]:
         # As pairs, because a dict would silently keep the last of two equal keys.
         content = json.loads(text, object_pairs_hook=list)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error})") from error
+        raise UserError(f"{path} is not JSON ({error})") from error
     for item in content if isinstance(content, list) else [content]:
         match item:
             case (str(superclass), [*classes]) if all(isinstance(name, str) for name in classes):
@@ -97,7 +97,7 @@ def _json_pairs(text: str, path: Path) -> Iterable[tuple[str, str]]:
                 yield class_name, superclass
             case _:
                 raise UserError(
-                    f"{path} is no mapping: it should be a JSON object from each superclass to "
+                    f"{path} is not a mapping: it should be a JSON object from each superclass to "
                     f"a list of its classes, or from each class to its superclass; it holds "
                     f"{json.dumps(item)[:80]}"
                 )

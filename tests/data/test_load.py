@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -163,8 +164,8 @@ def test_a_data_dir_that_cannot_be_written_to_is_named(tmp_path):
 PREPARE_SLOWLY = """
 import dataclasses, sys, time
 from pathlib import Path
-from flexpool_jax.data.builder import prepare
-from flexpool_jax.data.digits import DIGITS
+from flexpool_jax.data.prepare import prepare
+from flexpool_jax.data.registry import DATASETS, resolve
 
 def read(files):
     def slowly(examples):
@@ -173,9 +174,11 @@ def read(files):
                 print("in the middle", flush=True, file=sys.__stdout__)
                 time.sleep(float(sys.argv[2]))
             yield example
-    contents = DIGITS.read(files)
-    return dataclasses.replace(contents, train=slowly(contents.train))
+    contents = resolve(DIGITS.read)(files)
+    splits = contents.splits | {"train": slowly(contents.splits["train"])}
+    return dataclasses.replace(contents, splits=splits)
 
+DIGITS = DATASETS["digits"]
 prepare(dataclasses.replace(DIGITS, read=read), Path(sys.argv[1]), None)
 """
 
@@ -313,3 +316,46 @@ def test_an_unknown_name_costs_one_line_that_lists_what_is_allowed(data_dir, nam
         load_dataset(name, data_dir)
     assert all(allowed in str(caught.value) for allowed in DATASETS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["data_dir", "raw_dir"])
+def test_a_web_address_is_not_a_folder(field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {"data_dir": tmp_path / "data", field: "https://example.org/data"}
+    with pytest.raises(UserError, match=rf"dataset.{field}='https://.*on this machine"):
+        load_dataset("digits", **folders)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-1], lambda text: text[:10], lambda text: b"", None]
+)
+def test_class_names_that_are_cut_short_are_damage(damage, tmp_path):
+    folder = prepare_dataset("digits", tmp_path)
+    names = folder / "label.labels.txt"
+    if damage is None:
+        names.unlink()
+    else:
+        names.write_bytes(damage(names.read_bytes()))
+    with pytest.raises(UserError, match=r"digits/1.0.0 is damaged .*delete this folder"):
+        load_dataset("digits", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        # As ArrayRecord's writer says it.
+        RuntimeError("UNKNOWN: No space left on device; writing at byte 0"),
+    ],
+)
+def test_a_full_disk_is_an_os_error_that_names_the_folder(error, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "download_and_prepare", full)
+    with pytest.raises(OSError) as caught:
+        prepare_dataset("digits", tmp_path / "data")
+    assert caught.value.errno in (errno.ENOSPC, errno.EDQUOT)
+    assert caught.value.filename == str(tmp_path / "data")

@@ -2,29 +2,26 @@
 
 Decoding the images takes seconds; reading the arrays again does not. They are kept in one
 uncompressed .npz file in the prepared folder, whose entries carry a CRC-32 and which is put in
-place by a rename, so a torn, truncated or damaged file is noticed and made anew. It is only taken
-if it was made from the very files that lie there now, by name, size and time of change.
+place by a rename, so that a torn, truncated or damaged file is noticed and made anew. It is only
+taken if it was made from the very files that lie there now, by name, size and time of change.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flexpool_jax.data import images
-from flexpool_jax.data.dataset import Split
+from flexpool_jax.data.dataset import Arrays, Split, Superclasses
 from flexpool_jax.errors import UserError
 
 # Raise it when the same prepared files give other arrays.
@@ -33,24 +30,7 @@ _CHUNK = 1000
 _ARRAYS_PREFIX = "decoded_"
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """The contents of a prepared folder.
-
-    Attributes:
-        splits: "train" and, where the data set has one, "test".
-        class_names: The name of each class.
-        superclass_names: The name of each superclass; empty if there are none.
-        superclass_of_class: int32 [num_classes], or empty.
-    """
-
-    splits: dict[str, Split]
-    class_names: tuple[str, ...]
-    superclass_names: tuple[str, ...]
-    superclass_of_class: np.ndarray
-
-
-def read_prepared(folder: Path, size: int) -> Prepared:
+def read_prepared(folder: Path, size: int) -> Arrays:
     """Reads a folder that TFDS prepared as ArrayRecord, or the arrays kept from last time.
 
     Args:
@@ -58,30 +38,36 @@ def read_prepared(folder: Path, size: int) -> Prepared:
         size: Side that images are resized to; 0 keeps them as they are stored.
 
     Raises:
-        UserError: The folder is damaged, or is no image classification data set.
+        UserError: The folder is damaged, or is not an image classification data set.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(folder)
-        _check_features(builder.info.features, folder)
+        features = builder.info.features
+        _check_features(features, folder)
+        _check_class_names(builder.info, folder)
         split_names = _split_names(builder.info.splits, folder)
         arrays = _kept_or_decoded(builder, folder, split_names, size)
     except UserError:
         raise
     except Exception as error:
         # Whatever a reader of damaged records, metadata or images may raise.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{folder} is damaged ({reason}); delete this folder, and it is prepared again"
+        raise _damaged(
+            folder, " ".join(str(error).split())[:200] or type(error).__name__
         ) from error
-    features = builder.info.features
-    has_superclasses = len(arrays["superclass_of_class"]) > 0
-    return Prepared(
-        {role: Split(arrays[f"{role}_images"], arrays[f"{role}_labels"]) for role in split_names},
-        tuple(features["label"].names),
-        tuple(features["coarse_label"].names) if has_superclasses else (),
-        arrays["superclass_of_class"],
+    superclasses, of_class = None, arrays["superclass_of_class"]
+    if len(of_class):
+        superclasses = Superclasses(tuple(features["coarse_label"].names), of_class)
+    splits = {
+        role: Split(arrays[f"{role}_images"], arrays[f"{role}_labels"]) for role in split_names
+    }
+    return Arrays(splits, tuple(features["label"].names), superclasses)
+
+
+def _damaged(folder: Path, reason: str) -> UserError:
+    return UserError(
+        f"{folder} is damaged ({reason}); delete this folder, and it is prepared again"
     )
 
 
@@ -107,7 +93,7 @@ def _check_features(features: Any, folder: Path) -> None:
         has.get("label"), tfds.features.ClassLabel
     ):
         raise UserError(
-            f"{folder} is no image classification data set: it has the features "
+            f"{folder} is not an image classification data set: it has the features "
             f"{', '.join(has) or 'none'}; needed: image and label"
         )
     image = has["image"]
@@ -116,6 +102,17 @@ def _check_features(features: Any, folder: Path) -> None:
             f"{folder} has images of {image.shape[-1]} channels, {np.dtype(image.np_dtype)}; "
             f"allowed: uint8 with {', '.join(map(str, images.MODE_OF_CHANNELS))}"
         )
+
+
+def _check_class_names(info: Any, folder: Path) -> None:
+    """Refuses files of class names that are cut short or missing, which TFDS does not notice."""
+    for name in {"label", "coarse_label"} & set(info.features):
+        path, feature = folder / f"{name}.labels.txt", info.features[name]
+        # A data set of TFDS's own need not name its classes.
+        if path.exists() or info.as_proto.module_name.startswith("flexpool_jax."):
+            is_cut = not path.read_bytes().endswith(b"\n")
+            if is_cut or len(feature.names) != feature.num_classes:
+                raise _damaged(folder, f"{path.name} is cut short")
 
 
 def _kept_or_decoded(
@@ -156,7 +153,7 @@ def _read_kept(path: Path, key: str, roles: Iterable[str]) -> dict[str, np.ndarr
 def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     """Writes the arrays under another name, to the disk, and only then renames them."""
     for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink()  # Of a process that was killed here; a living one fails, and goes on.
+        leftover.unlink()  # Of a process that was killed; a living one fails, and does without.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
         try:
             np.savez(f, key=np.array(key), **arrays)  # type: ignore[arg-type]
@@ -170,19 +167,16 @@ def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _decode(builder: Any, split_names: dict[str, str], size: int) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     num_classes = builder.info.features["label"].num_classes
     superclass_of_class = np.full(num_classes, -1, np.int32)
     for role, name in split_names.items():
-        arrays[f"{role}_images"], labels, superclasses = _read_examples(builder, name, size)
+        decoded, labels, superclasses = _read_examples(builder, name, size)
         if labels.min() < 0 or labels.max() >= num_classes:
-            raise UserError(
-                f"{builder.data_path} has labels from {labels.min()} to {labels.max()} in its "
-                f"{name} split; allowed: 0 to {num_classes - 1}"
-            )
-        arrays[f"{role}_labels"] = labels
-        if superclasses is not None:
-            superclass_of_class[labels] = superclasses
+            reason = f"{name} has labels from {labels.min()} to {labels.max()}"
+            raise _damaged(builder.data_path, f"{reason}; allowed: 0 to {num_classes - 1}")
+        arrays |= {f"{role}_images": decoded, f"{role}_labels": labels}
+        superclass_of_class[labels] = superclasses
     if superclass_of_class.min() < 0:
         superclass_of_class = superclass_of_class[:0]
     return arrays | {"superclass_of_class": superclass_of_class}
@@ -190,36 +184,38 @@ def _decode(builder: Any, split_names: dict[str, str], size: int) -> dict[str, n
 
 def _read_examples(
     builder: Any, split: str, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Returns a split's images uint8 [N, H, W, C], labels int32 [N] and superclasses."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a split's images uint8 [N, H, W, C], labels int32 [N] and superclasses, -1 for none.
+
+    Raises:
+        UserError: The images differ in size, or there are none.
+    """
     import tensorflow_datasets as tfds
 
     # Without TFDS's decoding: Pillow's is as fast, and threads share the work.
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    if len(source) == 0:
-        raise UserError(f"{builder.data_path} has no images in its {split} split")
     channels = builder.info.features["image"].shape[-1]
-    decode = functools.partial(images.decode, channels=channels, size=size)
-    labels = np.empty(len(source), np.int32)
-    superclasses = np.empty(len(source), np.int32) if "coarse_label" in source[0] else None
-    decoded: np.ndarray | None = None
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+
+    def records() -> Iterator[dict[str, Any]]:
         for start in range(0, len(source), _CHUNK):
-            positions = range(start, min(start + _CHUNK, len(source)))
-            examples = source.__getitems__(list(positions))
-            labels[start : positions.stop] = [example["label"] for example in examples]
-            if superclasses is not None:
-                coarse = [example["coarse_label"] for example in examples]
-                superclasses[start : positions.stop] = coarse
-            chunk = pool.map(decode, [example["image"] for example in examples], chunksize=50)
-            for position, image in zip(positions, chunk, strict=True):
-                if decoded is None:
-                    decoded = np.empty((len(source), *image.shape), np.uint8)
-                if image.shape != decoded.shape[1:]:
-                    raise UserError(
-                        f"the images in {builder.data_path} differ in size ({image.shape} beside "
-                        f"{decoded.shape[1:]}); set dataset.image_size"
-                    )
-                decoded[position] = image
-    assert decoded is not None
+            yield from source.__getitems__(list(range(start, min(start + _CHUNK, len(source)))))
+
+    def decode(record: dict[str, Any]) -> tuple[np.ndarray, int, int]:
+        image = images.decode(record["image"], channels, size)
+        return image, record["label"], record.get("coarse_label", -1)
+
+    labels, superclasses = np.empty(len(source), np.int32), np.empty(len(source), np.int32)
+    decoded: np.ndarray | None = None
+    for index, example in enumerate(images.map_in_threads(decode, records())):
+        image, labels[index], superclasses[index] = example
+        if decoded is None:
+            decoded = np.empty((len(source), *image.shape), np.uint8)
+        if image.shape != decoded.shape[1:]:
+            raise UserError(
+                f"the images in {builder.data_path} differ in size ({image.shape} beside "
+                f"{decoded.shape[1:]}); set dataset.image_size"
+            )
+        decoded[index] = image
+    if decoded is None:
+        raise UserError(f"{builder.data_path} has no images in its {split} split")
     return decoded, labels, superclasses

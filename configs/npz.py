@@ -1,0 +1,19 @@
+"""Arrays in one file of NumPy's: x_train, y_train, x_test, y_test and, if you like, class_names.
+
+    python launch.py --config=configs/npz.py:flexpool,reg --workdir=runs/mine \\
+        --config.dataset.raw_dir=FILE.npz --config.dataset.image_size=32
+
+Images are uint8 [N, H, W, C] or [N, H, W], labels integers [N]. Section 4.2's settings;
+`--config.batch_size` wants to be well below the number of images.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config of a variant such as "flexpool,reg,dropout,sac"."""
+    config = default.get_config()
+    config.dataset.name = "npz"
+    return default.apply_variant(config, variant)

@@ -1,0 +1,167 @@
+"""Arrays of the user's own: an .npz file, or what a registered function returns.
+
+They are loaded as they are and never prepared: there is nothing that another format would save.
+"""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flexpool_jax.data import images
+from flexpool_jax.data.dataset import Arrays, Split
+from flexpool_jax.errors import UserError
+
+_NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+
+
+def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
+    """Reads x_train, y_train, x_test, y_test and, where it is there, class_names from a .npz file.
+
+    Args:
+        raw_dir: The file.
+        image_size: The side that images are resized to; 0 leaves them as they are.
+
+    Raises:
+        UserError: The file is missing or damaged, holds Python objects, or lacks an array; or an
+            array is not what it has to be.
+    """
+    if raw_dir is None or not raw_dir.is_file():
+        given = f"; there is no file {raw_dir}" if raw_dir else ""
+        raise UserError(f"npz needs a .npz file in dataset.raw_dir{given}")
+    wanted = [name for pair in _NAMES.values() for name in pair]
+    try:
+        with np.load(raw_dir, allow_pickle=False) as file:
+            missing = [name for name in wanted if name not in file]
+            if missing:
+                # As literals: a damaged archive's names may hold anything.
+                has = ", ".join(map(repr, file))[:200] or "nothing"
+                raise UserError(
+                    f"{raw_dir} has no {missing[0]}; needed: {', '.join(wanted)}; it has {has}"
+                )
+            found = {name: file[name] for name in (*wanted, "class_names") if name in file}
+    except UserError:
+        raise
+    except (
+        OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError,
+        RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(
+            f"{raw_dir} cannot be read as a .npz file of plain arrays ({reason})"
+        ) from error
+    labels = found["y_train"]
+    if "class_names" in found:
+        class_names = found["class_names"].tolist()
+    elif labels.size and np.issubdtype(labels.dtype, np.integer):
+        class_names = [str(label) for label in range(int(labels.max()) + 1)]
+    else:
+        class_names = []
+    splits = {split: (found[x], found[y]) for split, (x, y) in _NAMES.items()}
+    return _resized(_checked(str(raw_dir), splits, class_names), image_size)
+
+
+def load_registered(name: str, load: Callable[[], Any], image_size: int) -> Arrays:
+    """Returns what a registered function gave when it was called first, resized.
+
+    Raises:
+        UserError: It returned something else than `registry.register_dataset` describes.
+    """
+    return _resized(_load_once(name, load), image_size)
+
+
+@functools.cache
+def _load_once(name: str, load: Callable[[], Any]) -> Arrays:
+    where, returned = f"data set {name!r}", load()
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UserError(
+            f"{where} must return a pair, the splits and the class names; got "
+            f"{type(returned).__name__}"
+        )
+    return _checked(where, *returned)
+
+
+def _checked(where: str, splits: Any, class_names: Any) -> Arrays:
+    """Checks everything about the arrays that the rest of the program relies on."""
+    if not isinstance(splits, Mapping) or set(splits) != {"train", "test"}:
+        has = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else type(splits).__name__
+        raise UserError(f"{where} must have the splits 'train' and 'test'; got {has or 'none'}")
+    names = list(class_names) if isinstance(class_names, list | tuple) else class_names
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) and name.strip() for name in names)
+        or len(set(names)) != len(names)
+        or len(names) < 2
+    ):
+        shown = repr(class_names)[:80]
+        raise UserError(
+            f"{where} has the class names {shown}; allowed: a list of at least 2 different names"
+        )
+    checked = {split: _checked_split(f"{where}: {split}", splits[split], names) for split in splits}
+    shapes = {split: arrays.images.shape[1:] for split, arrays in checked.items()}
+    if shapes["train"][-1] != shapes["test"][-1]:
+        raise UserError(
+            f"{where} has images of {shapes['train'][-1]} channels in train and "
+            f"{shapes['test'][-1]} in test; allowed: the same number"
+        )
+    return Arrays(checked, tuple(names))
+
+
+def _checked_split(where: str, split: Any, class_names: list[str]) -> Split:
+    if not isinstance(split, tuple | list) or len(split) != 2:
+        raise UserError(f"{where} must be a pair of images and labels; got {type(split).__name__}")
+    pixels, labels = (np.asarray(array) for array in split)
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 4
+        or 0 in pixels.shape
+        or pixels.shape[-1] not in images.MODE_OF_CHANNELS
+    ):
+        raise UserError(
+            f"{where} has images {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, H, W, C] "
+            "with C 1, 3 or 4, or uint8 [N, H, W], none of them 0"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != pixels.shape[:1]:
+        raise UserError(
+            f"{where} has labels {labels.dtype} {list(labels.shape)} for {len(pixels):,} images; "
+            f"allowed: integers [{len(pixels)}]"
+        )
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise UserError(
+            f"{where} has labels from {labels.min()} to {labels.max()}; allowed: 0 to "
+            f"{len(class_names) - 1}, indices of the {len(class_names)} class names"
+        )
+    return Split(pixels, labels.astype(np.int32))
+
+
+def _resized(arrays: Arrays, image_size: int) -> Arrays:
+    shapes = {split.images.shape[1:3] for split in arrays.splits.values()}
+    if not image_size and len(shapes) > 1:
+        raise UserError(
+            f"the images of train and test differ in size ({' and '.join(map(str, shapes))}); set "
+            "dataset.image_size"
+        )
+    if not image_size or shapes == {(image_size, image_size)}:
+        return arrays
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        plain = image[..., 0] if image.shape[-1] == 1 else image
+        resized = np.asarray(images.resize(Image.fromarray(plain), image_size))
+        return resized.reshape(image_size, image_size, image.shape[-1])
+
+    return Arrays(
+        {
+            name: Split(np.stack(list(images.map_in_threads(resize, split.images))), split.labels)
+            for name, split in arrays.splits.items()
+        },
+        arrays.class_names,
+    )

@@ -1,0 +1,311 @@
+"""Step 2: writing a source's examples, once, as ArrayRecord files that TFDS writes and reads.
+
+TFDS writes into a folder of another name and renames it at the end, so that a prepared folder is
+always whole. A lock keeps two processes from preparing the same data set at once; the process that
+holds it removes what a killed one has left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexpool_jax.data import download, registry
+from flexpool_jax.data.lock import hold_lock
+from flexpool_jax.data.registry import Contents, Example, Source
+from flexpool_jax.errors import Interrupted, UserError, closest_name
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+# Raise it when what is written for the same raw files changes.
+VERSION = "1.0.0"
+# Where data_dir keeps downloads: TFDS's own choice, so that its own copies are found too.
+_DOWNLOADS = "downloads"
+# Preparing says nothing if it takes no longer.
+_SILENT_SECONDS = 2
+_TFDS_NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>[\d.]+))?")
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """Finds a data set that TFDS prepared as ArrayRecord: DATA_DIR/NAME[/CONFIG]/VERSION.
+
+    Args:
+        name: NAME, NAME/CONFIG or either with :VERSION. Of several versions the newest is taken.
+        data_dir: The folder of prepared data sets.
+
+    Returns:
+        The folder, or None if there is none.
+
+    Raises:
+        UserError: Several configs are prepared and none is named.
+    """
+    match = _TFDS_NAME.fullmatch(name)
+    if match is None:
+        return None
+    root, version = data_dir / match["name"], match["version"]
+    if match["config"]:
+        return _newest(root / match["config"], version)
+    found = _newest(root, version)
+    if found is not None or not root.is_dir():
+        return found
+    configs = {
+        folder.name: newest
+        for folder in sorted(root.iterdir())
+        if (newest := _newest(folder, version)) is not None
+    }
+    if len(configs) > 1:
+        names = ", ".join(f"{match['name']}/{config}" for config in configs)
+        raise UserError(f"{root} holds several configs of {name!r}; name one of: {names}")
+    return next(iter(configs.values()), None)
+
+
+def _newest(folder: Path, version: str | None) -> Path | None:
+    """Returns the newest version in a folder that can be read without TensorFlow."""
+    found = [
+        info.parent
+        for info in folder.glob(f"{version or '*'}/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name) and _is_array_record(info)
+    ]
+    return max(found, key=lambda path: [int(x) for x in path.name.split(".")], default=None)
+
+
+def _is_array_record(info: Path) -> bool:
+    try:
+        return json.loads(info.read_text(encoding="utf-8")).get("fileFormat") == "array_record"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def unknown_dataset(name: str, data_dir: Path) -> UserError:
+    """Builds the error for a name that is neither registered nor prepared under data_dir.
+
+    Where TFDS knows the name, it says how to prepare it; otherwise it names the closest match.
+    """
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    names = ", ".join(registry.DATASETS)
+    base = name.partition("/")[0].partition(":")[0]
+    if base in known:
+        return UserError(
+            f"{name!r} is not prepared as ArrayRecord under {data_dir}, and its preparation needs "
+            f"TensorFlow; in an environment that has it, run: tfds build {name} "
+            f"--file_format=array_record --data_dir={data_dir} (without TensorFlow: {names})"
+        )
+    match = closest_name(base, [*registry.DATASETS, *known])
+    hint = f" did you mean {match!r}?" if match else ""
+    return UserError(
+        f"unknown data set {name!r};{hint} allowed: {names}, or a TFDS data set prepared as "
+        f"ArrayRecord under {data_dir}"
+    )
+
+
+def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
+    """Prepares a source, unless that has been done before.
+
+    Args:
+        source: What to prepare.
+        data_dir: The folder of all prepared data sets.
+        raw_dir: A folder with the source's raw files; None downloads them.
+
+    Returns:
+        The prepared folder, DATA_DIR/NAME/VERSION.
+
+    Raises:
+        UserError: The raw files are missing, damaged or not upstream's, or data_dir cannot be
+            written to.
+        OSError: The disk is full.
+    """
+    folder = data_dir / source.name / source.variant / VERSION
+    if _is_prepared(folder):
+        return folder
+    try:
+        with _removing_empty_folders(source, folder, data_dir):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with hold_lock(data_dir / f".{source.name}.lock"):
+                # Another process may have prepared it while this one waited for the lock.
+                if not _is_prepared(folder):
+                    _remove_leftovers(source, folder, data_dir)
+                    _write(source, data_dir, raw_dir)
+    except Interrupted:
+        raise
+    except Exception as error:
+        explained = _explained(error, source, data_dir)
+        if explained is error:
+            raise
+        raise explained from error
+    return folder
+
+
+def _is_prepared(folder: Path) -> bool:
+    return (folder / "dataset_info.json").is_file()
+
+
+@contextlib.contextmanager
+def _removing_empty_folders(source: Source, folder: Path, data_dir: Path) -> Iterator[None]:
+    """Removes at the end what is empty of the folders made meanwhile: a mistake leaves nothing."""
+    missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
+    downloads = data_dir / _DOWNLOADS
+    inside = [folder.parent, data_dir / source.name]
+    inside += [downloads / "extracted", downloads / source.name, downloads]
+    try:
+        yield
+    finally:
+        for path in (*inside, *missing):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _remove_leftovers(source: Source, folder: Path, data_dir: Path) -> None:
+    """Removes what a killed process left; holding the lock means that no living one works on it."""
+    for partial in (data_dir / _DOWNLOADS / source.name).glob(f"*{download.PARTIAL}"):
+        partial.unlink()
+    # TFDS calls its temporary folder incomplete.RANDOM_VERSION.
+    for incomplete in folder.parent.glob(f"incomplete.*_{VERSION}"):
+        shutil.rmtree(incomplete)
+    if folder.exists():  # Without dataset_info.json: somebody may have begun to remove it.
+        shutil.rmtree(folder)
+
+
+def _explained(error: Exception, source: Source, data_dir: Path) -> Exception:
+    """Returns what to raise: the cause that TFDS may have wrapped, named after the data set."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError | OSError):
+        cause = cause.__cause__ or cause.__context__
+    # ArrayRecord's writer raises nothing but RuntimeError.
+    if cause is None and os.strerror(errno.ENOSPC) in str(error):
+        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if isinstance(cause, OSError):
+        where = cause.filename or data_dir
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OSError(cause.errno, cause.strerror, str(where))
+        return UserError(f"cannot prepare {source.name}: {where}: {cause.strerror or cause}")
+    return cause if isinstance(cause, UserError) else error
+
+
+def _write(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
+    import tensorflow_datasets as tfds
+
+    files = download.find_or_download(source, raw_dir, data_dir / _DOWNLOADS)
+    with _quiet(), _announcing(f"preparing {source.name} in {data_dir / source.name}"):
+        contents = registry.resolve(source.read)(files)
+        num_classes = len(set(contents.class_names))
+        if not num_classes == len(contents.class_names) == source.num_classes:
+            raise UserError(
+                f"{source.name} has {num_classes} classes; {source.num_classes} are expected"
+            )
+        _builder_class()(source, contents, data_dir).download_and_prepare(
+            download_dir=data_dir / _DOWNLOADS,
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            file_format="array_record",
+        )
+    if contents.note:
+        print(contents.note, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _announcing(line: str) -> Iterator[None]:
+    """Says what takes so long; a mistake that shows at once stays a single line."""
+    timer = threading.Timer(_SILENT_SECONDS, print, (line,), {"file": sys.stderr, "flush": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS off standard output, and TFDS and Pillow from warnings of their own."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@functools.cache
+def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
+    """Defines the builder when it is first needed, because importing TFDS takes a while."""
+    import tensorflow_datasets as tfds
+
+    class _Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self) -> None:
+            """Looks nothing up: TFDS would ask Google's storage and leave a temporary folder."""
+
+    # Not registered with TFDS, which has builders of its own by some of these names.
+    class SourceBuilder(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
+        """The TFDS builder of any `Source`."""
+
+        VERSION = tfds.core.Version(VERSION)
+
+        def __init__(self, source: Source, contents: Contents, data_dir: Path) -> None:
+            self.name = source.name
+            self._source, self._contents = source, contents
+            config = tfds.core.BuilderConfig(name=source.variant) if source.variant else None
+            super().__init__(data_dir=data_dir, config=config)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            contents = self._contents
+            features = {
+                "image": tfds.features.Image(shape=contents.image_shape),
+                "label": tfds.features.ClassLabel(names=list(contents.class_names)),
+            }
+            if contents.superclass_names:
+                names = list(contents.superclass_names)
+                features["coarse_label"] = tfds.features.ClassLabel(names=names)
+            return _Info(
+                builder=self,
+                description=self._source.description,
+                homepage=self._source.homepage,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                # Upstream's order, so that an index means the same image everywhere.
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Any]]]:
+            return {
+                split: self._generate_examples(split, examples)
+                for split, examples in self._contents.splits.items()
+            }
+
+        def _generate_examples(
+            self, split: str, examples: Iterable[Example]
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            expected, index = self._source.num_examples[split], -1
+            for index, example in enumerate(examples):
+                features = {"image": io.BytesIO(example.image), "label": example.label}
+                if example.superclass is not None:
+                    features["coarse_label"] = example.superclass
+                yield index, features
+            if index + 1 != expected:
+                raise UserError(
+                    f"{self._source.name} has {index + 1:,} {split} images where "
+                    f"{expected:,} are expected"
+                )
+
+    return SourceBuilder
