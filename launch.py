@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from flexpool_jax import command_line, configuration
+from flexpool_jax import command_line, configuration, cpu
 from flexpool_jax.command_line import Command
 from flexpool_jax.errors import Interrupted, SweepFailed, TrainingDiverged, UserError
-from flexpool_jax.huge_pages import restart_with_huge_pages
 from flexpool_jax.training.interrupts import stop_on_signals
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
@@ -227,7 +226,7 @@ def _report(error: object, status: int) -> int:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    cpu.prepare_process()
     status = main(sys.argv[1:])
     with contextlib.suppress(OSError):  # Whoever read them may be gone.
         sys.stdout.flush()

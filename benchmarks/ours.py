@@ -14,8 +14,9 @@ import optax
 
 from benchmarks.workers import Call
 from flexpool_jax import create_model
+from flexpool_jax.cpu import convolution as cpu_convolution
 from flexpool_jax.data.augment import make_augment, make_normalise
-from flexpool_jax.models import fast_cpu, layers
+from flexpool_jax.models import layers
 from flexpool_jax.training import steps
 from flexpool_jax.training.state import create_train_state
 
@@ -66,8 +67,7 @@ def _program(
         sac_weights=(0.1, 0.2, 0.7) if sac else (),
         pool_reg=0.1 if pool == "flexpool" else 0.0,
     )
-    options = fast_cpu.compiler_options() if cpu_kernels else {}
-    run: Callable[..., Any] = steps.pmap_train_step(train_step, count, options)
+    run: Callable[..., Any] = steps.pmap_train_step(train_step, count)
     key = jax.random.key(0)
     return run, _replicated(create_train_state(model, tx, key, IMAGE_SHAPE)), key
 
@@ -86,7 +86,7 @@ def train(
         dtype: compute dtype.
         pool: the name of a pool.
         sac: whether with auxiliary classifiers.
-        cpu_kernels: False takes flax's own layers and XLA's own options on a CPU.
+        cpu_kernels: False takes Flax's own layers on a CPU.
     """
     count, devices = steps_per_call(), jax.local_device_count()
     run, state, key = _program(count, dtype, pool, sac, cpu_kernels)
@@ -131,7 +131,7 @@ def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
     """The pmapped evaluation of one batch; on accelerators of many, waited for together."""
     model = create_model("resnet20", num_classes=NUM_CLASSES, pool="flexpool", dtype=dtype)
     eval_step = steps.make_eval_step(model, normalise=make_normalise(MEAN, STD, jnp.dtype(dtype)))
-    run: Callable[..., Any] = steps.pmap_eval_step(eval_step, fast_cpu.compiler_options())
+    run: Callable[..., Any] = steps.pmap_eval_step(eval_step)
     images, labels = _images(batch)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = _replicated(init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
@@ -152,7 +152,7 @@ def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Cal
     """A 3×3 convolution that keeps its shape, or one of its gradients.
 
     Args:
-        by: "conv" or "xla_conv" of `fast_cpu`, or "lax".
+        by: "conv" or "xla_conv" of `flexpool_jax.cpu.convolution`, or "lax".
         form: "forward", "input gradient" or "kernel gradient".
         batch: images.
         side: of an image.
@@ -162,7 +162,7 @@ def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Cal
 
     def conv(x: Any, kernel: Any) -> Any:
         if by != "lax":
-            return getattr(fast_cpu, by)(x, kernel, 1, padding)
+            return getattr(cpu_convolution, by)(x, kernel, 1, padding)
         return jax.lax.conv_general_dilated(
             x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -175,5 +175,5 @@ def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Cal
 
     shapes = ((batch, side, side, channels), (3, 3, channels, channels))
     x, kernel = (jax.random.normal(jax.random.key(0), shape) for shape in shapes)
-    compiled = jax.jit(run, compiler_options=fast_cpu.compiler_options() or None)
+    compiled = jax.jit(run)
     return lambda: jax.block_until_ready(compiled(x, kernel, x))

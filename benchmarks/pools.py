@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import report, workers
-from flexpool_jax.models import fast_cpu
 from flexpool_jax.pooling import POOLS, create_pool
 
 # Maps of 16 MiB in float32: larger than a cache, as those of a training step are.
@@ -38,7 +37,7 @@ def forward_and_backward(pool: str, x: jax.Array) -> Callable[[], Any]:
         y, transpose = jax.vjp(module.apply, variables, x)
         return y, transpose(cotangent)
 
-    compiled = jax.jit(run, compiler_options=fast_cpu.compiler_options() or None)
+    compiled = jax.jit(run)
     shape = jax.eval_shape(module.apply, variables, x)
     cotangent = jax.random.normal(jax.random.key(1), shape.shape, shape.dtype)
     return lambda: jax.block_until_ready(compiled(variables, x, cotangent))

@@ -205,7 +205,7 @@ def _evaluate_pools(
         }
         return jax.lax.psum(sums, steps.AXIS), {"prediction": jnp.argmax(logits, axis=-1)}
 
-    program: Callable[..., Any] = steps.pmap_eval_step(step, experiment.compiler_options)
+    program: Callable[..., Any] = steps.pmap_eval_step(step)
     inputs = experiment.replicate({"variables": variables, "weights": weights})
     count, devices = len(split), experiment.num_devices
     batch = min(experiment.eval_batch_size, math.ceil(count / devices) * devices)

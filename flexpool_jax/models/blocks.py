@@ -1,11 +1,6 @@
-"""What VGG, ResNet and Inception are built from: normed convolutions, max pools and the two stems.
-
-It is its own module since the three share it; the CIFAR ResNets need none of it.
-"""
+"""What VGG, ResNet and Inception share: normed convolutions, max pools, the choice of the stem."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +33,13 @@ def max_pool(x: Array, window: int, stride: int) -> Array:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm, and ReLU after the residual is added, if one is given.
+    """A convolution without bias, named ``conv``, and the BatchNorm on it, named ``norm``.
 
     Attributes:
         features: channels of the result.
         kernel_size: height and width; padded by half of it on each side.
         strides: of both directions.
-        activation: "relu", or None for the branch that is to be added to another.
+        train: whether the norm uses the batch's statistics and updates the running ones.
         dtype: compute dtype.
         norm_axis_name: axis over which batch statistics are synchronised, if any.
     """
@@ -52,19 +47,16 @@ class ConvNorm(nn.Module):
     features: int
     kernel_size: tuple[int, int] = (3, 3)
     strides: int = 1
-    activation: Literal["relu"] | None = "relu"
+    train: bool = False
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     norm_axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, residual: Array | None = None, train: bool = False) -> Array:
-        x = Conv(
+    def __call__(self, x: Array) -> Array:
+        conv = Conv(
             self.features, self.kernel_size, strides=self.strides, dtype=self.dtype, name="conv"
-        )(x)
-        norm = BatchNorm(
-            dtype=self.dtype,
-            axis_name=self.norm_axis_name,
-            activation=self.activation,
-            name="norm",
         )
-        return norm(x, residual=residual, train=train)
+        norm = BatchNorm(
+            not self.train, dtype=self.dtype, axis_name=self.norm_axis_name, name="norm"
+        )
+        return norm(conv(x))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flexpool_jax.models.blocks import ConvNorm, is_small, max_pool
+from flexpool_jax.models.layers import relu
 
 Array = jax.Array
 
@@ -50,16 +51,20 @@ class InceptionModule(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         conv_norm = functools.partial(
-            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
         )
+
+        def conv(x: Array, features: int, side: int, name: str) -> Array:
+            return relu(conv_norm(features, (side, side), name=name)(x))
+
         one, reduce_three, three, reduce_five, five, project = self.features
-        branch1 = conv_norm(one, (1, 1), name="branch1")(x, train=train)
-        branch3 = conv_norm(reduce_three, (1, 1), name="branch3_reduce")(x, train=train)
-        branch3 = conv_norm(three, (3, 3), name="branch3")(branch3, train=train)
-        branch5 = conv_norm(reduce_five, (1, 1), name="branch5_reduce")(x, train=train)
-        branch5 = conv_norm(five, (3, 3), name="branch5_first")(branch5, train=train)
-        branch5 = conv_norm(five, (3, 3), name="branch5_second")(branch5, train=train)
-        branch_pool = conv_norm(project, (1, 1), name="branch_pool")(max_pool(x, 3, 1), train=train)
+        branch1 = conv(x, one, 1, "branch1")
+        branch3 = conv(x, reduce_three, 1, "branch3_reduce")
+        branch3 = conv(branch3, three, 3, "branch3")
+        branch5 = conv(x, reduce_five, 1, "branch5_reduce")
+        branch5 = conv(branch5, five, 3, "branch5_first")
+        branch5 = conv(branch5, five, 3, "branch5_second")
+        branch_pool = conv(max_pool(x, 3, 1), project, 1, "branch_pool")
         return jnp.concatenate([branch1, branch3, branch5, branch_pool], axis=-1)
 
 
@@ -98,14 +103,14 @@ class Inception(nn.Module):
 
     def _stem(self, images: Array, train: bool) -> Array:
         conv_norm = functools.partial(
-            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
         )
         if is_small(images, self.small_images):
-            return conv_norm(192, (3, 3), name="stem")(images, train=train)
-        x = conv_norm(64, (7, 7), 2, name="stem1")(images, train=train)
+            return relu(conv_norm(192, (3, 3), name="stem")(images))
+        x = relu(conv_norm(64, (7, 7), 2, name="stem1")(images))
         x = max_pool(x, 3, 2)
-        x = conv_norm(64, (1, 1), name="stem2")(x, train=train)
-        x = conv_norm(192, (3, 3), name="stem3")(x, train=train)
+        x = relu(conv_norm(64, (1, 1), name="stem2")(x))
+        x = relu(conv_norm(192, (3, 3), name="stem3")(x))
         return max_pool(x, 3, 2)
 
 

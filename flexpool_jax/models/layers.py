@@ -1,8 +1,7 @@
-"""The convolution and the batch normalisation that every backbone is built from.
+"""Convolution, BatchNorm and ReLU: the layers that every backbone consists of.
 
-They are one module so that a backbone says what it computes and this one decides how: both have
-flax's parameters and flax's results. On accelerators they are flax's own layers; on a CPU they are
-computed by `flexpool_jax.models.fast_cpu`, unless `cpu_kernels` switches that off.
+They have the parameters and the results of Flax's layers. In float32 on a CPU they are computed by
+`flexpool_jax.cpu`, unless `cpu_kernels` switches that off; elsewhere they are Flax's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flexpool_jax.models import fast_cpu
+from flexpool_jax import cpu
 
 Array = jax.Array
 Padding = str | int | Sequence[tuple[int, int]]
@@ -26,7 +25,7 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "norma
 
 
 def symmetric_padding(kernel_size: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """``k // 2`` pixels on both sides, at every stride; flax's "SAME" pads at the end first."""
+    """``k // 2`` pixels on both sides, at every stride; Flax's "SAME" pads at the end first."""
     return tuple((size // 2, size // 2) for size in kernel_size)
 
 
@@ -35,13 +34,13 @@ _cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
 
 @contextlib.contextmanager
 def cpu_kernels(enabled: bool) -> Iterator[None]:
-    """Chooses, for what is traced inside, between `fast_cpu` and flax's own layers on a CPU.
+    """Chooses, for what is traced inside, whether a CPU uses this project's kernels or Flax's.
 
-    Flax's own are for what `fast_cpu` cannot, since its convolutions are custom calls: forward-mode
-    derivatives, `jax.export` and loading a compiled program in another process, gradients inside
-    `jax.shard_map` with ``check_vma``, and sharing one convolution out over the devices of a
-    `jax.jit` by the sharding of its operands (`jax.pmap` shares batches out). Under `jax.vmap` they
-    are computed one after the other.
+    The kernels are custom calls with gradients of their own. Flax's layers are needed for
+    forward-mode derivatives, for `jax.export` and for loading a compiled program in another
+    process, for gradients inside `jax.shard_map` with ``check_vma``, and for a `jax.jit` that
+    shares one convolution out over devices by the sharding of its operands (`jax.pmap` shares
+    batches out). Under `jax.vmap` the kernels run one after the other.
 
     Example:
         >>> with cpu_kernels(False):
@@ -54,10 +53,26 @@ def cpu_kernels(enabled: bool) -> Iterator[None]:
         _cpu_kernels.reset(token)
 
 
-def _fast(dtype: Any) -> bool:
-    """Whether `fast_cpu` applies: it is written for float32 and better on the CPU backend."""
-    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
-    return wide and _cpu_kernels.get() and jax.default_backend() == "cpu"
+def _use_kernels(x: Array, dtype: Any = None) -> bool:
+    """Whether the CPU kernels apply: to float32 and wider, of known shapes that are not empty."""
+    dtype = jnp.dtype(dtype or x.dtype)
+    wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4
+    # A symbolic size of `jax.export` is not an int.
+    known = all(isinstance(size, int) and size > 0 for size in x.shape)
+    return wide and known and _cpu_kernels.get() and jax.default_backend() == "cpu"
+
+
+@contextlib.contextmanager
+def _advice_on_forward_mode() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{error} On a CPU, compute forward-mode derivatives of this model inside "
+            "`with flexpool_jax.models.layers.cpu_kernels(False):`."
+        ) from error
 
 
 class Conv(nn.Module):
@@ -102,76 +117,78 @@ class Conv(nn.Module):
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
-            conv_general_dilated=fast_cpu.conv_general_dilated
-            if _fast(self.dtype or x.dtype)
-            else None,
+            conv_general_dilated=cpu.conv_general_dilated if _use_kernels(x, self.dtype) else None,
         )
         nn.share_scope(self, conv)
-        return conv(x)
+        with _advice_on_forward_mode():
+            return conv(x)
 
 
 class BatchNorm(nn.Module):
-    """``activation(BN(x) + residual)``, of any shape ``[..., C]``.
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) of any shape ``[..., C]``.
 
     Parameters ``scale`` and ``bias``, and ``batch_stats`` ``mean`` and ``var`` (the biased
-    variance), all float32 [C], are those of `flax.linen.BatchNorm` (Ioffe and Szegedy 2015, arXiv
-    1502.03167); addition and activation belong to it so that they can share its passes over memory.
+    variance), all float32 [C], are those of `flax.linen.BatchNorm`.
 
     Attributes:
+        use_running_average: False in training, which normalises by the batch's own statistics and
+            updates the running ones; the collection ``batch_stats`` must then be mutable.
         dtype: of the result; statistics are float32 throughout.
         axis_name: pmapped axis over which batch statistics are synchronised; None for none.
         momentum: kept of the running statistics at each step; PyTorch's ``momentum`` is 1 − this.
         epsilon: added to the variance.
-        activation: None or "relu".
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> x = jnp.array([[1.0], [3.0]])
-        >>> norm = BatchNorm(activation="relu")
-        >>> y, variables = norm.init_with_output(jax.random.key(0), x, train=True)
+        >>> norm = BatchNorm(use_running_average=False)
+        >>> y, variables = norm.init_with_output(jax.random.key(0), x)
         >>> print(y.round(2).T, variables["batch_stats"]["mean"])
-        [[0. 1.]] [0.]
+        [[-1.  1.]] [0.]
     """
 
+    use_running_average: bool
     dtype: Any = None
     axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
-    activation: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, residual: Array | None = None, *, train: bool) -> Array:
-        if self.activation not in (None, "relu"):
-            raise ValueError(f"activation must be None or 'relu'; got {self.activation!r}")
-        if train and not self.is_initializing() and _fast(self.dtype or x.dtype):
-            return self._fast_cpu(x, residual)
+    def __call__(self, x: Array) -> Array:
+        training = not self.use_running_average and not self.is_initializing()
+        if training and _use_kernels(x, self.dtype):
+            return self._call_kernel(x)
         norm = nn.BatchNorm(
-            use_running_average=not train,
+            use_running_average=self.use_running_average,
             axis_name=self.axis_name,
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self.dtype,
         )
         nn.share_scope(self, norm)
-        y = norm(x)
-        if residual is not None:
-            y = y + residual
-        return nn.relu(y) if self.activation == "relu" else y
+        return norm(x)
 
-    def _fast_cpu(self, x: Array, residual: Array | None) -> Array:
-        """The same in training, on the parameters and statistics that flax's layer has made."""
-        y, mean, variance = fast_cpu.batch_norm(
-            x,
-            residual,
-            self.get_variable("params", "scale"),
-            self.get_variable("params", "bias"),
-            self.epsilon,
-            self.activation == "relu",
-            self.axis_name,
-        )
+    def _call_kernel(self, x: Array) -> Array:
+        """The same in training, with the parameters and statistics that Flax's layer created."""
+        scale: Array = self.get_variable("params", "scale")
+        bias: Array = self.get_variable("params", "bias")
+        with _advice_on_forward_mode():
+            y, mean, variance = cpu.batch_norm(x, scale, bias, self.epsilon, self.axis_name)
         for name, batch in (("mean", mean), ("var", variance)):
-            if self.is_mutable_collection("batch_stats"):
-                running: Array = self.get_variable("batch_stats", name)
-                mixed = self.momentum * running + (1 - self.momentum) * batch
-                self.put_variable("batch_stats", name, mixed)
+            running: Array = self.get_variable("batch_stats", name)
+            mixed = self.momentum * running + (1 - self.momentum) * batch
+            self.put_variable("batch_stats", name, mixed)
         return y
+
+
+def relu(x: Array) -> Array:
+    """``max(x, 0)``, of any shape and floating dtype.
+
+    Example:
+        >>> print(relu(jnp.array([-1.0, 2.0])))
+        [0. 2.]
+    """
+    if not _use_kernels(x):
+        return nn.relu(x)
+    with _advice_on_forward_mode():
+        return cpu.relu(x)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flexpool_jax.models.blocks import ConvNorm, is_small, max_pool
+from flexpool_jax.models.layers import relu
 
 Array = jax.Array
 
@@ -43,21 +44,23 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         conv_norm = functools.partial(
-            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
         )
         features = self.features * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
         shortcut = x
         if self.stride > 1 or x.shape[-1] != features:
-            projection = conv_norm(
-                features, (1, 1), self.stride, activation=None, name="projection"
-            )
-            shortcut = projection(x, train=train)
+            shortcut = conv_norm(features, (1, 1), self.stride, name="projection")(x)
         if self.bottleneck:
-            x = conv_norm(self.features, (1, 1), name="conv1")(x, train=train)
-            x = conv_norm(self.features, (3, 3), self.stride, name="conv2")(x, train=train)
-            return conv_norm(features, (1, 1), name="conv3")(x, residual=shortcut, train=train)
-        x = conv_norm(self.features, (3, 3), self.stride, name="conv1")(x, train=train)
-        return conv_norm(features, (3, 3), name="conv2")(x, residual=shortcut, train=train)
+            x = conv_norm(self.features, (1, 1), name="conv1")(x)
+            x = relu(x)
+            x = conv_norm(self.features, (3, 3), self.stride, name="conv2")(x)
+            x = relu(x)
+            x = conv_norm(features, (1, 1), name="conv3")(x)
+        else:
+            x = conv_norm(self.features, (3, 3), self.stride, name="conv1")(x)
+            x = relu(x)
+            x = conv_norm(features, (3, 3), name="conv2")(x)
+        return relu(x + shortcut)
 
 
 class ResNet(nn.Module):
@@ -99,12 +102,14 @@ class ResNet(nn.Module):
         return stages
 
     def _stem(self, images: Array, train: bool) -> Array:
+        small = is_small(images, self.small_images)
         conv_norm = functools.partial(
-            ConvNorm, dtype=self.dtype, norm_axis_name=self.norm_axis_name, name="stem"
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
         )
-        if is_small(images, self.small_images):
-            return conv_norm(STAGE_FEATURES[0], (3, 3))(images, train=train)
-        return max_pool(conv_norm(STAGE_FEATURES[0], (7, 7), 2)(images, train=train), 3, 2)
+        kernel_size, stride = ((3, 3), 1) if small else ((7, 7), 2)
+        x = conv_norm(STAGE_FEATURES[0], kernel_size, stride, name="stem")(images)
+        x = relu(x)
+        return x if small else max_pool(x, 3, 2)
 
 
 def resnet18(**fields: object) -> ResNet:

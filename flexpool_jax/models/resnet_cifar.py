@@ -7,13 +7,18 @@ and 64 channels. conv–BN–ReLU, no convolution bias, parameter-free option-A 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flexpool_jax.models.layers import BatchNorm, Conv
+from flexpool_jax.models.layers import BatchNorm, Conv, relu
 
 Array = jax.Array
+ModuleDef = Callable[..., Any]
 
 STAGE_FEATURES = (16, 32, 64)
 
@@ -45,46 +50,47 @@ class ResNetCifar(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        x = self._conv_norm_relu(images, STAGE_FEATURES[0], 1, "stem", train)
+        conv = functools.partial(Conv, use_bias=self.norm_after_relu, dtype=self.dtype)
+        norm = functools.partial(
+            BatchNorm, not train, dtype=self.dtype, axis_name=self.norm_axis_name
+        )
+        block = block_of_the_release if self.norm_after_relu else residual_block
+        stem_norm = norm(name="stem_norm")
+        x = conv(STAGE_FEATURES[0], name="stem_conv")(images)
+        x = stem_norm(relu(x)) if self.norm_after_relu else relu(stem_norm(x))
         stages = {}
         for stage, features in enumerate(STAGE_FEATURES, start=1):
-            for block in range(1, self.blocks_per_stage + 1):
-                stride = 2 if stage > 1 and block == 1 else 1
-                x = self._block(x, features, stride, f"stage{stage}_block{block}", train)
+            for number in range(1, self.blocks_per_stage + 1):
+                stride = 2 if stage > 1 and number == 1 else 1
+                x = block(x, features, stride, f"stage{stage}_block{number}", conv, norm)
             stages[f"stage{stage}"] = x
         return stages
 
-    def _block(self, x: Array, features: int, stride: int, name: str, train: bool) -> Array:
-        shortcut = option_a_shortcut(x, features, stride)
-        x = self._conv_norm_relu(x, features, stride, f"{name}_1", train)
-        return self._conv_norm_relu(x, features, 1, f"{name}_2", train, shortcut)
 
-    def _conv_norm_relu(
-        self,
-        x: Array,
-        features: int,
-        stride: int,
-        name: str,
-        train: bool,
-        shortcut: Array | None = None,
-    ) -> Array:
-        """One convolution with its norm and ReLU; the block's shortcut is added before the ReLU."""
-        x = Conv(
-            features,
-            strides=stride,
-            use_bias=self.norm_after_relu,
-            dtype=self.dtype,
-            name=f"{name}_conv",
-        )(x)
-        norm = BatchNorm(
-            dtype=self.dtype,
-            axis_name=self.norm_axis_name,
-            activation=None if self.norm_after_relu else "relu",
-            name=f"{name}_norm",
-        )
-        if not self.norm_after_relu:
-            return norm(x, residual=shortcut, train=train)
-        return norm(nn.relu(x if shortcut is None else x + shortcut), train=train)
+def residual_block(
+    x: Array, features: int, stride: int, name: str, conv: ModuleDef, norm: ModuleDef
+) -> Array:
+    """The block of He et al. 2015, Fig. 2: ``[B, H, W, C] -> [B, H', W', features]``."""
+    shortcut = option_a_shortcut(x, features, stride)
+    x = conv(features, strides=stride, name=f"{name}_1_conv")(x)
+    x = norm(name=f"{name}_1_norm")(x)
+    x = relu(x)
+    x = conv(features, name=f"{name}_2_conv")(x)
+    x = norm(name=f"{name}_2_norm")(x)
+    return relu(x + shortcut)
+
+
+def block_of_the_release(
+    x: Array, features: int, stride: int, name: str, conv: ModuleDef, norm: ModuleDef
+) -> Array:
+    """The same block in the order of the authors' release, where each norm follows its ReLU."""
+    shortcut = option_a_shortcut(x, features, stride)
+    x = conv(features, strides=stride, name=f"{name}_1_conv")(x)
+    x = relu(x)
+    x = norm(name=f"{name}_1_norm")(x)
+    x = conv(features, name=f"{name}_2_conv")(x)
+    x = relu(x + shortcut)
+    return norm(name=f"{name}_2_norm")(x)
 
 
 def _resnet(depth: int, **fields: object) -> ResNetCifar:

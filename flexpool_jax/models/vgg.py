@@ -8,11 +8,14 @@ release's, 512→4096→4096→classes (`registry.MODELS`), not the paper's 2508
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from flexpool_jax.models.blocks import ConvNorm, max_pool
+from flexpool_jax.models.layers import relu
 
 Array = jax.Array
 
@@ -36,6 +39,9 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        conv_norm = functools.partial(
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+        )
         x = images
         stages = {}
         per_stage = zip(STAGE_FEATURES, self.convs_per_stage, strict=True)
@@ -43,12 +49,8 @@ class VGG(nn.Module):
             if stage > 1:
                 x = max_pool(x, 2, 2)
             for conv in range(1, convs + 1):
-                x = ConvNorm(
-                    features,
-                    dtype=self.dtype,
-                    norm_axis_name=self.norm_axis_name,
-                    name=f"stage{stage}_conv{conv}",
-                )(x, train=train)
+                x = conv_norm(features, name=f"stage{stage}_conv{conv}")(x)
+                x = relu(x)
             stages[f"stage{stage}"] = x
         return stages
 

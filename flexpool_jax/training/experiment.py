@@ -22,7 +22,7 @@ from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
-from flexpool_jax.models import create_model, fast_cpu
+from flexpool_jax.models import create_model
 from flexpool_jax.training import steps
 from flexpool_jax.training.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training.state import TrainState, create_train_state
@@ -46,7 +46,6 @@ class Experiment:
         steps_per_dispatch: divides steps_per_epoch.
         eval_batch_size: a multiple of the number of devices.
         replicated: the sharding of whatever every device holds.
-        compiler_options: XLA's, for the compiled steps alone.
         run_steps: see `steps.pmap_train_step`.
         run_evaluation: see `steps.pmap_eval_step`.
     """
@@ -64,7 +63,6 @@ class Experiment:
     steps_per_dispatch: int
     eval_batch_size: int
     replicated: jax.sharding.NamedSharding
-    compiler_options: dict[str, str | bool]
     run_steps: Callable[..., tuple[TrainState, steps.Metrics]]
     run_evaluation: Callable[..., tuple[steps.Metrics, steps.Metrics]]
 
@@ -154,7 +152,6 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         sync_batch_norm=config.sync_batch_norm,
     )
     steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
-    options = fast_cpu.compiler_options()
     mesh = jax.sharding.Mesh(devices, (steps.AXIS,))
     return Experiment(
         model=model,
@@ -170,11 +167,8 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         steps_per_dispatch=steps_per_dispatch,
         eval_batch_size=math.ceil(config.eval_batch_size / len(devices)) * len(devices),
         replicated=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
-        compiler_options=options,
-        run_steps=steps.pmap_train_step(train_step, steps_per_dispatch, options),
-        run_evaluation=steps.pmap_eval_step(
-            steps.make_eval_step(model, normalise=normalise), options
-        ),
+        run_steps=steps.pmap_train_step(train_step, steps_per_dispatch),
+        run_evaluation=steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise)),
     )
 
 

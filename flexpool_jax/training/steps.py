@@ -140,7 +140,6 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
 def pmap_train_step(
     train_step: TrainStep,
     steps_per_dispatch: int,
-    compiler_options: Mapping[str, str | bool] | None = None,
 ) -> Callable[[TrainState, Array, Array, Array, Array], tuple[TrainState, Metrics]]:
     """The program that makes ``steps_per_dispatch`` updates on all local devices.
 
@@ -148,7 +147,6 @@ def pmap_train_step(
         train_step: from `make_train_step`.
         steps_per_dispatch: 1 gives the bare step; more a `jax.lax.scan` over it, for accelerators
             only: on a CPU XLA runs a convolution inside a loop many times slower.
-        compiler_options: of XLA, for this program alone.
 
     Returns:
         ``run(state, images, labels, indices, key) -> (state, metrics)``. images uint8 [N, H, W, C]
@@ -167,18 +165,16 @@ def pmap_train_step(
         state, metrics = step(state, indices[0])
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    return _pmap(run, (None, None, None, 0, None), compiler_options, donate_state=True)
+    return jax.pmap(run, AXIS, in_axes=(None, None, None, 0, None), out_axes=None, donate_argnums=0)
 
 
 def pmap_eval_step(
     eval_step: EvalStep,
-    compiler_options: Mapping[str, str | bool] | None = None,
 ) -> Callable[[Mapping[str, Any], Array, Array, Array], tuple[Metrics, Metrics]]:
     """The program that evaluates one batch on all local devices.
 
     Args:
         eval_step: from `make_eval_step`.
-        compiler_options: of XLA, for this program alone.
 
     Returns:
         ``run(variables, images, labels, indices) -> (sums, examples)``. indices int32 [devices,
@@ -194,19 +190,4 @@ def pmap_eval_step(
             variables, {"image": images[chosen], "label": labels[chosen], "valid": valid}
         )
 
-    return _pmap(run, (None, None, None, 0), compiler_options, out_axes=(None, 0))
-
-
-def _pmap(
-    run: Callable[..., Any],
-    in_axes: tuple[int | None, ...],
-    compiler_options: Mapping[str, str | bool] | None,
-    out_axes: Any = None,
-    donate_state: bool = False,
-) -> Callable[..., Any]:
-    donated = (0,) if donate_state else ()
-    mapped = jax.pmap(run, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donated)
-    if not compiler_options:
-        return mapped
-    # pmap itself takes no compiler options; jit round it does, and adds no work of its own.
-    return jax.jit(mapped, donate_argnums=donated, compiler_options=dict(compiler_options))
+    return jax.pmap(run, AXIS, in_axes=(None, None, None, 0), out_axes=(None, 0))

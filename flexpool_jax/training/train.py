@@ -12,10 +12,9 @@ from typing import Any, TypeGuard
 import jax
 import ml_collections
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, cpu
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.models import onednn
 from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, reporting, superclass
 from flexpool_jax.training.experiment import (
@@ -191,17 +190,13 @@ def _first_lines(
         start_step=int(state.step),
     )
     lines.append(f"convolutions: {_convolutions(config)}")
-    options = experiment.compiler_options
-    if options:
-        flags = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        lines.append(f"XLA options for this run's programs: {flags}")
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def _convolutions(config: ml_collections.ConfigDict) -> str:
     """Which library computes the convolutions."""
     if jax.default_backend() == "cpu" and config.dtype == "float32":
-        return onednn.describe()
+        return cpu.describe()
     return "XLA"
 
 

@@ -1,5 +1,7 @@
 """The CIFAR ResNets and the heads on their stages."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,19 @@ def test_bfloat16_compute_keeps_float32_parameters_statistics_and_logits():
     )
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(updates["batch_stats"])} == {jnp.dtype(jnp.float32)}
+
+
+def test_parameters_have_the_names_that_checkpoints_hold():
+    variables = shapes(create_model("resnet20"))
+    numbers = itertools.product((1, 2, 3), (1, 2, 3), (1, 2))
+    layers = ["stem", *(f"stage{s}_block{b}_{c}" for s, b, c in numbers)]
+    backbone = {f"{name}_conv": ["kernel"] for name in layers}
+    norms = {f"{name}_norm": ["bias", "scale"] for name in layers}
+    head = {"pool": ["w_fp"], "classifier": ["bias", "kernel"]}
+    params = {part: {k: sorted(v) for k, v in p.items()} for part, p in variables["params"].items()}
+    assert params == {"backbone": backbone | norms, "head": head}
+    statistics = {f"{name}_norm": {"mean", "var"} for name in layers}
+    assert {k: set(v) for k, v in variables["batch_stats"]["backbone"].items()} == statistics
 
 
 def test_release_order_has_biased_convolutions_and_norms_the_blocks_sum():

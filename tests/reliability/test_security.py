@@ -32,8 +32,8 @@ FORBIDDEN_ATTRIBUTES = {
 # which comes as a package.
 ALLOWED = {
     ("flexpool_jax/configuration/loading.py", "exec_module"),
-    ("flexpool_jax/huge_pages.py", "execv"),
-    ("flexpool_jax/models/onednn.py", "import ctypes"),
+    ("flexpool_jax/cpu/process.py", "execv"),
+    ("flexpool_jax/cpu/onednn.py", "import ctypes"),
 }
 
 

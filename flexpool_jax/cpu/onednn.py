@@ -1,13 +1,13 @@
 """oneDNN's convolution for XLA's CPU backend, where its library is installed.
 
-XLA hands a CPU's convolutions to Eigen, which copies image patches into a matrix; oneDNN's direct
-convolution (Georganas et al. 2018, arXiv 1808.05567) does not, and is what PyTorch calls too. The
-package ``onednn-cpu-gomp`` holds the library. This module binds the functions of its C API that a
+XLA gives a CPU's convolutions to Eigen, which copies image patches into a matrix; oneDNN's direct
+convolution (Georganas et al. 2018, arXiv 1808.05567) does not. PyTorch uses it too. The package
+``onednn-cpu-gomp`` holds the library. This module binds the functions of its C API that a
 convolution needs, and registers each convolution with XLA as a custom call (`jax.ffi`).
 
-A custom call has to be machine code: written in Python it would wait for Python's lock, which
-whoever ends the process holds while it waits for the call. So the few instructions between
-XLA and oneDNN are LLVM's intermediate representation, which ``llvmlite`` compiles.
+The custom calls are machine code. A Python callback needs the GIL; at exit the GIL's holder waits
+for the callback, which deadlocks. So what XLA calls is written in LLVM's intermediate
+representation, in ``onednn.ll`` and ``xla_ffi_0.1.ll``, and compiled by ``llvmlite``.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ import ctypes
 import functools
 import importlib.metadata
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from flexpool_jax.cpu.process import PACKAGES
+
 Array = jax.Array
 Form = Literal["forward", "input_gradient", "kernel_gradient"]
 
-# What must be installed, beside JAX.
-PACKAGES = ("onednn-cpu-gomp", "llvmlite")
+# The version of XLA's FFI whose structs ``xla_ffi_0.1.ll`` holds. Later minor versions only add to
+# them: 0.3 (jaxlib 0.10 and 0.11) and 0.5 (0.12) have every field at the same place.
+FFI_MAJOR, FFI_MINOR = 0, 1
 
 
 class Geometry(NamedTuple):
@@ -56,28 +61,28 @@ class Geometry(NamedTuple):
 
 
 # A convolution is linear in its input and in its kernel, and so has three forms: itself, the
-# gradient to its input, and the gradient to its kernel. Each form's own gradients are the two
-# others, which makes them differentiable as often as one likes.
+# gradient with respect to its input, and the one with respect to its kernel. The gradients of each
+# form are the two others, so all derivatives of higher order exist.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution ``[B, H', W', features]`` of x and kernel, all float32.
 
-    `jax.lax.conv_general_dilated` to float32's rounding. Call it where `library` is not None.
+    Equals `jax.lax.conv_general_dilated` up to rounding. Needs that `library` is not None.
     """
     return _call("forward", x, kernel, geometry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
-    """`conv`'s gradient to x ``[B, H, W, C]``, given the one to its result."""
+    """The gradient of `conv` with respect to x ``[B, H, W, C]``, given that of its result."""
     return _call("input_gradient", dy, kernel, geometry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
-    """`conv`'s gradient to the kernel ``[kh, kw, C, features]``, given the one to its result."""
+    """The gradient of `conv` with respect to the kernel, given that of its result."""
     return _call("kernel_gradient", x, dy, geometry)
 
 
@@ -106,8 +111,7 @@ kernel_gradient.defvjp(
 
 def _call(form: Form, a: Array, b: Array, geometry: Geometry) -> Array:
     loaded = library()
-    if loaded is None:
-        raise RuntimeError(f"oneDNN's convolution needs the packages {' and '.join(PACKAGES)}")
+    assert loaded is not None
     shape = {"forward": geometry.y, "input_gradient": geometry.x}.get(form, geometry.kernel)
     call = jax.ffi.ffi_call(
         loaded.register(form, geometry),
@@ -121,36 +125,51 @@ _loading = threading.Lock()
 
 
 def library() -> Library | None:
-    """oneDNN, or None where one of `PACKAGES` is missing or cannot be loaded."""
+    """oneDNN, or None where it cannot be used; `describe` says why."""
     with _loading:
         loaded = _load()
     return loaded if isinstance(loaded, Library) else None
 
 
 def describe() -> str:
-    """Who computes float32 convolutions on this CPU: "oneDNN 3.2.0", or "XLA" and why."""
+    """Which library computes float32 convolutions here: "oneDNN 3.2.0", or "XLA" and why."""
     loaded = library()
     return f"oneDNN {loaded.version}" if loaded else f"XLA ({_load()})"
 
 
 @functools.cache
 def _load() -> Library | str:
-    """oneDNN, or why it is not there."""
+    """oneDNN, or the reason why it cannot be used."""
     try:
+        _check_ffi_version(ffi_version())
         files = importlib.metadata.files(PACKAGES[0]) or []
         path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
         return Library(os.path.realpath(path))
     except StopIteration:
         return f"not oneDNN: {PACKAGES[0]} holds no libdnnl.so.3"
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        # The first where a package is not installed.
+        # A package that is not installed is an ImportError.
         return f"not oneDNN: {error}"
 
 
-class Library:
-    """oneDNN's C API, as far as convolutions need it, and the convolutions registered so far.
+def ffi_version() -> tuple[int, ...]:
+    """The version (major, minor) of XLA's FFI in this jaxlib, from the header that it ships."""
+    header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
+    return tuple(map(int, re.findall(r"#define XLA_FFI_API_M(?:AJ|IN)OR (\d+)", header)))
 
-    What it makes lives as long as the process, as XLA's registrations do.
+
+def _check_ffi_version(version: tuple[int, ...]) -> None:
+    if len(version) != 2 or version[0] != FFI_MAJOR or version[1] < FFI_MINOR:
+        raise RuntimeError(
+            f"version {'.'.join(map(str, version)) or 'unknown'} of XLA's FFI is not supported, "
+            f"only {FFI_MAJOR}.{FFI_MINOR} and its later minor versions"
+        )
+
+
+class Library:
+    """The part of oneDNN's C API that convolutions need, and the convolutions registered so far.
+
+    What it creates lives as long as the process, as XLA's registrations do.
 
     Args:
         path: of ``libdnnl.so.3``.
@@ -159,43 +178,44 @@ class Library:
         ImportError: llvmlite is not installed.
         OSError: the library, or one that it needs, cannot be loaded.
         AttributeError: it is another library.
-        RuntimeError: it, or LLVM, does not work on this machine.
+        RuntimeError: it, LLVM or a custom call of XLA's does not work on this machine.
     """
 
     def __init__(self, path: str) -> None:
         import llvmlite.binding as llvm
 
-        self._llvm = llvm
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine()
-        self._compiler = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         with _passive_threads():
             self._functions = ctypes.CDLL(path)
         self._functions.dnnl_primitive_desc_query_md.restype = c_void_p
         self._functions.dnnl_version.restype = ctypes.POINTER(c_int * 3)
         self._device = self._made("engine_create", _CPU, c_size_t(0))
         self._stream = self._made("stream_create", self._device, _IN_ORDER)
-        # oneDNN's own scratch memory would belong to the thread that makes a primitive, and another
-        # one executes it.
+        # The default scratch memory belongs to the thread that makes a primitive, but another
+        # thread executes it.
         self._attributes = self._made("primitive_attr_create")
         self._check(
             "primitive_attr_set_scratchpad_mode",
             self._functions.dnnl_primitive_attr_set_scratchpad_mode(self._attributes, _BY_USER),
         )
-        self._libc = ctypes.CDLL(None)
-        # One convolution at a time, since each takes all cores and its operands are the library's
-        # state; and all in one thread, since OpenMP keeps a team of threads for each that calls it.
-        self._mutex, self._wanted, self._done = ((c_int64 * 8)() for _ in range(3))
-        self._task, self._status = c_void_p(), c_int()
-        self._libc.sem_init(self._wanted, 0, 0)
-        self._libc.sem_init(self._done, 0, 0)
-        worker = self._machine_code(_WORKER, "worker")
-        if self._libc.pthread_create(byref(c_void_p()), None, worker, None):
-            raise RuntimeError("no thread can be started")
+        self._llvm = llvm
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        for name in ("dnnl_memory_set_data_handle", "dnnl_primitive_execute"):
+            llvm.add_symbol(name, ctypes.cast(getattr(self._functions, name), c_void_p).value)
+        machine = llvm.Target.from_default_triple().create_target_machine()
+        self._compiler = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        sources = (f"xla_ffi_{FFI_MAJOR}.{FFI_MINOR}.ll", "onednn.ll")
+        program = "".join(Path(__file__).with_name(name).read_text("utf-8") for name in sources)
+        start = ctypes.CFUNCTYPE(c_int)(self._compiled(program, "start"))
         self._registering = threading.Lock()
         self._names: dict[tuple[Form, Geometry], str] = {}
         self._kept: list[Any] = []
+        # XLA refuses a handler that it cannot call when it is registered, so try one. Before there
+        # is a backend, JAX only queues it.
+        jax.local_devices(backend="cpu")
+        self.register("forward", Geometry((1, 1, 1, 1), (1, 1, 1, 1), 1, ((0, 0), (0, 0))))
+        if start():
+            raise RuntimeError("no thread can be started")
 
     @property
     def version(self) -> str:
@@ -203,23 +223,25 @@ class Library:
         return ".".join(map(str, self._functions.dnnl_version().contents))
 
     def register(self, form: Form, geometry: Geometry) -> str:
-        """The name under which XLA calls a convolution; it is made when first asked for.
+        """The name under which XLA calls a convolution, which is created when first needed.
 
         Raises:
-            RuntimeError: oneDNN does not have it.
+            RuntimeError: oneDNN cannot compute it, or XLA refuses the handler.
         """
         with self._registering:
             name = self._names.get((form, geometry))
             if name is None:
                 shapes = (geometry.x, geometry.kernel, (geometry.stride,), *geometry.padding)
-                name = ".".join(["onednn", form, *("x".join(map(str, shape)) for shape in shapes)])
-                handler = self._compile(f"handler{len(self._names)}", *self._plan(form, geometry))
+                # `jax.export` lists the custom calls that it refuses, so the name says what to do.
+                sizes = ".".join("x".join(map(str, shape)) for shape in shapes)
+                name = f"onednn.{form}.{sizes}.unless_in_cpu_kernels(False)"
+                handler = self._handler(*self._plan(form, geometry))
                 jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
                 self._names[form, geometry] = name
             return name
 
     def _made(self, name: str, *arguments: Any) -> c_void_p:
-        """What a function of the C API makes and gives back through its first argument."""
+        """The object that a function of the C API returns through its first argument."""
         made = c_void_p()
         self._check(name, getattr(self._functions, f"dnnl_{name}")(byref(made), *arguments))
         return made
@@ -229,20 +251,20 @@ class Library:
             raise RuntimeError(f"oneDNN's {name} failed with status {status}")
 
     def _layout(self, sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
-        """Of an array in memory; None for one that oneDNN may choose."""
+        """Describes an array in memory; without strides, oneDNN chooses the memory layout."""
         shape = (len(sizes), _int64(sizes), _FLOAT32)
         if strides is None:
             return self._made("memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
         return self._made("memory_desc_create_with_strides", *shape, _int64(strides))
 
     def _plan(self, form: Form, geometry: Geometry) -> tuple[_Memories, Sequence[_Step]]:
-        """What a convolution reads and writes, and the primitives that it consists of."""
+        """The two operands and the result of a convolution, and the two primitives to execute."""
 
         def images(shape: Sequence[int]) -> c_void_p:
             n, h, w, c = shape
             return self._layout((n, c, h, w), (h * w * c, 1, w * c, c))
 
-        # oneDNN names the axes NCHW and OIHW, whatever their order in memory.
+        # oneDNN names the axes in the order NCHW and OIHW, whatever their order in memory is.
         kh, kw, channels, features = geometry.kernel
         sizes = (features, channels, kh, kw)
         strides = (1, features, kw * channels * features, channels * features)
@@ -304,62 +326,43 @@ class Library:
     def _layout_of(self, description: c_void_p, what: int) -> c_void_p:
         return c_void_p(self._functions.dnnl_primitive_desc_query_md(description, what, 0))
 
-    def _compile(self, name: str, memories: _Memories, steps: Sequence[_Step]) -> Any:
+    def _handler(self, memories: _Memories, steps: Sequence[_Step]) -> Any:
         """The function of an ``XLA_FFI_CallFrame*`` that XLA calls."""
-        place = _address(self._functions.dnnl_memory_set_data_handle)
-        execute = _address(self._functions.dnnl_primitive_execute)
-        places = [
-            f"call i32 {place}(ptr {_address(memory)}, ptr %data{number})"
-            for number, memory in enumerate(memories)
-        ]
-        executions = []
-        for number, (primitive, roles) in enumerate(steps):
+        plan = _PlanStruct(self._stream)
+        plan.memories[:] = [memory.value for memory in memories]
+        for struct, (primitive, roles) in zip(plan.steps, steps, strict=True):
             arguments = (_Argument * len(roles))(*(_Argument(*item) for item in roles.items()))
+            struct.primitive, struct.count = primitive, len(roles)
+            struct.arguments = ctypes.cast(arguments, c_void_p)
             self._kept.append(arguments)
-            executions.append(
-                f"%status{number} = call i32 {execute}(ptr {_address(primitive)}, "
-                f"ptr {_address(self._stream)}, i32 {len(roles)}, ptr {_address(arguments)})"
-            )
-        source = _HANDLER.replace("; PLACES", "\n  ".join(places))
-        source = source.replace("; EXECUTIONS", "\n  ".join(executions))
-        return self._machine_code(source.replace("@handler", f"@{name}"), name)
+        self._kept.append(plan)
+        name = f"handler{len(self._kept)}"
+        program = f"""
+            declare ptr @convolve(ptr, ptr)
+            define ptr @{name}(ptr %frame) {{
+              %error = call ptr @convolve(
+                  ptr %frame, ptr inttoptr (i64 {ctypes.addressof(plan)} to ptr))
+              ret ptr %error
+            }}"""
+        return ctypes.CFUNCTYPE(c_void_p, c_void_p)(self._compiled(program, name))
 
-    def _machine_code(self, source: str, name: str) -> Any:
-        """A function of a pointer that gives back one, from LLVM's intermediate representation."""
-        source += _AWAIT
-        for word, of in {
-            "LOCK": self._libc.pthread_mutex_lock,
-            "UNLOCK": self._libc.pthread_mutex_unlock,
-            "WAIT": self._libc.sem_wait,
-            "POST": self._libc.sem_post,
-            "MUTEX": self._mutex,
-            "WANTED": self._wanted,
-            "DONE": self._done,
-            "TASK": ctypes.pointer(self._task),
-            "STATUS": ctypes.pointer(self._status),
-        }.items():
-            source = source.replace(f"<{word}>", _address(of))
-        self._compiler.add_module(self._llvm.parse_assembly(source))
+    def _compiled(self, program: str, name: str) -> int:
+        """The address of a function of a program in LLVM's intermediate representation."""
+        self._compiler.add_module(self._llvm.parse_assembly(program))
         self._compiler.finalize_object()
-        return ctypes.CFUNCTYPE(c_void_p, c_void_p)(self._compiler.get_function_address(name))
+        return self._compiler.get_function_address(name)
 
 
 def _int64(values: Sequence[int]) -> Any:
     return (c_int64 * len(values))(*values)
 
 
-def _address(of: Any) -> str:
-    """A constant of LLVM's: where a C function, an array, or what a c_void_p points to lies."""
-    where = of if isinstance(of, c_void_p) else ctypes.cast(of, c_void_p)
-    return f"inttoptr (i64 {where.value} to ptr)"
-
-
 @contextlib.contextmanager
 def _passive_threads() -> Iterator[None]:
-    """Has an OpenMP library that is loaded inside put its idle threads to sleep at once.
+    """Makes the idle threads of an OpenMP library that is loaded inside sleep at once.
 
-    They would otherwise spin for milliseconds after each call, on the cores that XLA's own threads
-    need then. The library reads the variable when it is loaded.
+    They would otherwise spin for milliseconds after each call, on the cores that XLA's threads
+    need. The library reads the variable when it is loaded.
     """
     name = "OMP_WAIT_POLICY"
     given = name in os.environ
@@ -377,125 +380,25 @@ class _Argument(ctypes.Structure):
     _fields_ = (("role", c_int), ("memory", c_void_p))
 
 
+class _StepStruct(ctypes.Structure):
+    """``%Step`` of onednn.ll."""
+
+    _fields_ = (("primitive", c_void_p), ("count", c_int), ("arguments", c_void_p))
+
+
+class _PlanStruct(ctypes.Structure):
+    """``%Plan`` of onednn.ll."""
+
+    _fields_ = (("stream", c_void_p), ("memories", c_void_p * 3), ("steps", _StepStruct * 2))
+
+
 _Memories = tuple[c_void_p, c_void_p, c_void_p]
 _Step = tuple[c_void_p, Mapping[int, c_void_p]]
 
-# Of dnnl_types.h and dnnl_common_types.h, version 3: the ones that are used here.
+# Constants of dnnl_types.h and dnnl_common_types.h, version 3.
 _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _FORWARD_TRAINING = 1, 1, 3, 1, 1, 64
 _SOURCE, _TARGET, _WEIGHTS = 1, 17, 33
 _D_SOURCE, _D_TARGET, _D_WEIGHTS = 129, 145, 161
 _BY_USER, _SCRATCH = 1, 80
 _WEIGHTS_LAYOUT, _D_WEIGHTS_LAYOUT, _SCRATCH_LAYOUT = 131, 132, 136
 _ALLOCATE = c_void_p(-1)
-
-# The structs are those of xla/ffi/api/c_api.h, which XLA keeps stable, up to the last field that
-# is used. Before the first call XLA asks, by an extension of type 1, for the version of the
-# interface; it is 0.1, since nothing newer is used.
-_HANDLER = r"""
-%Version = type { i64, ptr, i32, i32 }
-%Metadata = type { i64, %Version, i32 }
-%MetadataExtension = type { i64, i32, ptr, ptr }
-%Api = type { i64, ptr, %Version, ptr, ptr }
-%Error = type { i64, ptr, ptr, i32 }
-%Buffer = type { i64, ptr, i32, ptr }
-%Buffers = type { i64, ptr, i64, ptr, ptr }
-%CallFrame = type { i64, ptr, ptr, ptr, i32, %Buffers, %Buffers }
-
-@message = private constant [39 x i8] c"oneDNN could not compute a convolution\00"
-
-define private void @handler.task() {
-  ; EXECUTIONS
-  %status = or i32 %status0, %status1
-  store i32 %status, ptr <STATUS>
-  ret void
-}
-
-define ptr @handler(ptr %frame) {
-  %extension_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 1
-  %extension = load ptr, ptr %extension_at
-  %extended = icmp ne ptr %extension, null
-  br i1 %extended, label %which, label %compute
-
-which:
-  %type_at = getelementptr %MetadataExtension, ptr %extension, i32 0, i32 1
-  %type = load i32, ptr %type_at
-  %asked = icmp eq i32 %type, 1
-  br i1 %asked, label %describe, label %compute
-
-describe:
-  %metadata_at = getelementptr %MetadataExtension, ptr %extension, i32 0, i32 3
-  %metadata = load ptr, ptr %metadata_at
-  %major_at = getelementptr %Metadata, ptr %metadata, i32 0, i32 1, i32 2
-  store i32 0, ptr %major_at
-  %minor_at = getelementptr %Metadata, ptr %metadata, i32 0, i32 1, i32 3
-  store i32 1, ptr %minor_at
-  ret ptr null
-
-compute:
-  %operands_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 5, i32 4
-  %operands = load ptr, ptr %operands_at
-  %operand0 = load ptr, ptr %operands
-  %data0_at = getelementptr %Buffer, ptr %operand0, i32 0, i32 3
-  %data0 = load ptr, ptr %data0_at
-  %operand1_at = getelementptr ptr, ptr %operands, i64 1
-  %operand1 = load ptr, ptr %operand1_at
-  %data1_at = getelementptr %Buffer, ptr %operand1, i32 0, i32 3
-  %data1 = load ptr, ptr %data1_at
-  %results_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 6, i32 4
-  %results = load ptr, ptr %results_at
-  %result = load ptr, ptr %results
-  %data2_at = getelementptr %Buffer, ptr %result, i32 0, i32 3
-  %data2 = load ptr, ptr %data2_at
-  call i32 <LOCK>(ptr <MUTEX>)
-  ; PLACES
-  store ptr @handler.task, ptr <TASK>
-  call i32 <POST>(ptr <WANTED>)
-  call void @await(ptr <DONE>)
-  %status = load i32, ptr <STATUS>
-  call i32 <UNLOCK>(ptr <MUTEX>)
-  %failed = icmp ne i32 %status, 0
-  br i1 %failed, label %fail, label %done
-
-fail:
-  %error = alloca %Error
-  store %Error { i64 32, ptr null, ptr @message, i32 13 }, ptr %error
-  %api_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 2
-  %api = load ptr, ptr %api_at
-  %create_at = getelementptr %Api, ptr %api, i32 0, i32 4
-  %create = load ptr, ptr %create_at
-  %made = call ptr %create(ptr %error)
-  ret ptr %made
-
-done:
-  ret ptr null
-}
-"""
-
-# The thread that computes: waits to be wanted, does its task, says so.
-_WORKER = """
-define ptr @worker(ptr %nothing) {
-  br label %work
-
-work:
-  call void @await(ptr <WANTED>)
-  %task = load ptr, ptr <TASK>
-  call void %task()
-  call i32 <POST>(ptr <DONE>)
-  br label %work
-}
-"""
-
-# For both of them. A signal may interrupt waiting for a semaphore.
-_AWAIT = """
-define private void @await(ptr %semaphore) {
-  br label %wait
-
-wait:
-  %waited = call i32 <WAIT>(ptr %semaphore)
-  %interrupted = icmp ne i32 %waited, 0
-  br i1 %interrupted, label %wait, label %posted
-
-posted:
-  ret void
-}
-"""

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 
-from flexpool_jax.models import fast_cpu, layers, onednn
+from flexpool_jax import cpu
+from flexpool_jax.cpu import onednn, process
+from flexpool_jax.cpu.convolution import conv as cpu_conv
 
 SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64"
 needs_onednn = pytest.mark.skipif(not SUPPORTED, reason="PyPI has oneDNN for Linux on x86-64 only")
@@ -56,7 +57,7 @@ def results(conv, x, kernel, dy):
 
 @needs_onednn
 def test_it_is_there():
-    assert onednn.describe().startswith("oneDNN 3.")
+    assert cpu.describe().startswith("oneDNN 3.")
 
 
 @needs_onednn
@@ -67,7 +68,7 @@ def test_convolution_and_both_gradients_equal_laxs(shape, batch):
     x, kernel = random(batch, side, side, channels), random(size, size, channels, features, seed=1)
     padding = (margins, margins)
     dy = random(*jax.eval_shape(lax_conv(stride, padding), x, kernel).shape, seed=2)
-    got = results(jax.jit(lambda x, k: fast_cpu.conv(x, k, stride, padding)), x, kernel, dy)
+    got = results(jax.jit(lambda x, k: cpu_conv(x, k, stride, padding)), x, kernel, dy)
     with jax.enable_x64(True):
         arguments = [a.astype(jnp.float64) for a in (x, kernel, dy)]
         exact = results(lax_conv(stride, padding), *arguments)
@@ -81,14 +82,14 @@ def test_convolution_and_both_gradients_equal_laxs(shape, batch):
 @needs_onednn
 def test_programs_call_onednn_and_nothing_else():
     def loss(x, kernel):
-        return jnp.sum(fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))) ** 2)
+        return jnp.sum(cpu_conv(x, kernel, 1, ((1, 1), (1, 1))) ** 2)
 
     lowered = (
         jax.jit(jax.grad(loss, (0, 1))).lower(random(2, 4, 4, 3), random(3, 3, 3, 5)).as_text()
     )
     assert "stablehlo.convolution" not in lowered
     for form in ("forward", "input_gradient", "kernel_gradient"):
-        assert lowered.count(f"@onednn.{form}.2x4x4x3.3x3x3x5.1.1x1.1x1") == 1
+        assert lowered.count(f"onednn.{form}.2x4x4x3.3x3x3x5.1.1x1.1x1.") == 1
 
 
 @needs_onednn
@@ -109,7 +110,7 @@ def test_gradients_of_gradients_equal_laxs():
     padding = ((1, 1), (1, 1))
     for a, b in zip(
         second(lax_conv(1, padding)),
-        second(lambda x, k: fast_cpu.conv(x, k, 1, padding)),
+        second(lambda x, k: cpu_conv(x, k, 1, padding)),
         strict=True,
     ):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3)
@@ -121,7 +122,7 @@ def test_vmap_over_images_and_over_kernels():
     padding = ((1, 1), (1, 1))
 
     def conv(x, kernel):
-        return fast_cpu.conv(x, kernel, 1, padding)
+        return cpu_conv(x, kernel, 1, padding)
 
     for axes in [(0, None), (None, 0), (0, 0)]:
         arguments = [
@@ -136,7 +137,7 @@ def test_vmap_over_images_and_over_kernels():
 def test_threads_do_not_get_each_others_results():
     images = [random(4, 12, 12, 8, seed=seed) for seed in range(8)]
     kernel = random(3, 3, 8, 8, seed=9)
-    conv = jax.jit(lambda x: fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))))
+    conv = jax.jit(lambda x: cpu_conv(x, kernel, 1, ((1, 1), (1, 1))))
     expected = [np.asarray(conv(x)) for x in images]
     wrong = []
 
@@ -172,13 +173,13 @@ def run_program(program, **environment):
 def test_a_process_may_end_while_a_program_runs():
     program = """
         import jax, jax.numpy as jnp
-        from flexpool_jax.models import fast_cpu, onednn
+        from flexpool_jax.cpu import convolution, onednn
 
         assert onednn.library()
 
         def convs(x, kernel):
             for _ in range(300):
-                x = fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1))) * 1e-3
+                x = convolution.conv(x, kernel, 1, ((1, 1), (1, 1))) * 1e-3
             return x
 
         x, kernel = jnp.ones((64, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
@@ -197,10 +198,10 @@ def test_any_thread_may_call_what_another_has_traced_and_all_share_one_team():
         from pathlib import Path
 
         import jax, jax.numpy as jnp
-        from flexpool_jax.models import fast_cpu
+        from flexpool_jax.cpu import convolution
 
         x, kernel = jnp.ones((2, 9, 9, 130)), jnp.ones((3, 3, 130, 7))
-        loss = lambda x, k: fast_cpu.conv(x, k, 3, ((4, 4), (4, 4))).sum()
+        loss = lambda x, k: convolution.conv(x, k, 3, ((4, 4), (4, 4))).sum()
         run = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
         computed, counted = threading.Barrier(10), threading.Event()
 
@@ -231,7 +232,7 @@ def test_any_thread_may_call_what_another_has_traced_and_all_share_one_team():
 )
 def test_operands_that_do_not_belong_together_are_refused_as_by_lax(x, kernel):
     with pytest.raises((TypeError, ValueError)) as error:
-        fast_cpu.conv(x, kernel, 1, ((1, 1), (1, 1)))
+        cpu_conv(x, kernel, 1, ((1, 1), (1, 1)))
     assert "conv" in str(error.value)
 
 
@@ -246,11 +247,11 @@ def test_a_failure_of_onednns_is_an_error_of_the_program(monkeypatch):
     monkeypatch.setattr(onednn.Library, "_plan", without_arguments)
     with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN could not compute a convolution"):
         # A shape that no other test has, since what is registered stays.
-        fast_cpu.conv(random(1, 11, 13, 2), random(3, 3, 2, 2), 1, ((0, 0), (0, 0)))
+        cpu_conv(random(1, 11, 13, 2), random(3, 3, 2, 2), 1, ((0, 0), (0, 0)))
 
 
 @needs_onednn
-@pytest.mark.parametrize("missing", onednn.PACKAGES)
+@pytest.mark.parametrize("missing", process.PACKAGES)
 def test_without_its_packages_xla_convolves(monkeypatch, missing):
     if missing == "llvmlite":
         monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
@@ -260,20 +261,57 @@ def test_without_its_packages_xla_convolves(monkeypatch, missing):
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "files", files)
-    # Without what is loaded already, which stays as it is.
+    check_that_xla_convolves(monkeypatch, missing)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("defines", "name"),
+    [("MAJOR 1\n#define XLA_FFI_API_MINOR 0", "1.0"), ("MAJOR 0", "0"), ("MINUTES 7", "unknown")],
+)
+def test_with_another_version_of_xlas_ffi_xla_convolves(monkeypatch, tmp_path, defines, name):
+    header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(f"#define XLA_FFI_API_{defines}\n")
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
+    check_that_xla_convolves(monkeypatch, f"version {name} of XLA's FFI")
+
+
+@needs_onednn
+def test_where_xla_refuses_the_handlers_xla_convolves():
+    program = """
+        from pathlib import Path
+
+        read_text = Path.read_text
+
+        def of_the_next_major_version(path, *arguments, **keywords):
+            text = read_text(path, *arguments, **keywords)
+            return text.replace("store i32 0, ptr %major_at", "store i32 1, ptr %major_at")
+
+        Path.read_text = of_the_next_major_version
+        from flexpool_jax import cpu
+
+        print(cpu.describe())
+    """
+    status, output, _ = run_program(program)
+    assert status == 0
+    assert output.startswith("XLA (not oneDNN: ")
+    assert "version" in output
+
+
+def test_later_minor_versions_of_xlas_ffi_are_supported():
+    onednn._check_ffi_version((onednn.FFI_MAJOR, 99))
+    with pytest.raises(RuntimeError, match=r"version 0\.0 of XLA's FFI"):
+        onednn._check_ffi_version((0, 0))
+
+
+def check_that_xla_convolves(monkeypatch, reason):
+    # As in a new process: what is loaded already stays as it is.
     monkeypatch.setattr(onednn, "_load", onednn._load.__wrapped__)
     assert onednn.library() is None
-    assert missing in onednn.describe()
+    assert reason in cpu.describe()
     x, kernel = random(2, 6, 6, 3), random(3, 3, 3, 4, seed=1)
-    conv = jax.jit(lambda x, k: fast_cpu.conv(x, k, 1, ((1, 1), (1, 1))))
+    conv = jax.jit(lambda x, k: cpu_conv(x, k, 1, ((1, 1), (1, 1))))
     assert "stablehlo.convolution" in conv.lower(x, kernel).as_text()
     expected = lax_conv(1, ((1, 1), (1, 1)))(x, kernel)
     np.testing.assert_allclose(conv(x, kernel), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_with_flaxs_own_layers_a_network_can_be_exported():
-    conv, x = layers.Conv(features=4), random(2, 6, 6, 3)
-    variables = conv.init(jax.random.key(0), x)
-    with layers.cpu_kernels(False):
-        exported = export.export(jax.jit(lambda x: conv.apply(variables, x)))(x)
-    np.testing.assert_allclose(exported.call(x), conv.apply(variables, x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,33 @@
+"""What makes XLA's CPU backend fast: kernels for convolution, BatchNorm and ReLU; process settings.
+
+The other modules of this folder are private. Names are loaded when they are first used, since
+`prepare_process` must run before JAX is imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexpool_jax.cpu.convolution import conv_general_dilated
+    from flexpool_jax.cpu.norm import batch_norm, relu
+    from flexpool_jax.cpu.onednn import describe
+    from flexpool_jax.cpu.process import prepare_process
+
+__all__ = ["batch_norm", "conv_general_dilated", "describe", "prepare_process", "relu"]
+
+_MODULE_OF = {
+    "batch_norm": "norm",
+    "conv_general_dilated": "convolution",
+    "describe": "onednn",
+    "prepare_process": "process",
+    "relu": "norm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the module that holds a public name when the name is first used (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

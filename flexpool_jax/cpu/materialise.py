@@ -1,0 +1,30 @@
+"""Two ways to overrule XLA's fusion and scheduling on a CPU."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def runtime_zero(x: Array) -> Array:
+    """A runtime zero (int32) that depends on x.
+
+    XLA can neither constant-fold it nor schedule its users before x.
+    """
+    return (x.reshape(-1)[0] * 0).astype(jnp.int32)
+
+
+def materialise(x: Array, after: Array) -> Array:
+    """Forces XLA to materialise x instead of fusing it into its consumers.
+
+    XLA fuses elementwise operations into each of their consumers. A kernel gradient of XLA's would
+    then recompute the chain of norms, additions and ReLUs of all blocks since the last stride, and
+    sums over a fused ReLU gradient take ten times as long as over an array in memory.
+    `jax.lax.optimization_barrier` does not help: the CPU pipeline removes it before fusion. So the
+    first element is written over itself, at a position that is known at run time only: a zero that
+    depends on ``after``, an input of x. If it depended on x, some versions of XLA would copy x.
+    """
+    first = jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim)
+    return jax.lax.dynamic_update_slice(x, first, (runtime_zero(after),) * x.ndim)

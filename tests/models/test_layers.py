@@ -1,0 +1,82 @@
+"""The layers beside their numbers: errors as Flax raises them, exports, empty batches."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from flexpool_jax import cpu
+from flexpool_jax.models.classifier import Classifier
+from flexpool_jax.models.layers import BatchNorm, Conv, cpu_kernels, relu
+from flexpool_jax.models.resnet_cifar import ResNetCifar
+
+
+def random(*shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_training_with_constant_statistics_is_an_error(kernels):
+    norm, x = BatchNorm(use_running_average=False), random(4, 3)
+    variables = norm.init(jax.random.key(0), x)
+    with cpu_kernels(kernels), pytest.raises(flax.errors.ModifyScopeVariableError):
+        norm.apply(variables, x)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_empty_batch_gives_empty_logits(train):
+    model = Classifier(ResNetCifar(blocks_per_stage=1), num_classes=10)
+    variables = jax.jit(model.init)(jax.random.key(0), random(1, 8, 8, 3))
+    logits = model.apply(variables, random(0, 8, 8, 3), train=train, mutable=["batch_stats"])[0]
+    assert logits.shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        relu,
+        lambda x: Conv(4).apply({"params": {"kernel": jnp.ones((3, 3, 3, 4))}}, x),
+        lambda x: BatchNorm(use_running_average=False).apply(
+            {
+                "params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
+                "batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)},
+            },
+            x,
+            mutable=["batch_stats"],
+        )[0],
+    ],
+    ids=["relu", "conv", "norm"],
+)
+def test_forward_mode_needs_flaxs_own_layers_and_the_error_says_so(layer):
+    x = random(2, 6, 6, 3)
+    with pytest.raises(TypeError, match=r"cpu_kernels\(False\)"):
+        jax.jvp(layer, (x,), (x,))
+    with cpu_kernels(False):
+        y, dy = jax.jvp(layer, (x,), (x,))
+    expected = (layer(x + 1e-3 * x) - layer(x - 1e-3 * x)) / 2e-3
+    np.testing.assert_allclose(dy, expected, rtol=0.02, atol=0.02 * jnp.abs(y).max())
+
+
+def test_with_flaxs_own_layers_a_network_can_be_exported():
+    conv, x = Conv(features=4), random(2, 6, 6, 3)
+    variables = conv.init(jax.random.key(0), x)
+    if cpu.describe().startswith("oneDNN"):
+        with pytest.raises(ValueError, match=r"cpu_kernels\(False\)"):
+            export.export(jax.jit(lambda x: conv.apply(variables, x)))(x)
+    with cpu_kernels(False):
+        exported = export.export(jax.jit(lambda x: conv.apply(variables, x)))(x)
+    np.testing.assert_allclose(exported.call(x), conv.apply(variables, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_can_be_exported_for_any_batch_size():
+    model = Classifier(ResNetCifar(blocks_per_stage=1), num_classes=10)
+    images = random(3, 8, 8, 3)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    (batch,) = export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+    exported = export.export(jax.jit(lambda x: model.apply(variables, x)))(shape)
+    np.testing.assert_allclose(
+        exported.call(images), model.apply(variables, images), rtol=1e-4, atol=1e-5
+    )
