@@ -35,7 +35,7 @@ def train(command: Command) -> None:
     """Trains, or goes on where the workdir's last checkpoint stands."""
     config = command.require_config()
     workdir = command.require_workdir()
-    configuration.validate(config)
+    config = configuration.resolve(config)
     configuration.check_files(config)
     configuration.check_workdir(workdir)
     configuration.check_resume(config, workdir)
@@ -78,7 +78,7 @@ def probe(command: Command) -> None:
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
     config = command.require_config()
-    configuration.validate(config)
+    config = configuration.resolve(config)
 
     from flexpool_jax import data
 
@@ -211,7 +211,7 @@ def _checkpoint(command: Command) -> tuple[str, str, ConfigDict | None]:
     workdir = command.require_workdir()
     saved = configuration.read_config(workdir)
     config = command.require_config()
-    configuration.validate(config)
+    config = configuration.resolve(config)
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")

@@ -1,9 +1,6 @@
-"""Checks a whole training config: its fields one by one, then what they say together.
+"""Checks a whole training config, its fields one by one and then together, and completes it."""
 
-One field is also filled in: the default of `sac.weights` is the paper's three numbers, and a model
-with another number of stages gets as many.
-"""
-
+import copy
 import itertools
 import math
 import os
@@ -29,32 +26,38 @@ _SAC_SUM_TOLERANCE = 2e-3
 _STAGES_OF_THE_PAPER = 3
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every field's type and range, and that the fields do not contradict each other.
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Checks a training config, and returns it with the one value that depends on others.
 
-    What only the data and the devices can tell is left to `check_pool_reg_stability` and
+    It checks every field's type and range, and that the fields do not contradict each other. What
+    depends on the data and the devices is left to `check_pool_reg_stability` and
     `check_batch_size`.
 
-    With SAC, `sac.weights` at its default becomes `default_sac_weights` of the model's stages, so
-    that whoever trains, and whoever reads config.json, has the weights that are used.
+    With SAC, `sac.weights` at its default, the paper's three numbers, becomes `default_sac_weights`
+    of the model's stages, so that config.json holds the weights that are used.
 
     Args:
-        config: A training config, as configs/default.py has it; changed in place as said above.
+        config: A training config, as configs/default.py has it.
+
+    Returns:
+        A copy, locked.
 
     Raises:
         UserError: For the first mistake found, naming the field, its value and what is allowed.
 
     Example:
         >>> from configs import default
-        >>> config = default.get_config("flexpool,reg")
-        >>> validate(config)
+        >>> config = default.get_config("flexpool,sac,model=vgg11")
+        >>> config.sac.weights, resolve(config).sac.weights
+        ((0.1, 0.2, 0.7), (0.03, 0.06, 0.09, 0.12, 0.7))
         >>> config.learning_rate = -0.1
-        >>> validate(config)
+        >>> resolve(config)
         Traceback (most recent call last):
         ...
         flexpool_jax.errors.UserError: config.learning_rate is -0.1; allowed: a number above 0 and \
 at most 1000
     """
+    config = copy.deepcopy(config).lock()
     _check_names(list(field_names(config)))
     # The pool comes last, since its check imports JAX: any other mistake is answered at once.
     for name in sorted(FIELDS, key=lambda name: name == "pool"):
@@ -67,6 +70,7 @@ at most 1000
         _check_sac_weights(config.model, config.sac.weights)
     _check_norm_order(config)
     _check_superclass(config)
+    return config
 
 
 def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence[int]]) -> None:
@@ -79,7 +83,7 @@ def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence
     SAC every stage is pooled, and the first has the largest map.
 
     Args:
-        config: A config that `validate` has passed.
+        config: A config that `resolve` returned.
         stage_shapes: Height and width first, e.g. [H, W, C], of each stage's weights, first to
             last.
 
@@ -116,7 +120,7 @@ def check_batch_size(config: ConfigDict, device_count: int, num_images: int | No
     """Checks that a batch can be dealt out evenly to the devices, and is not more than there is.
 
     Args:
-        config: A config that `validate` has passed.
+        config: A config that `resolve` returned.
         device_count: How many devices share a batch.
         num_images: How many training images there are, where that is known.
 

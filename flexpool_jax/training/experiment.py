@@ -116,7 +116,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
     """Builds a run from its config.
 
     Args:
-        config: validated by `flexpool_jax.configuration.validate`.
+        config: from `flexpool_jax.configuration.resolve`.
         dataset: what ``config.dataset`` names.
 
     Raises:

@@ -35,7 +35,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     """Trains a model, going on from the workdir's latest checkpoint if it holds one.
 
     Args:
-        config: every field of configs/default.py.
+        config: from `flexpool_jax.configuration.resolve`.
         workdir: folder for config.json, checkpoints/, metrics.jsonl, result.json and tensorboard/.
 
     Returns:
@@ -47,7 +47,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
         TrainingDiverged: a loss became NaN or infinite.
     """
     workdir = Path(workdir).expanduser().absolute()
-    configuration.validate(config)
     with stop_on_signals() as stop:
         # Named before the first array exists: later, JAX would not use it.
         use_compilation_cache(config.compilation_cache)

@@ -12,7 +12,7 @@ from flexpool_jax.configuration import (
     check_batch_size,
     check_files,
     check_pool_reg_stability,
-    validate,
+    resolve,
 )
 from flexpool_jax.configuration.fields import DATASET_NAMES, field_names
 from flexpool_jax.errors import UserError
@@ -76,7 +76,7 @@ OUT_OF_RANGE = {
 )
 def test_field_of_wrong_type_or_out_of_range(name, value):
     with pytest.raises(UserError) as error:
-        validate(config_with({name: value}))
+        resolve(config_with({name: value}))
     message = str(error.value)
     assert f"config.{name}" in message
     assert "allowed" in message
@@ -112,7 +112,7 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("values", "words"), CONTRADICTIONS)
 def test_fields_that_contradict_each_other(values, words):
     with pytest.raises(UserError) as error:
-        validate(config_with(values))
+        resolve(config_with(values))
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -127,11 +127,11 @@ def test_eq_2_goes_with_every_pool_that_uses_its_weights_as_they_are(pool, monke
 
     monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
     register_pool("mine")(Mine)
-    validate(config_with({"pool": pool, "pool_reg": 0.1, "pool_learning_rate_scale": 0.02}))
+    resolve(config_with({"pool": pool, "pool_reg": 0.1, "pool_learning_rate_scale": 0.02}))
 
 
 def test_the_softmaxs_weights_learn_at_a_rate_of_their_own_too():
-    validate(config_with({"pool": "flexpool_softmax", "pool_learning_rate_scale": 0.02}))
+    resolve(config_with({"pool": "flexpool_softmax", "pool_learning_rate_scale": 0.02}))
 
 
 @pytest.fixture
@@ -147,14 +147,14 @@ def backbones():
 
 def test_sac_needs_a_stage_for_every_weight(backbones):
     with pytest.raises(UserError, match="one_stage has one stage"):
-        validate(config_with({"model": "one_stage", "sac.enabled": True, "sac.weights": (1.0,)}))
+        resolve(config_with({"model": "one_stage", "sac.enabled": True, "sac.weights": (1.0,)}))
     config = config_with({"model": "five_stages", "sac.weights": (0.05, 0.1, 0.85)}, "sac")
     with pytest.raises(UserError, match="five_stages has 5 stages") as error:
-        validate(config)
+        resolve(config)
     suggestion = str(error.value).rpartition("=")[2]
     apply_overrides(config, [f"--config.sac.weights={suggestion}"])
     assert len(config.sac.weights) == 5
-    validate(config)
+    resolve(config)
 
 
 @pytest.mark.parametrize(
@@ -169,22 +169,21 @@ def test_sac_needs_a_stage_for_every_weight(backbones):
 def test_default_sac_weights_are_those_of_the_models_stages(model, weights):
     config = default.get_config("flexpool,sac")
     apply_overrides(config, [f"--config.model={model}"])
-    validate(config)
-    assert config.sac.weights == weights
-    # What config.json will hold is valid again when the run goes on.
-    validate(config)
-    assert config.sac.weights == weights
+    resolved = resolve(config)
+    assert resolved.sac.weights == weights
+    assert config.sac.weights == (0.1, 0.2, 0.7)
+    # What config.json will hold is valid again when the run continues.
+    assert resolve(resolved).to_dict() == resolved.to_dict()
 
 
 def test_sac_weights_that_were_given_are_kept():
     config = config_with({"model": "resnet18", "sac.weights": (0.1, 0.2, 0.3, 0.4)}, "sac")
-    validate(config)
-    assert config.sac.weights == (0.1, 0.2, 0.3, 0.4)
+    assert resolve(config).sac.weights == (0.1, 0.2, 0.3, 0.4)
 
 
 def test_norm_after_relu_is_the_cifar_resnets_own(backbones):
     with pytest.raises(UserError, match=r"config\.norm_after_relu .*resnet20"):
-        validate(config_with({"model": "one_stage", "norm_after_relu": True}))
+        resolve(config_with({"model": "one_stage", "norm_after_relu": True}))
 
 
 @pytest.mark.parametrize(
@@ -201,32 +200,32 @@ def test_norm_after_relu_is_the_cifar_resnets_own(backbones):
     ],
 )
 def test_sound_configs_pass(values, variant):
-    validate(config_with(values, variant))
+    resolve(config_with(values, variant))
 
 
 def test_unknown_and_missing_fields_are_named():
     with pytest.raises(
         UserError, match=r"config\.lerning_rate; did you mean config\.learning_rate"
     ):
-        validate(config_with({"lerning_rate": 0.1}))
+        resolve(config_with({"lerning_rate": 0.1}))
     config = config_with({})
     del config["schedule"]
     with pytest.raises(UserError, match=r"no config\.schedule"):
-        validate(config)
+        resolve(config)
 
 
 def test_a_tfds_set_prepared_under_data_dir_is_a_data_set(tmp_path):
     values = {"dataset.name": "svhn_cropped", "dataset.data_dir": str(tmp_path)}
     with pytest.raises(UserError, match="svhn_cropped"):
-        validate(config_with(values))
+        resolve(config_with(values))
     (tmp_path / "svhn_cropped").mkdir()
-    validate(config_with(values))
+    resolve(config_with(values))
 
 
 def test_missing_mapping_to_superclasses(tmp_path):
     mapping = tmp_path / "animals.json"
     config = config_with({"superclass.epochs": 1, "superclass.mapping": str(mapping)})
-    validate(config)
+    resolve(config)
     with pytest.raises(UserError, match=r"superclass\.mapping"):
         check_files(config)
     mapping.write_text("{}")
