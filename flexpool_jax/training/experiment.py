@@ -126,7 +126,10 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
     configuration.check_batch_size(config, len(devices), len(dataset.train.labels))
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     schedule = make_schedule(
-        config.schedule, config.learning_rate, config.num_epochs * steps_per_epoch
+        config.schedule,
+        config.learning_rate,
+        total_steps=config.num_epochs * steps_per_epoch,
+        warmup_steps=config.warmup_epochs * steps_per_epoch,
     )
     tx = make_optimizer(
         config.optimizer.name,
@@ -134,7 +137,10 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         weight_decay_kind=config.optimizer.weight_decay_kind,
+        decay_pool=config.optimizer.decay_pool,
+        clip_norm=config.optimizer.clip_norm,
         pool_learning_rate_scale=config.pool_learning_rate_scale,
+        kwargs=config.optimizer.get("kwargs", {}),
     )
     model = _model(config, dataset.num_classes)
     key = jax.random.key(config.seed)

@@ -48,12 +48,23 @@ OUT_OF_RANGE = {
     "batch_size": [0, -1, 1.5, "64", 10**8, NAN, True],
     "num_epochs": [0, -1, 2.0, "ten"],
     "eval_batch_size": [0, -5, None],
-    "optimizer.name": ["adamw", "SGD ", "", None],
+    "optimizer.name": [
+        "adamm",
+        "SGD ",
+        "",
+        None,
+        "apply_updates",
+        "scale_by_adam",
+        "schedule_free_sgd",
+    ],
     "optimizer.momentum": [-0.1, 1.0, NAN, "0.9"],
     "optimizer.weight_decay": [-1e-4, 1.5, NAN, None],
     "optimizer.weight_decay_kind": ["L2", "none", ""],
+    "optimizer.decay_pool": [1, "yes", None],
+    "optimizer.clip_norm": [-1, NAN, INF, "1", None],
     "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
     "schedule": ["one_cycle", "linear", ""],
+    "warmup_epochs": [-1, 0.5, NAN, "1", None],
     "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
     "sync_batch_norm": [1, "no"],
@@ -282,10 +293,38 @@ def test_the_largest_pooled_map_decides_and_the_value_named_is_stable():
     check_pool_reg_stability(sgd_config(named, 0.05, 0.9, sac=True), stages)
 
 
-def test_adam_holds_any_pool_reg():
+def test_adam_holds_any_pool_reg(capsys):
     config = sgd_config(1000.0, 0.1, 0.9)
     config.optimizer.name = "adam"
     check_pool_reg_stability(config, [(32, 32, 16)])
+    assert capsys.readouterr().err == ""
+
+
+def test_of_other_optimizers_it_says_that_nothing_is_checked(capsys):
+    config = sgd_config(1000.0, 0.1, 0.9)
+    config.optimizer.name = "rmsprop"
+    check_pool_reg_stability(config, [(32, 32, 16)])
+    assert "'rmsprop'" in capsys.readouterr().err
+
+
+def test_nesterovs_momentum_holds_less():
+    bound = 1.9 / 2.8 / (0.05 * 16)
+    config = sgd_config(1.03 * bound, 0.05, 0.9)
+    check_pool_reg_stability(config, [(4, 4, 8)])
+    with config.unlocked():
+        config.optimizer.kwargs = {"nesterov": True}
+    with pytest.raises(UserError, match="largest stable"):
+        check_pool_reg_stability(config, [(4, 4, 8)])
+    config.pool_reg = 0.97 * bound
+    check_pool_reg_stability(config, [(4, 4, 8)])
+    for factor, converges in ((0.97, True), (1.03, False)):
+        weights, velocity, reg = 1.01, 0.0, factor * bound
+        for _ in range(300):
+            # All 16 positions move alike, so that their sum moves 16 times as far.
+            gradient = 2 * reg * (weights - 1)
+            velocity = 0.9 * velocity + gradient
+            weights -= 0.05 * 16 * (gradient + 0.9 * velocity)
+        assert (abs(weights - 1) < 0.01) is converges
 
 
 @pytest.mark.parametrize(
@@ -315,12 +354,51 @@ def test_fields_are_those_of_the_default_config():
 
 def test_names_are_those_that_exist():
     from flexpool_jax.data import DATASETS
-    from flexpool_jax.training import optimizer
 
     assert set(DATASETS) <= set(DATASET_NAMES)
-    for field, names in (
-        ("schedule", optimizer.SCHEDULES),
-        ("optimizer.name", optimizer.OPTIMIZERS),
-        ("optimizer.weight_decay_kind", optimizer.WEIGHT_DECAY_KINDS),
-    ):
-        assert set(FIELDS[field].names()) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("lbfgs", {}, ["config.optimizer.name", "'lbfgs'", "value"]),
+        ("noisy_sgd", {}, ["config.optimizer.name", "random key"]),
+        ("lion", {"b3": 0.9}, ["config.optimizer.kwargs", "'b3'"]),
+        ("adam", {"b1": "high"}, ["config.optimizer.kwargs", "high"]),
+        ("adamw", {"weight_decay": 0.1}, ["by optimizer.weight_decay"]),
+        ("sgd", {"decay": 0.5}, ["config.optimizer.momentum"]),
+        ("lion", {"b1": (0.9,)}, ["config.optimizer.kwargs.b1", "allowed"]),
+        ("lion", {"b1": NAN}, ["config.optimizer.kwargs.b1", "allowed"]),
+        ("lion", {"b1": None}, ["config.optimizer.kwargs.b1", "allowed"]),
+        ("lion", {"group": {"b1": 0.9}}, ["config.optimizer.kwargs.group.b1"]),
+    ],
+)
+def test_an_optimizer_that_cannot_be_built_is_refused(name, kwargs, words):
+    with pytest.raises(UserError) as error:
+        resolve(config_with({"optimizer.name": name, "optimizer.kwargs": kwargs}))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_keywords_of_the_optimizer_are_checked_and_kept():
+    config = config_with({"optimizer.name": "lion", "optimizer.kwargs": {"b1": 0.95}})
+    assert resolve(config).optimizer.kwargs.b1 == 0.95
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"warmup_epochs": 1},
+        {"warmup_epochs": 100, "schedule": "warmup_cosine"},
+        {
+            "warmup_epochs": 2,
+            "schedule": "warmup_cosine",
+            "superclass.epochs": 2,
+            "dataset.name": "cifar100",
+        },
+    ],
+)
+def test_a_warmup_that_cannot_take_place_is_refused(values):
+    with pytest.raises(UserError, match=r"config\.warmup_epochs"):
+        resolve(config_with(values))
+    resolve(config_with({"warmup_epochs": 5, "schedule": "warmup_cosine"}))
