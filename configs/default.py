@@ -112,6 +112,12 @@ def get_config(variant: str = "") -> ConfigDict:
     # For warmup_cosine only.
     config.warmup_epochs = 0
 
+    # Above 0, evaluation uses an exponential moving average of the weights: after each step,
+    # average = ema_decay * average + (1 - ema_decay) * weights, from the initial weights on. It
+    # covers about the last 1 / (1 - ema_decay) steps. BatchNorm's running statistics are used as
+    # they are. Checkpoints, and pool_weights.npz, then hold the averages. 0 is off.
+    config.ema_decay = 0.0
+
     # Share of each label's probability that is spread over all classes in the training loss (label
     # smoothing). The paper has none.
     config.label_smoothing = 0.0

@@ -188,6 +188,7 @@ FIELDS: dict[str, Field] = {
     "learning_rate": _number(0, 1e3, above=True),
     "schedule": _registry("training.optimizer", "SCHEDULES"),
     "warmup_epochs": _whole(0, 10**6),
+    "ema_decay": _number(0, 1, below=True),
     "label_smoothing": _number(0, 1, below=True),
     "dtype": _one_of(lambda: ("float32", "bfloat16")),
     "sync_batch_norm": _switch(),

@@ -28,6 +28,7 @@ _FIXED = (
     "batch_size",
     "optimizer.name",
     "optimizer.kwargs.",
+    "ema_decay",
     "dtype",
     "augment.",
     "superclass.",
@@ -54,6 +55,7 @@ _ADDED_SINCE: dict[str, Any] = {
     "optimizer.decay_pool": False,
     "optimizer.clip_norm": 0.0,
     "warmup_epochs": 0,
+    "ema_decay": 0.0,
 }
 
 

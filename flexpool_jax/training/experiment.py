@@ -49,6 +49,7 @@ class Experiment:
         compiler_options: XLA's, for the compiled steps alone.
         run_steps: see `steps.pmap_train_step`.
         run_evaluation: see `steps.pmap_eval_step`.
+        keep_average: whether the state has a moving average of the parameters.
     """
 
     model: nn.Module
@@ -67,6 +68,7 @@ class Experiment:
     compiler_options: dict[str, str | bool]
     run_steps: Callable[..., tuple[TrainState, steps.Metrics]]
     run_evaluation: Callable[..., tuple[steps.Metrics, steps.Metrics]]
+    keep_average: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -80,7 +82,9 @@ class Experiment:
 
     def init(self) -> TrainState:
         """The state at step 0, on one device."""
-        return create_train_state(self.model, self.tx, self.key, self.image_shape)
+        return create_train_state(
+            self.model, self.tx, self.key, self.image_shape, self.keep_average
+        )
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of the state, without computing it."""
@@ -158,6 +162,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         label_smoothing=config.label_smoothing,
         pool_reg=config.pool_reg,
         sync_batch_norm=config.sync_batch_norm,
+        ema_decay=config.ema_decay,
     )
     steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
     options = fast_cpu.compiler_options()
@@ -181,6 +186,7 @@ def build_experiment(config: ml_collections.ConfigDict, dataset: Dataset) -> Exp
         run_evaluation=steps.pmap_eval_step(
             steps.make_eval_step(model, normalise=normalise), options
         ),
+        keep_average=config.ema_decay > 0,
     )
 
 

@@ -234,7 +234,8 @@ class TrainingRun:
             reporting.write_predictions(
                 self.workdir, jax.device_get(self.test_split.labels), evaluation
             )
-            reporting.write_pool_weights(self.workdir, jax.device_get(self.state.params))
+            params = jax.device_get(self.state.variables["params"])
+            reporting.write_pool_weights(self.workdir, params)
         best = self.progress.best_accuracy
         self.progress.best_accuracy = max(result["accuracy"], -math.inf if best is None else best)
         self.log.write(

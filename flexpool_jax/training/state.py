@@ -22,17 +22,20 @@ class TrainState:
         params: float32 parameters.
         batch_stats: float32 running statistics.
         opt_state: the optimiser's.
+        ema_params: the moving average of ``params``; None where none is kept.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema_params: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What is evaluated: the averaged parameters, where they are kept, and the statistics."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
 def create_train_state(
@@ -40,6 +43,7 @@ def create_train_state(
     tx: optax.GradientTransformation,
     key: Array,
     image_shape: tuple[int, int, int],
+    keep_average: bool = False,
 ) -> TrainState:
     """Initialises a model and its optimiser.
 
@@ -49,6 +53,7 @@ def create_train_state(
         key: a typed PRNG key.
         image_shape: (H, W, C) of the images it will be trained on; FlexPool's weights have the
             shape of the feature maps that these give.
+        keep_average: whether a moving average of the parameters is kept; it starts as they do.
 
     Returns:
         A `TrainState` at step 0.
@@ -76,6 +81,8 @@ def create_train_state(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(params),
+            # A copy: the state's buffers are donated, each of them once.
+            ema_params=jax.tree.map(jnp.copy, params) if keep_average else None,
         )
 
     return init(key)

@@ -42,6 +42,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
     sync_batch_norm: bool = True,
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
@@ -58,6 +59,7 @@ def make_train_step(
         pool_reg: coefficient of Eq. 2.
         sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
             are averaged over devices, so that the state stays the same on each.
+        ema_decay: of the state's moving average of the parameters, if it keeps one.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
@@ -105,7 +107,10 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        average = state.ema_params
+        if average is not None:
+            average = optax.incremental_update(params, average, step_size=1 - ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step
 

@@ -65,6 +65,7 @@ OUT_OF_RANGE = {
     "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
     "schedule": ["one_cycle", "linear", ""],
     "warmup_epochs": [-1, 0.5, NAN, "1", None],
+    "ema_decay": [-0.1, 1.0, NAN, "0.9", None],
     "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
     "sync_batch_norm": [1, "no"],

@@ -54,6 +54,7 @@ OTHER = {
     "learning_rate": 0.01,
     "schedule": "cosine",
     "warmup_epochs": 3,
+    "ema_decay": 0.999,
     "label_smoothing": 0.1,
     "dtype": "bfloat16",
     "sync_batch_norm": False,
@@ -71,6 +72,7 @@ OTHER = {
 }
 FIXED = {
     *("seed", "model", "norm_after_relu", "pool", "sac.enabled", "batch_size", "optimizer.name"),
+    *("ema_decay",),
     *("dataset.name", "dataset.image_size", "dataset.holdout", "dtype"),
     *("augment.flip", "augment.scale", "augment.crop", "superclass.epochs", "superclass.mapping"),
 }
