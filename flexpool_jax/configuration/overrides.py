@@ -1,12 +1,12 @@
-"""Overrides such as `--config.batch_size=1e3`, made unambiguous before ml_collections applies them.
+"""Reads overrides such as `--config.batch_size=1e3`, and sets the fields of a config.
 
-ml_collections' config_flags decides what an override does. But it reads `--config.flag False` as
-True with an argument left over, `--config.names=x,y` as one string, takes a following flag for the
-value of the one before it, and adds up repeated tuples. Each override is therefore first rewritten
-as `--config.FIELD=VALUE` with a value that can be read in one way only, or refused in one line.
+ml_collections' config_flags applies them, but alone it misreads some without a word: it takes
+`--config.flag False` for True with an argument left over, `--config.names=x,y` for one string, a
+following flag for the value of the one before it, and it adds up repeated tuples. It also refuses
+`1e3` for a whole number and an override ahead of `--config`. So each override is first rewritten as
+`--config.FIELD=VALUE` with a value that can be read in one way only, or refused in one line.
 """
 
-import ast
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flexpool_jax.configuration.fields import FIELDS, field_names
+from flexpool_jax.configuration.fields import FIELDS, KWARGS, field_names
 from flexpool_jax.errors import UserError, closest_name
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
@@ -45,7 +45,8 @@ def split_overrides(arguments: Sequence[str], config: ConfigDict) -> tuple[list[
 
     Args:
         arguments: The command line without the program's name.
-        config: The config whose fields are to be overridden; it tells the type of each.
+        config: The config whose fields are to be overridden; it tells the type of each. A name
+            that is new in the group `KWARGS` is added to it.
 
     Returns:
         The overrides, rewritten as `--config.FIELD=VALUE`, and everything else as it was.
@@ -66,6 +67,7 @@ def split_overrides(arguments: Sequence[str], config: ConfigDict) -> tuple[list[
         if not is_override(argument):
             others.append(argument)
             continue
+        _add_kwarg(argument, remaining, config)
         field, text = _field_and_text(argument, remaining, config)
         current = _lookup(field, config)
         if field in overrides and isinstance(current, tuple):
@@ -110,6 +112,25 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     return others
 
 
+def _add_kwarg(argument: str, remaining: Sequence[str], config: ConfigDict) -> None:
+    """Gives the optimizer's keyword that an argument names a value of the type that is written."""
+    match = _OVERRIDE.fullmatch(argument)
+    assert match is not None
+    group, _, name = match["field"].rpartition(".")
+    text = match["value"] if match["value"] is not None else "".join(remaining[:1])
+    is_kwarg = group == KWARGS and name.isidentifier()
+    if not is_kwarg or not isinstance(config.get("optimizer"), ConfigDict):
+        return
+    for kind in (int, float):
+        try:
+            value: Any = kind(text)
+            break
+        except ValueError:
+            value = text.lower() == "true" if text.lower() in ("true", "false") else text
+    with config.unlocked():
+        config.optimizer.kwargs = {**config.optimizer.get("kwargs", {}), name: value}
+
+
 def _field_and_text(argument: str, remaining: list[str], config: ConfigDict) -> tuple[str, str]:
     """Returns the field and value of an override, taking the value from what follows if need be."""
     match = _OVERRIDE.fullmatch(argument)
@@ -149,7 +170,7 @@ def _lookup(field: str, config: ConfigDict) -> Any:
             )
         node = node[part]
     if isinstance(node, ConfigDict):
-        names = [f"--config.{field}.{name}" for name in field_names(node)]
+        names = [f"--config.{field}.{name}" for name in [*field_names(node)] or ["NAME=VALUE"]]
         raise UserError(f"--config.{field} is a group of fields; allowed: {', '.join(names)}")
     if type(node) not in _KIND_IN_WORDS:
         raise UserError(
@@ -207,19 +228,13 @@ def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
     if parts[-1] == "":
         # A trailing comma, as in `(1,)`, or nothing at all.
         parts.pop()
-    if len(kinds) == 1 and (kind := kinds.pop()) in (bool, int, float, str):
-        values = tuple(
-            _parse_scalar(_unquote(part) if kind is str else part, kind) for part in parts
-        )
-        if kind is float and not all(map(math.isfinite, values)):
-            raise ValueError(text)
-        return values
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        # All that literal_eval is documented to raise: words, then, not literals.
+    kind = kinds.pop() if len(kinds) == 1 else str
+    if kind is str:
         return tuple(map(_unquote, parts))
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    values = tuple(_parse_scalar(part, kind) for part in parts)
+    if kind is float and not all(map(math.isfinite, values)):
+        raise ValueError(text)
+    return values
 
 
 def _unquote(part: str) -> str:
