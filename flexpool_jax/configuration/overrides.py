@@ -40,24 +40,29 @@ def is_override(argument: str) -> bool:
     return _OVERRIDE.fullmatch(argument) is not None
 
 
-def split_overrides(arguments: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
-    """Separates a command line's overrides from its other arguments, in either order.
+def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Applies a command line's overrides to a config in place.
+
+    Of a field given twice the last value counts, as for every absl flag.
 
     Args:
+        config: The config to change; it tells the type of each field. A name that is new in the
+            group `KWARGS` is added to it.
         arguments: The command line without the program's name.
-        config: The config whose fields are to be overridden; it tells the type of each. A name
-            that is new in the group `KWARGS` is added to it.
 
     Returns:
-        The overrides, rewritten as `--config.FIELD=VALUE`, and everything else as it was.
+        The arguments that are not overrides, in their order.
 
     Raises:
         UserError: For an unknown field, or a value of the wrong type or missing.
 
     Example:
-        >>> config = ConfigDict({"batch_size": 64, "tensorboard": True})
-        >>> split_overrides(["--config.batch_size=1e3", "--config.tensorboard", "no", "x"], config)
-        (['--config.batch_size=1000', '--config.tensorboard=False'], ['x'])
+        >>> config = ConfigDict({"batch_size": 64, "sac": {"weights": (0.1, 0.2, 0.7)}})
+        >>> arguments = ["--config.sac.weights=0.05,0.1,0.85", "--config.batch_size", "1e3"]
+        >>> apply_overrides(config, [*arguments, "--mode=eval"])
+        ['--mode=eval']
+        >>> config.batch_size, config.sac.weights
+        (1000, (0.05, 0.1, 0.85))
     """
     overrides: dict[str, str] = {}
     others: list[str] = []
@@ -76,33 +81,7 @@ def split_overrides(arguments: Sequence[str], config: ConfigDict) -> tuple[list[
                 f"--config.{field} is given twice; write its values once, separated by commas"
             )
         overrides[field] = f"--config.{field}={_parse(field, text, current)}"
-    return list(overrides.values()), others
-
-
-def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
-    """Applies a command line's overrides to a config in place.
-
-    Of a field given twice the last value counts, as for every absl flag.
-
-    Args:
-        config: The config to change.
-        arguments: The command line without the program's name.
-
-    Returns:
-        The arguments that are not overrides, in their order.
-
-    Raises:
-        UserError: For an unknown field, or a value of the wrong type or missing.
-
-    Example:
-        >>> config = ConfigDict({"sac": {"weights": (0.1, 0.2, 0.7)}})
-        >>> apply_overrides(config, ["--config.sac.weights=0.05,0.1,0.85", "--mode=eval"])
-        ['--mode=eval']
-        >>> config.sac.weights
-        (0.05, 0.1, 0.85)
-    """
-    overrides, others = split_overrides(arguments, config)
-    argv = ["config", *overrides]
+    argv = ["config", *overrides.values()]
     flag_values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
