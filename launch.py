@@ -36,8 +36,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 def train(command: Command) -> None:
     """Trains, or continues from the workdir's last checkpoint."""
-    workdir = _workdir(command)
-    result = flexpool_jax.train(_config(command), workdir)
+    config, workdir = _config(command), _workdir(command)
+    result = flexpool_jax.train(config, workdir)
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
         f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
