@@ -94,8 +94,8 @@ def sweep(command: Command) -> None:
     config = command.require_config()
     workdir = command.require_workdir()
 
-    from flexpool_jax.experiments import grid
-    from flexpool_jax.experiments.sweep import run_sweep
+    from flexpool_jax.sweeps import grid
+    from flexpool_jax.sweeps.sweep import run_sweep
 
     cells = grid.expand(config, CONFIGS_DIR)
     configuration.check_workdir(workdir)
@@ -106,8 +106,8 @@ def report(command: Command) -> None:
     """Writes tables and figures from the results under the workdir."""
     workdir = command.require_workdir()
 
-    from flexpool_jax.experiments import grid
-    from flexpool_jax.experiments.report import write_report
+    from flexpool_jax.report.page import write_report
+    from flexpool_jax.sweeps import grid
 
     # A workdir's own config.json, were there one, is of a single run and says nothing of others.
     config = command.require_config() if command.config_given else None

@@ -7,7 +7,7 @@ import pytest
 
 from configs import evidence
 from flexpool_jax.errors import UserError
-from flexpool_jax.experiments import grid
+from flexpool_jax.sweeps import grid
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evidence.md").read_text()
 # The runs of each experiment, the parts of one added up.
