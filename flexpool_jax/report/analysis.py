@@ -304,11 +304,10 @@ def bootstrap_intervals(
         times = times[:, None, :] * has_all
         with np.errstate(invalid="ignore"):
             means[start : start + size] = (by_seed * times).sum(-1) / times.sum(-1)
+    # A draw without any seed that has all columns gives no mean.
     return [
-        (float(low), float(high)) if enough else None
-        for low, high, enough in zip(
-            *np.nanpercentile(100 * means, [2.5, 97.5], axis=0), has_all.sum(1) > 1, strict=True
-        )
+        tuple(np.nanpercentile(100 * means[:, i], [2.5, 97.5]).tolist()) if enough else None
+        for i, enough in enumerate(has_all.sum(1) > 1)
     ]
 
 

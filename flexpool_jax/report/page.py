@@ -113,18 +113,18 @@ def _table(rows: Sequence[Row], *, sac: bool) -> str:
     cells = [[row.column(column, sac=sac) for column in paper.COLUMNS] for row in rows]
     if not any(any(found) for found in cells):
         return "No run belongs to this table."
-    lines = [line(["data set", "", *paper.COLUMNS]), line(["---"] * (len(paper.COLUMNS) + 2))]
+    lines = []
     for row, columns in zip(rows, cells, strict=True):
-        lines.append(line([row.title, "here", *map(_measured, columns)]))
+        lines.append([row.title, "here", *map(_measured, columns)])
         published = [paper.accuracy(row.config.dataset.name, c, sac=sac) for c in paper.COLUMNS]
         in_paper = any(published) and not row.config.dataset.holdout
         shown = [f"{value:.2f}" if in_paper else "not in it" for value in published]
-        lines.append(line(["", "paper", *shown]))
+        lines.append(["", "paper", *shown])
         differences = [
             _difference(found[0], "avgpool") if len(found) == 1 else "–" for found in columns
         ]
-        lines.append(line(["", "difference to AvgPool", *differences]))
-    return "\n".join(lines)
+        lines.append(["", "difference to AvgPool", *differences])
+    return markdown_table(["data set", "", *paper.COLUMNS], lines)
 
 
 def _measured(settings: Sequence[Setting]) -> str:
@@ -164,33 +164,22 @@ def _difference(setting: Setting, baseline: str) -> str:
 
 def _settings(row: Row, folder: Path) -> str:
     """Every setting of a row on its own line, what they have in common, and the curves."""
-    heads = [
-        "SAC",
-        "pool",
-        "accuracy",
-        "best epoch",
-        "to AvgPool",
-        "to control",
-        "to one classifier",
-    ]
-    lines = [line(heads), line(["---"] * len(heads))]
+    lines = []
     for arm, setting in row.settings.items():
         best = [run.best_accuracy for run in setting.runs.values()]
         control = _difference(setting, "control")
         if "control" in setting.differences:
             control = f"{arm.baselines['control'].title}: {control}"
         lines.append(
-            line(
-                [
-                    "/".join(f"{weight:g}" for weight in arm.sac) or "–",
-                    _described(arm),
-                    _measured([setting]),
-                    f"{sum(best) / len(best):.2f}" if best else "–",
-                    _difference(setting, "avgpool"),
-                    control,
-                    _difference(setting, "one_classifier"),
-                ]
-            )
+            [
+                "/".join(f"{weight:g}" for weight in arm.sac) or "–",
+                _described(arm),
+                _measured([setting]),
+                f"{sum(best) / len(best):.2f}" if best else "–",
+                _difference(setting, "avgpool"),
+                control,
+                _difference(setting, "one_classifier"),
+            ]
         )
     slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")[:100]
     images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
@@ -202,7 +191,10 @@ def _settings(row: Row, folder: Path) -> str:
         for name, what, draw in images
         if draw(row, folder / name)
     ]
-    listed = "\n".join(lines)
+    listed = markdown_table(
+        ["SAC", "pool", "accuracy", "best epoch", "to AvgPool", "to control", "to one classifier"],
+        lines,
+    )
     return f"## {row.title}: every setting\n\n{_recipe(row)}\n\n{listed}{''.join(drawn)}"
 
 
@@ -270,12 +262,16 @@ def p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def line(cells: Iterable[str]) -> str:
-    """A line of a Markdown table.
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
 
     Example:
-        >>> line(["a", "b|c"])
-        '| a | b\\\\|c |'
+        >>> print(markdown_table(["a", "b"], [["1", "x|y"]]))
+        | a | b |
+        | --- | --- |
+        | 1 | x\\|y |
     """
     # A title can hold the path of a folder, which can hold any character.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [heads, *rows]]
+    lines.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -186,6 +186,18 @@ def test_nothing_counts_before_e0_has_selected_the_rates(small):
     assert "E1 has 0 of its 30 runs" in text
 
 
+def test_diverged_runs_are_counted_and_do_not_hold_the_answer_back(small):
+    cell = "e1/fashion_mnist/avg/seed-3"
+    (small / "results" / cell / "result.json").unlink()
+    write_page(small / "results", small / "evidence.md", failed=[cell], draws=20)
+    text = (small / "evidence.md").read_text()
+    assert "**Does FlexPool help?" in text
+    rows = {row[0]: row for row in section(text, E1)}
+    assert rows["`avg`"][2:] == ["5", "–", "3"]
+    with pytest.raises(UserError, match=r"did you mean e1/fashion_mnist/avg/seed-3"):
+        write_page(small / "results", small / "evidence.md", failed=["e1/avg/seed-3"])
+
+
 MARKS = {
     "source": ({"source_hash": "other"}, "its source_hash is other"),
     "changed": (
@@ -221,6 +233,9 @@ def test_predictions_that_contradict_the_result_are_refused(small):
     with np.load(path) as arrays:
         np.savez(path, labels=arrays["labels"], predictions=arrays["labels"])
     with pytest.raises(UserError, match=r"seed-2/predictions.npz: its accuracy is not that"):
+        text_of(small)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"seed-2/predictions.npz is damaged"):
         text_of(small)
 
 

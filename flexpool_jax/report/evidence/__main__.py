@@ -22,9 +22,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="evidence", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="results, one folder for each design")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument(
+        "--failed",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help="a cell whose run diverged, e.g. e1/fashion_mnist/avg/seed-3; may be repeated",
+    )
     parsed = parser.parse_args()
     try:
-        print("\n".join(write_page(parsed.folder, parsed.page)))
+        print("\n".join(write_page(parsed.folder, parsed.page, failed=parsed.failed)))
     except UserError as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 2

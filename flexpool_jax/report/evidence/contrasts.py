@@ -150,7 +150,8 @@ class Analysis:
         accuracies: In per cent by column and seed.
         model: None where there are too few runs.
         findings: One for each contrast, the family first.
-        missing: Cells without a run that counts.
+        missing: Cells that have neither a run that counts nor failed.
+        failed: Cells whose runs diverged.
     """
 
     experiment: Experiment
@@ -158,6 +159,7 @@ class Analysis:
     model: BlockModel | None
     findings: list[Finding]
     missing: list[Key]
+    failed: list[Key]
 
 
 def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) -> Analysis:
@@ -171,6 +173,7 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
     designs = [evidence.designs[name] for name in experiment.designs]
     runs = {key: run for design in designs for key, run in design.by_column()}
     missing = [key for design in designs for key in design.missing]
+    failed = [key for design in designs for key in design.failed]
     if runs and experiment.borrowed:
         seeds = {seed for design in designs for _, seed in design.expected}
         e1 = evidence.designs["e1"].runs
@@ -183,7 +186,7 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
     except ValueError:
         model = None
     if model is None:
-        return Analysis(experiment, accuracies, None, [], missing)
+        return Analysis(experiment, accuracies, None, [], missing, failed)
     contrasts = (*experiment.family, *experiment.secondary)
     estimated = [model.contrast(weights) for weights in contrasts]
     in_family = [c for c in estimated[: len(experiment.family)] if c is not None]
@@ -199,7 +202,7 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
         )
         for i, (weights, contrast) in enumerate(zip(contrasts, estimated, strict=True))
     ]
-    return Analysis(experiment, accuracies, model, findings, missing)
+    return Analysis(experiment, accuracies, model, findings, missing, failed)
 
 
 def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | None:

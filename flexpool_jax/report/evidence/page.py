@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import BlockModel, Contrast, Estimate, estimate
-from flexpool_jax.report.evidence import figures
+from flexpool_jax.report.analysis import BlockModel, Estimate, estimate
+from flexpool_jax.report.evidence import figures, mechanism
 from flexpool_jax.report.evidence.contrasts import (
     E1,
     EXPERIMENTS,
     LENGTHS,
-    PREDICTIONS,
     PRIMARY,
     WHOLE,
     Analysis,
@@ -25,6 +23,7 @@ from flexpool_jax.report.evidence.contrasts import (
     slope_over_length,
     verdict,
 )
+from flexpool_jax.report.evidence.mechanism import points
 from flexpool_jax.report.evidence.runs import (
     POOLS,
     Evidence,
@@ -32,7 +31,7 @@ from flexpool_jax.report.evidence.runs import (
     read_probes,
     read_weights,
 )
-from flexpool_jax.report.page import line, p_text, signed
+from flexpool_jax.report.page import markdown_table, p_text, signed
 from flexpool_jax.report.tables import Record, write_csv
 
 MARKER = (
@@ -49,23 +48,27 @@ _LIMITS = (
 )
 
 
-def write_page(folder: Path, page: Path, *, draws: int = 10_000) -> list[str]:
+def write_page(
+    folder: Path, page: Path, *, failed: Sequence[str] = (), draws: int = 10_000
+) -> list[str]:
     """Writes the results into a page, in the place of those that it has.
 
     Args:
         folder: With the runs, one folder for each design.
         page: A Markdown file, which keeps everything above its marker.
+        failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3". They count as
+            failed and not as missing.
         draws: Of the bootstraps.
 
     Returns:
         The text of the dated note on E0's rates, and a line on each result that is not used.
 
     Raises:
-        UserError: There is no such page, or no run.
+        UserError: There is no such page, no run, or no such cell.
     """
     if not page.is_file():
         raise UserError(f"--page={page} does not exist; it holds the protocol")
-    evidence = read_evidence(folder)
+    evidence = read_evidence(folder, failed)
     if not any(design.runs for design in evidence.designs.values()):
         raise UserError("; ".join([f"{folder} has no run of the protocol", *evidence.left_out[:1]]))
     _write(evidence, page, draws)
@@ -98,15 +101,16 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
             (folder / f"{name}.png").unlink(missing_ok=True)
     write_csv(folder / "runs.csv", _run_records(evidence))
     write_csv(folder / "contrasts.csv", _contrast_records(analyses))
+    changed = mechanism.changed_accuracies(evidence)
     parts = [
         f"## Results\n\n{_answer(analyses[0])}{pictures['contrasts']}",
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
         *(_experiment(analysis) for analysis in analyses),
         f"### E6: training length\n\n{_length(evidence)}{pictures['length']}",
-        f"### What the networks use\n\n{_probes(evidence)}{pictures['perturbations']}",
-        f"### Which part of it\n\n{_predictions(evidence, analyses)}",
-        f"### Weights\n\n{_weight_statistics(evidence)}{pictures['weights']}",
+        f"### What the networks use\n\n{changed}{pictures['perturbations']}",
+        f"### Which part of it\n\n{mechanism.predictions(evidence, analyses)}",
+        f"### Weights\n\n{mechanism.weight_statistics(evidence)}{pictures['weights']}",
     ]
     if evidence.left_out:
         listed = "\n".join(f"- {entry}" for entry in evidence.left_out)
@@ -127,28 +131,26 @@ def _answer(e1: Analysis) -> str:
     seeds = len({seed for _, seed in e1.accuracies})
     sentences = [f"**Does FlexPool help? Under this recipe, with n = {seeds} seeds:**"]
     for (name, (_, question)), finding in zip(PRIMARY.items(), e1.findings, strict=False):
-        assert finding.contrast is not None
+        if finding.contrast is None:
+            sentences.append(f"{name}, {finding.title}: its runs failed.")
+            continue
         sentences.append(
             f"{name}, {finding.title}: {question} "
             f"**{verdict(finding.contrast, finding.p_value)}** "
-            f"The difference is {_points(finding.contrast)}, {p_text(finding.p_value)} after "
+            f"The difference is {points(finding.contrast)}, {p_text(finding.p_value)} after "
             f"Holm's correction{_detectable(finding)}.{_disagreement(finding)}"
         )
+    if e1.failed:
+        sentences.append(f"Failed runs, which are not in these numbers: {_cells(e1.failed)}.")
     return " ".join([*sentences, _LIMITS])
-
-
-def _points(contrast: Contrast) -> str:
-    low, high = contrast.interval()
-    return f"{signed(contrast.estimate)} points (95 % interval {signed(low)} to {signed(high)})"
 
 
 def _detectable(finding: Finding) -> str:
     assert finding.contrast is not None
     if finding.p_value < 0.05:
         return ""
-    return (
-        f"; a true difference of {finding.contrast.detectable():.2f} would be found with 80 % power"
-    )
+    detectable = finding.contrast.detectable()
+    return f"; a true difference of {detectable:.2f} would be found with 80 % power"
 
 
 def _disagreement(finding: Finding) -> str:
@@ -176,13 +178,16 @@ def _excludes_zero(interval: tuple[float, float]) -> bool:
 
 def _progress(evidence: Evidence) -> str:
     rows = [
-        [f"`{name}`", str(len(design.runs)), str(len(design.expected)), _cells(design.missing)]
+        [
+            *(f"`{name}`", str(len(design.runs)), str(len(design.expected))),
+            *(_cells(design.missing), _cells(design.failed)),
+        ]
         for name, design in evidence.designs.items()
     ]
     return (
-        f"All runs below have the `source_hash` `{evidence.source[:16] or 'unknown'}…`. A cell is "
-        "without a result if it was not run, is not finished, or failed.\n\n"
-        + _table(["design", "runs", "planned", "cells without a result"], rows)
+        f"All runs below have the `source_hash` `{evidence.source or 'unknown'}`. A cell is "
+        "without a result if it was not run or is not finished, and failed if it diverged.\n\n"
+        + markdown_table(["design", "runs", "planned", "cells without a result", "failed"], rows)
     )
 
 
@@ -212,7 +217,7 @@ def _rates(evidence: Evidence) -> str:
             ]
         )
     heads = ["pool", "peak rate", "validation accuracy", "standard error", "by seed"]
-    lines = [_table(heads, rows), rates_note(evidence)]
+    lines = [markdown_table(heads, rows), rates_note(evidence)]
     for (column, seed), run in sorted(paper.runs.items()):
         trains = run.accuracy >= 85 and math.isfinite(float(run.result["final_test_loss"] or "nan"))
         lines.append(
@@ -254,9 +259,13 @@ def _experiment(analysis: Analysis) -> str:
     rows = []
     for column in columns:
         found = estimate([v for (c, _), v in analysis.accuracies.items() if c == column])
-        missing = [str(seed) for c, seed in analysis.missing if c == column]
-        rows.append([f"`{column}`", _interval(found), str(found.n), ", ".join(missing) or "–"])
-    text = title + _table(["column", "test accuracy", "n", "seeds without a result"], rows)
+        without = [
+            ", ".join(str(seed) for c, seed in keys if c == column) or "–"
+            for keys in (analysis.missing, analysis.failed)
+        ]
+        rows.append([f"`{column}`", _interval(found), str(found.n), *without])
+    heads = ["column", "test accuracy", "n", "seeds without a result", "failed seeds"]
+    text = title + markdown_table(heads, rows)
     absent = sorted({column for column, _ in analysis.missing} - set(columns))
     if absent:
         text += "\n\nWithout any result: " + ", ".join(f"`{column}`" for column in absent) + "."
@@ -310,7 +319,7 @@ def _contrasts(analysis: Analysis) -> str:
                 else f"{_bracket(None, paired.interval)}, {p_text(paired.p_value)}, n = {paired.n}",
             ]
         )
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def _p(value: float) -> str:
@@ -346,117 +355,10 @@ def _length(evidence: Evidence) -> str:
             lines.append(f"{title}: too few runs for a slope over log₂(epochs).")
             continue
         lines.append(
-            f"{title}: slope over log₂(epochs) {_points(slope)} for each doubling, "
+            f"{title}: slope over log₂(epochs) {points(slope)} for each doubling, "
             f"{p_text(slope.p_value)}, {slope.df} degrees of freedom."
         )
     return "\n\n".join(lines)
-
-
-def _probes(evidence: Evidence) -> str:
-    """Changes of accuracy in points when a network of E1 is probed, means over seeds."""
-    probes = read_probes(evidence.designs["e1"])
-    if not probes:
-        return "No run of E1 has been probed."
-    changes = {
-        column: [figures.changes(probe) for probe in found.values()]
-        for column, found in probes.items()
-    }
-    names = list(dict.fromkeys(name for found in changes.values() for one in found for name in one))
-    rows = [
-        [name.replace("_", " "), *(_mean(one.get(name) for one in changes[c]) for c in changes)]
-        for name in names
-    ]
-    return (
-        "Change of test accuracy in points when the weights of the pool or the test images are "
-        "changed ([probe.md](probe.md)); mean over seeds ± half of the 95 % interval. Shifts are "
-        "means over four directions.\n\n" + _table(["changed", *(f"`{c}`" for c in changes)], rows)
-    )
-
-
-def _predictions(evidence: Evidence, analyses: Iterable[Analysis]) -> str:
-    """What was found about M1 to M8."""
-    found = {finding.title: finding for one in analyses for finding in one.findings}
-    rows = []
-    for prediction in PREDICTIONS:
-        title = Finding(prediction.weights, None).title
-        contrast = found[title].contrast if title in found else None
-        expects = {"equal": "within ±0.5"}.get(prediction.expects, f"{prediction.expects} 0")
-        shown = "runs are missing" if contrast is None else _points(contrast)
-        agrees = "–" if contrast is None else prediction.agrees(contrast)
-        rows.append([prediction.name, title, expects, shown, agrees])
-    slope, _ = slope_over_length(evidence, "flexpool")
-    rows.append(
-        [
-            *("M6", "slope of `flexpool` − `avg` over log₂(epochs)", "below 0"),
-            "runs are missing" if slope is None else _points(slope),
-            "–" if slope is None else PREDICTIONS[0].agrees(slope),
-        ]
-    )
-    probes = read_probes(evidence.designs["e1"])
-    costs = [
-        {seed: figures.changes(probe)["shift 4"] for seed, probe in probes.get(column, {}).items()}
-        for column in ("flexpool", "avg")
-    ]
-    shared = costs[0].keys() & costs[1].keys()
-    cost = _mean(costs[0][seed] - costs[1][seed] for seed in sorted(shared))
-    title = "change by a shift of 4 pixels, `flexpool` − `avg`"
-    rows.append(["M8", title, "below 0", cost if shared else "no probes", "–"])
-    heads = ["", "difference", "predicted", "found", "agrees"]
-    return (
-        'With three seeds these are leads and not claims. "Agrees" is yes or no where the interval '
-        "(for ±0.5: TOST) is on one side, else open. What probes say about M2, M3 and M8 is in the "
-        f"table above.\n\n{_table(heads, sorted(rows, key=lambda row: row[0]))}"
-    )
-
-
-def _mean(values: Iterable[float | None]) -> str:
-    found = [value for value in values if value is not None]
-    if not found:
-        return "–"
-    mean = estimate(found)
-    half_width = "" if mean.half_width is None else f" ± {mean.half_width:.2f}"
-    return f"{signed(mean.mean)}{half_width} (n = {mean.n})"
-
-
-def _weight_statistics(evidence: Evidence) -> str:
-    probes = read_probes(evidence.designs["e1"])
-    statistics = {
-        column: weights
-        for column, found in probes.items()
-        if (weights := [probe["weights"] for probe in found.values() if probe.get("weights")])
-    }
-    if not statistics:
-        return "No run of E1 with learned weights has been probed."
-
-    def rank_one(weights: Mapping[str, Any]) -> float:
-        squares = np.square(weights["singular_values"])
-        return float(squares[0] / squares.sum()) if squares.any() else math.nan
-
-    rows = [
-        [
-            "mean of the channel sums",
-            *(_mean(w["channel_sums"]["mean"] for w in f) for f in statistics.values()),
-        ],
-        [
-            "their deviation",
-            *(_mean(w["channel_sums"]["sd"] for w in f) for f in statistics.values()),
-        ],
-        *(
-            [name.replace("_", " "), *(_mean(w[name] for w in f) for f in statistics.values())]
-            for name in (
-                *("negative_share", "deviation_share"),
-                *("mirror_correlation", "activation_correlation"),
-            )
-        ),
-        [
-            "share of the first singular value",
-            *(_mean(map(rank_one, f)) for f in statistics.values()),
-        ],
-    ]
-    return (
-        "Statistics of the weights of E1's networks ([probe.md](probe.md)), mean over seeds ± half "
-        "of the 95 % interval.\n\n" + _table(["", *(f"`{column}`" for column in statistics)], rows)
-    )
 
 
 def _run_records(evidence: Evidence) -> list[Record]:
@@ -495,7 +397,3 @@ def _contrast_records(analyses: Iterable[Analysis]) -> list[Record]:
                 }
             )
     return records
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(map(line, [heads, ["---"] * len(heads), *rows]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import field_names, get_field
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.report.analysis import select_rate
 from flexpool_jax.report.results import Run, find_runs
 from flexpool_jax.sweeps import grid
@@ -31,16 +32,19 @@ class Design:
 
     Attributes:
         expected: The cells of the sweep by column and seed.
+        failed: Those of them whose runs diverged.
         runs: The finished runs that count.
     """
 
     expected: dict[Key, grid.Cell]
+    failed: list[Key]
     runs: dict[Key, Run]
 
     @property
     def missing(self) -> list[Key]:
-        """Cells without a run that counts, seeds first."""
-        return sorted(self.expected.keys() - self.runs.keys(), key=lambda key: key[::-1])
+        """Cells that have neither a run that counts nor failed; the seeds come outermost."""
+        missing = self.expected.keys() - self.runs.keys() - set(self.failed)
+        return sorted(missing, key=lambda key: key[::-1])
 
     @property
     def columns(self) -> list[str]:
@@ -74,7 +78,7 @@ class Evidence:
     left_out: list[str]
 
 
-def read_evidence(folder: Path) -> Evidence:
+def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     """Reads all runs under a folder and keeps those that the protocol asks for.
 
     A run counts if its config is that of a cell of its design, its `source_hash` is that of most
@@ -82,6 +86,10 @@ def read_evidence(folder: Path) -> Evidence:
 
     Args:
         folder: With one folder for each design. Designs at E0's rates count once E0 is complete.
+        failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3".
+
+    Raises:
+        UserError: The protocol has no such cell.
     """
     from configs import evidence as sweeps
 
@@ -89,6 +97,7 @@ def read_evidence(folder: Path) -> Evidence:
     sources = Counter(run.source for one in found.values() for run in one.runs)
     source = sources.most_common(1)[0][0] if sources else ""
     left_out = [line for one in found.values() for line in one.skipped]
+    known: list[str] = []
 
     def read(name: str, argument: str) -> Design:
         config = sweeps.get_config(argument)
@@ -96,7 +105,10 @@ def read_evidence(folder: Path) -> Evidence:
         if extended:
             config.seeds = tuple(range(10))
         cells = grid.expand(config, CONFIGS_DIR)
-        design = Design({(_column(cell, name), cell.config.seed): cell for cell in cells}, {})
+        expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
+        names = {f"{name}/{cell.name}": key for key, cell in expected.items()}
+        known.extend(names)
+        design = Design(expected, [names[cell] for cell in failed if cell in names], {})
         for run in found[name].runs:
             key, reason = _place(run, design, source)
             if reason:
@@ -116,6 +128,10 @@ def read_evidence(folder: Path) -> Evidence:
         if not rates and designs[name].runs:
             left_out.append(f"{folder / name}: E0 is not complete, so no rate is selected")
             designs[name].runs.clear()
+    for cell in failed:
+        if cell not in known:
+            match = closest_name(cell, known)
+            raise UserError(f"--failed={cell} is not a cell of the protocol; did you mean {match}?")
     left_out = [line.replace(f"{folder}/", "") for line in left_out]
     return Evidence({name: designs[name] for name in sweeps.DESIGNS}, rates, source, left_out)
 
@@ -179,7 +195,8 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
     """Reads from predictions.npz which test images each run classified correctly.
 
     Raises:
-        UserError: A file does not agree with its result.json, or the runs had other test images.
+        UserError: A file is damaged or does not agree with its result.json, or the runs had other
+            test images.
     """
     found: dict[Key, np.ndarray] = {}
     labels: np.ndarray | None = None
@@ -187,8 +204,10 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
         path = run.folder / "predictions.npz"
         if not path.exists():
             continue
-        with np.load(path) as arrays:
-            own, predictions = arrays["labels"], arrays["predictions"]
+        arrays = _load(path)
+        if not {"labels", "predictions"} <= arrays.keys():
+            raise UserError(f"{path} is damaged: it lacks labels or predictions")
+        own, predictions = arrays["labels"], arrays["predictions"]
         labels = own if labels is None else labels
         if not np.array_equal(own, labels):
             raise UserError(f"{path}: its labels are not those of the other runs")
@@ -218,7 +237,14 @@ def read_weights(design: Design) -> dict[str, list[np.ndarray]]:
         path = run.folder / "pool_weights.npz"
         if not path.exists():
             continue
-        with np.load(path) as arrays:
-            for name in arrays.files:
-                found.setdefault(column, []).append(np.asarray(arrays[name], np.float64))
+        for array in _load(path).values():
+            found.setdefault(column, []).append(np.asarray(array, np.float64))
     return found
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
