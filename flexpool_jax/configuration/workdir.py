@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from flexpool_jax import files
 from flexpool_jax.configuration.fields import FIELDS, field_names, get_field
 from flexpool_jax.errors import UserError
 
@@ -27,6 +27,8 @@ _FIXED = (
     "dataset.holdout",
     "batch_size",
     "optimizer.name",
+    "optimizer.kwargs.",
+    "ema_decay",
     "dtype",
     "augment.",
     "superclass.",
@@ -47,7 +49,14 @@ _WITHOUT_EFFECT = (
 # Fields that came after the first release, with the value that means what a run did before: a
 # config.json that was written without them is read as if it held these. The digest leaves them out
 # where they have these values, so that it stays that of the same run before.
-_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0, "label_smoothing": 0.0}
+_ADDED_SINCE: dict[str, Any] = {
+    "pool_learning_rate_scale": 1.0,
+    "label_smoothing": 0.0,
+    "optimizer.decay_pool": False,
+    "optimizer.clip_norm": 0.0,
+    "warmup_epochs": 0,
+    "ema_decay": 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,25 +110,8 @@ def write_config(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     Raises:
         OSError: When the folder cannot be written to; a config that was there stays as it was.
     """
-    path = config_path(workdir)
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    descriptor, temporary = tempfile.mkstemp(prefix=".config-", suffix=".json", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a file for its owner alone; a config is for whoever may read the folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            # The errors of an open file, as on a disk that is full, have no name.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    files.write_whole(config_path(workdir), text.encode())
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
@@ -159,9 +151,15 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
     """
     config = ConfigDict(_with_tuples(values))
     names = set(field_names(config))
+    # Without the group it is not a config of any release, which its checks will say.
+    groups = {"", *(name.rpartition(".")[0] for name in names)}
     with config.unlocked():
         config.update_from_flattened_dict(
-            {name: value for name, value in _ADDED_SINCE.items() if name not in names}
+            {
+                name: value
+                for name, value in _ADDED_SINCE.items()
+                if name not in names and name.rpartition(".")[0] in groups
+            }
         )
     config.lock()
     return config

@@ -1,10 +1,9 @@
-"""One training step and one evaluation step, and the pmapped programs that run them.
+"""The state of training, one training step, one evaluation step, and their pmapped programs.
 
-The step itself is a pure function of (state, batch, key) on one device's part of the batch;
-gradients and metrics are averaged over the pmapped axis. The pmapped programs take the whole data
-set and indices into it: images are gathered, augmented and normalised on the device, and the host
-does nothing per step but dispatch. The state goes in and comes out replicated, without a device
-axis.
+A step is a pure function of (state, batch, key) on one device's part of the batch; gradients and
+metrics are averaged over the pmapped axis. The pmapped programs take the whole data set and indices
+into it: images are gathered, augmented and normalised on the device, and the host only dispatches.
+The state is replicated and has no device axis.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,16 +19,109 @@ from flax import linen as nn
 
 from flexpool_jax import losses
 from flexpool_jax.pooling import flexpool_regularizer
-from flexpool_jax.training.state import TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+
+AXIS = "devices"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What one update turns into the next; the same on every device.
+
+    Attributes:
+        step: int32 scalar, the number of updates made.
+        params: float32 parameters.
+        batch_stats: float32 running statistics.
+        opt_state: the optimizer's.
+        ema_params: the moving average of ``params``; None where none is kept.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What is evaluated: the averaged parameters, where they are kept, and the statistics."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+class NotFinite(Exception):
+    """A loss or a state that holds a NaN or an infinity.
+
+    Attributes:
+        step: the update after which it was found.
+    """
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(what)
+        self.step = step
+
+
+def create_train_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: Array,
+    image_shape: tuple[int, int, int],
+    keep_average: bool = False,
+) -> TrainState:
+    """Initialises a model and its optimizer.
+
+    Args:
+        model: from `flexpool_jax.create_model`.
+        tx: the optimizer.
+        key: a typed PRNG key.
+        image_shape: (H, W, C) of the images it will be trained on; FlexPool's weights have the
+            shape of the feature maps that these give.
+        keep_average: whether a moving average of the parameters is kept; it starts as they do.
+
+    Returns:
+        A `TrainState` at step 0.
+
+    Example:
+        >>> import jax, optax
+        >>> from flexpool_jax import create_model
+        >>> state = jax.eval_shape(
+        ...     lambda key: create_train_state(
+        ...         create_model("resnet20"), optax.sgd(0.1), key, (32, 32, 3)
+        ...     ),
+        ...     jax.random.key(0),
+        ... )
+        >>> state.step.shape
+        ()
+    """
+
+    # Jitted as a whole: op by op, initialisation would compile a hundred small programs.
+    @jax.jit
+    def init(key: Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((1, *image_shape)))
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(params),
+            # A copy: the state's buffers are donated, each of them once.
+            ema_params=jax.tree.map(jnp.copy, params) if keep_average else None,
+        )
+
+    return init(key)
+
+
+def parameter_count(params: Any) -> int:
+    """The number of trainable parameters in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 # Sums over all devices, and what this device's examples gave one by one.
 EvalStep = Callable[[Mapping[str, Any], Batch], tuple[Metrics, Metrics]]
-
-AXIS = "devices"
 
 
 def make_train_step(
@@ -42,13 +135,14 @@ def make_train_step(
     label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
     sync_batch_norm: bool = True,
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
     Args:
         model: from `flexpool_jax.create_model`; with ``norm_axis_name=AXIS`` if statistics are to
             be synchronised.
-        tx: the optimiser.
+        tx: the optimizer.
         schedule: the learning rate, for the log.
         augment: ``(normalised images [B, H, W, C], keys [B]) -> images`` of the same shape, from
             `flexpool_jax.data.augment.make_augment`.
@@ -58,6 +152,7 @@ def make_train_step(
         pool_reg: coefficient of Eq. 2.
         sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
             are averaged over devices, so that the state stays the same on each.
+        ema_decay: of the state's moving average of the parameters, if it keeps one.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
@@ -105,7 +200,10 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        average = state.ema_params
+        if average is not None:
+            average = optax.incremental_update(params, average, step_size=1 - ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step
 
