@@ -26,11 +26,15 @@ EFFECTS = {
 }
 
 
-def write_evidence(folder: Path, designs=tuple(sweeps.DESIGNS), effects=EFFECTS, sd=0.15) -> None:
+def write_evidence(
+    folder: Path, designs=tuple(sweeps.DESIGNS), effects=EFFECTS, sd=0.15, seeds=None
+) -> None:
     """Writes every cell of some designs; 0.01 is the best rate of both pools in E0."""
     for name in designs:
         rates = "" if name in sweeps._WITHOUT_RATES else ",avg=0.01,flexpool=0.01"
-        for cell in grid.expand(sweeps.get_config(f"{name}{rates}"), "configs"):
+        config = sweeps.get_config(f"{name}{rates}")
+        config.seeds = seeds or config.seeds
+        for cell in grid.expand(config, "configs"):
             column = cell.name.split("/")[1].removesuffix("+sac")
             rng = np.random.default_rng([cell.config.seed, *f"{name} {column}".encode()])
             seed_effect = np.random.default_rng(cell.config.seed).normal(0, 0.3)

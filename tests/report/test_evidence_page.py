@@ -179,6 +179,25 @@ def test_no_claim_before_e1_is_whole(small):
     assert "`flexpool` seed 3" in text
 
 
+def test_no_claim_while_e1_has_too_few_seeds_for_its_residual_deviation(small):
+    write_evidence(small / "results", ("e1",), sd=0.6)
+    text = text_of(small)
+    assert "**No answer yet.** E1 is to be extended to seeds 6 to 9" in text
+    assert "More seeds are needed: the limit is 0.248" in text
+    write_evidence(small / "results", ("e1",), sd=0.6, seeds=tuple(range(10)))
+    text = text_of(small)
+    assert "**Does FlexPool help? Under this recipe, with n = 10 seeds:**" in text
+    assert "with 36 degrees of freedom" in text
+
+
+def test_rate_at_which_a_run_diverged_is_not_selected(small):
+    cell = "e0/fashion_mnist/avg+learning_rate=0.01/seed-1"
+    (small / "results" / cell / "result.json").unlink()
+    rates = read_evidence(small / "results", [cell]).rates
+    assert rates["flexpool"] == 0.01
+    assert rates["avg"] in (0.003, 0.03)
+
+
 def test_nothing_counts_before_e0_has_selected_the_rates(small):
     (small / "results/e0/fashion_mnist/avg+learning_rate=0.03/seed-1/result.json").unlink()
     text = text_of(small)

@@ -171,13 +171,15 @@ def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
 def selected_rates(e0: Design) -> dict[str, float]:
     """The peak rates by pool that `select_rate` takes; empty while E0 is not complete.
 
-    Accuracies are means over the seeds, of all their held-out images together.
+    Accuracies are means over the seeds, of all their held-out images together. A rate at which a
+    run diverged is not selected.
     """
     if e0.missing:
         return {}
     rates = {}
     for pool in POOLS:
-        columns = [column for column in e0.columns if column.split("+")[0] == pool]
+        diverged = {column for column, _ in e0.failed}
+        columns = [c for c in e0.columns if c.split("+")[0] == pool and c not in diverged]
         images = [
             sum(int(e0.runs[key].result["test_images"]) for key in e0.runs if key[0] == column)
             for column in columns
