@@ -159,12 +159,12 @@ def _place(run: Run, design: Design, source: str) -> tuple[Key, str]:
 
 def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
     # Fields that were added to or removed from this version are not in both.
-    names = [name for name in field_names(config) if name in set(field_names(asked))]
+    shared = set(field_names(config)) & set(field_names(asked))
     return [
         f"{name} is {get_field(config, name)}, the protocol has {get_field(asked, name)}"
-        for name in names
-        if configuration.has_effect(name, config)
-        and get_field(config, name) != get_field(asked, name)
+        for name in sorted(shared)
+        if get_field(config, name) != get_field(asked, name)
+        and configuration.has_effect(name, config)
     ]
 
 
