@@ -268,14 +268,16 @@ class ChannelScale(nn.Module):
         return jnp.broadcast_to(w_fp / (shape[0] * shape[1]), shape)
 
 
-def _w_fp_leaves(params: Any) -> list[Array]:
-    def name(path: tuple[Any, ...]) -> Any:
-        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
-        # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
-        return names[-2] if names[1:] and names[-1] == "value" else names[-1] if names else None
+def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys on the way to a leaf."""
+    names = tuple(getattr(part, "key", getattr(part, "name", None)) for part in path)
+    # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
+    return names[:-1] if names[1:] and names[-1] == "value" else names
 
+
+def _w_fp_leaves(params: Any) -> list[Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = [leaf for path, leaf in leaves if name(path) == "w_fp"]
+    found = [leaf for path, leaf in leaves if _names(path)[-1:] == ("w_fp",)]
     for w in found:
         if jnp.ndim(w) != 3:
             raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(w)}")
@@ -343,6 +345,69 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
     resized = resized * (height * width / (size[0] * size[1]))
     error = jnp.sum(w_fp, axis=(0, 1)) - jnp.sum(resized, axis=(0, 1))
     return (resized + error / (size[0] * size[1])).astype(w_fp.dtype)
+
+
+def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = None) -> Any:
+    """Resamples every ``w_fp`` of a tree of parameters to feature maps of another size.
+
+    Bilinear in position, as `resample_weights`; each channel keeps the sum of its weights, so that
+    features keep their scale. Weights whose map keeps its size stay as they are, bit for bit.
+
+    Args:
+        params: any pytree, such as linen's parameters or variables, or an ``nnx.State``; its leaves
+            named ``w_fp`` are float ``[H, W, C]``, with a length of 1 where weights are shared.
+        like: a tree of the same names with the new shapes: arrays, `jax.ShapeDtypeStruct` or tuples
+            of ints, e.g. ``jax.eval_shape(model.init, key, images)["params"]``.
+        constraint: that of the pools. ``"softmax"`` resamples `softmax_weights` of w_fp and stores
+            their logarithm: the weights used stay positive, and each channel's sum stays 1.
+
+    Returns:
+        The same tree with the resampled weights, of their dtype; all other leaves are those given.
+
+    Raises:
+        ValueError: a ``w_fp`` is not in `like`, or has another number of channels there; another
+            leaf has another shape there; or the constraint is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"pool": {"w_fp": jnp.full((8, 8, 64), 1 / 64)}}
+        >>> resized = resize_flexpool(params, like={"pool": {"w_fp": (7, 5, 64)}})
+        >>> resized["pool"]["w_fp"].shape, round(float(resized["pool"]["w_fp"][:, :, 0].sum()), 4)
+        ((7, 5, 64), 1.0)
+    """
+    if constraint not in (None, "softmax"):
+        raise ValueError(f"unknown FlexPool constraint {constraint!r}; allowed: None, 'softmax'")
+
+    def is_shape(node: Any) -> bool:
+        return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
+
+    shapes = {
+        _names(path): tuple(getattr(leaf, "shape", leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like, is_leaf=is_shape)
+    }
+
+    def resize(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = _names(path)
+        where = "/".join(map(str, names))
+        old, new = tuple(jnp.shape(leaf)), shapes.get(names)
+        if names[-1:] != ("w_fp",):
+            if new not in (None, old):
+                raise ValueError(f"{where} is {old} and would be {new}: only w_fp can be resized")
+            return leaf
+        if new is None:
+            raise ValueError(f"{where} has no new shape: it is not in the tree `like`")
+        if new == old:
+            return leaf
+        if len(old) != 3 or len(new) != 3 or old[2] != new[2]:
+            raise ValueError(f"{where} is {old} and would be {new}: H and W alone may change")
+        if constraint != "softmax":
+            return resample_weights(leaf, new[:2])
+        # Not `resample_weights`, whose correction of the sums could make a small weight negative.
+        weights = jax.image.resize(softmax_weights(leaf), new, "bilinear")
+        weights = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
+        return jnp.log(weights / jnp.sum(weights, axis=(0, 1))).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(resize, params)
 
 
 def avg_pool(x: Array) -> Array:
