@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from flexpool_jax.data.registry import register_dataset
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
-    from flexpool_jax.pooling import FlexPool, flexpool_regularizer, register_pool
+    from flexpool_jax.pooling import (
+        FlexPool,
+        flexpool_regularizer,
+        register_pool,
+        resize_flexpool,
+    )
+    from flexpool_jax.portable.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -28,9 +34,11 @@ __all__ = [
     "FlexPool",
     "create_model",
     "flexpool_regularizer",
+    "load_weights",
     "register_dataset",
     "register_model",
     "register_pool",
+    "resize_flexpool",
     "sac_loss",
 ]
 
@@ -38,6 +46,8 @@ _MODULE_OF = {
     "FlexPool": "flexpool_jax.pooling",
     "flexpool_regularizer": "flexpool_jax.pooling",
     "register_pool": "flexpool_jax.pooling",
+    "resize_flexpool": "flexpool_jax.pooling",
+    "load_weights": "flexpool_jax.portable.weights",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",
     "register_dataset": "flexpool_jax.data.registry",
