@@ -52,11 +52,12 @@ def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, i
 def evidence_maps(pool: str, params: Mapping[str, Any], feature_map: np.ndarray) -> np.ndarray:
     """Splits logits into what each position adds to them.
 
-    ``E[i, j, n] = Σ_k f[i, j, k] · w[i, j, k] · A[k, n]``: f is the feature map, w the pool's weights and A the classifier's kernel. Since the logit n is
-    ``Σ_ij E[i, j, n]`` plus the classifier's bias, the map is not an approximation. HiResCAM
-    (Draelos & Carin 2020, arXiv 2011.08891) equals it here; Grad-CAM does not, since it averages
-    position-dependent weights. Of `flatten`, whose kernel has a row for each position and channel,
-    ``E[i, j, n] = Σ_k f[i, j, k] A[i, j, k, n]``.
+    ``E[i, j, n] = Σ_k f[i, j, k] · w[i, j, k] · A[k, n]``: f is the feature map, w the pool's
+    weights and A the classifier's kernel. Since the logit n is ``Σ_ij E[i, j, n]`` plus the
+    classifier's bias, the map is not an approximation. HiResCAM (Draelos & Carin 2020, arXiv
+    2011.08891) equals it here; Grad-CAM does not, since it averages position-dependent weights. Of
+    `flatten`, whose kernel has a row for each position and channel, it is
+    ``E[i, j, n] = Σ_k f[i, j, k] · A[i, j, k, n]``.
 
     Args:
         pool: one of `flexpool_jax.pooling.POOLS`.
