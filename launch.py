@@ -74,6 +74,20 @@ def probe(command: Command) -> None:
     print(f"see {workdir}/{probing.PROBE_FILE}")
 
 
+def predict(command: Command) -> None:
+    """Predicts the classes of image files."""
+    if not command.images:
+        raise UserError("--mode=predict needs --images=PATH_OR_GLOB, e.g. --images=photos/")
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.insight import predict as predicting
+
+    found = predicting.predict_files(workdir, command.images, command.top_k, step, config)
+    print(predicting.table(found))
+    print(f"see {workdir}/{predicting.FOLDER}")
+
+
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
     config = command.require_config()
@@ -120,11 +134,12 @@ def report(command: Command) -> None:
 
 
 class Mode(NamedTuple):
-    """What a mode runs, the line that --help gives it, and whether it takes --step."""
+    """What a mode runs, the line that --help gives it, and which flags it alone takes."""
 
     run: Callable[[Command], None]
     summary: str
     takes_step: bool = False
+    takes_images: bool = False
 
 
 MODES = {
@@ -134,6 +149,7 @@ MODES = {
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
     "report": Mode(report, "tables and figures from the results under --workdir"),
     "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
+    "predict": Mode(predict, "the classes of the image files that --images names", True, True),
 }
 
 
@@ -149,6 +165,10 @@ def main(arguments: Sequence[str]) -> int:
             mode = MODES[command.mode]
             if command.step is not None and not mode.takes_step:
                 raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
+            for flag in ("images", "top_k"):
+                value = getattr(command, flag)
+                if value is not None and not mode.takes_images:
+                    raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
             mode.run(command)
     except UserError as error:
         return _report(error, EXIT_USER_ERROR)
@@ -190,6 +210,10 @@ flags
   --workdir {command_line.FLAGS["workdir"]}
   --step    {command_line.FLAGS["step"]}
             ({step_modes}; default: {command_line.DEFAULT_STEP})
+  --images  {command_line.FLAGS["images"]}
+            (--mode=predict)
+  --top_k   {command_line.FLAGS["top_k"]}
+            (--mode=predict)
 
 configs/    {configs}
 variants    a pool's name, reg, dropout, sac and FIELD=VALUE, with commas

@@ -1,4 +1,4 @@
-"""Reads launch.py's command line: its four flags, the config and the config's overrides.
+"""Reads launch.py's command line: its flags, the config and the config's overrides.
 
 The config may come from a file, or from the workdir of a run that has begun; its fields tell how
 the overrides are to be read. absl and ml_collections do the parsing; what is here looks at the
@@ -23,6 +23,8 @@ FLAGS = {
     "workdir": "the run's folder: checkpoints, metrics and results",
     "mode": "what to do",
     "step": "which checkpoint to use: best, latest or a step's number",
+    "images": "what to predict: an image file, a folder of them or a glob",
+    "top_k": "how many classes to give for each image, most probable first",
 }
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
@@ -38,6 +40,8 @@ class Command:
         mode: One of the modes that exist.
         workdir: Absolute path of the run's folder; empty if none was given.
         step: "best", "latest" or a number, as text; None if not given.
+        images: The value of `--images`; None if not given.
+        top_k: A number from 1; None if not given.
         config: The config of `--config`, else of the workdir, overrides applied; None if neither
             is there.
         config_given: Whether `--config` or an override was given, so that the config may be another
@@ -47,6 +51,8 @@ class Command:
     mode: str
     workdir: str
     step: str | None
+    images: str | None
+    top_k: int | None
     config: ConfigDict | None
     config_given: bool
 
@@ -108,6 +114,8 @@ def read(
         mode=str(flag_values["mode"].value),
         workdir=workdir,
         step=flag_values["step"].value,
+        images=flag_values["images"].value,
+        top_k=None if flag_values["top_k"].value is None else int(flag_values["top_k"].value),
         config=config,
         config_given=config_argument is not None or overridden,
     )
@@ -144,7 +152,7 @@ def _expand(workdir: str | None) -> str:
 
 
 def _parse_flags(arguments: Sequence[str], modes: Iterable[str]) -> flags.FlagValues:
-    """Parses what is not an override, and checks the values of --mode and --step."""
+    """Parses what is not an override, and checks the values."""
     flag_values = flags.FlagValues()
     defaults = {"mode": DEFAULT_MODE}
     for name, meaning in FLAGS.items():
@@ -170,6 +178,9 @@ def _parse_flags(arguments: Sequence[str], modes: Iterable[str]) -> flags.FlagVa
         raise unknown_name("mode", mode, modes)
     if step is not None and step not in ("best", "latest") and not _is_number(step):
         raise UserError(f"--step={step}; allowed: best, latest or a step's number")
+    top_k = flag_values["top_k"].value
+    if top_k is not None and (not _is_number(top_k) or int(top_k) < 1):
+        raise UserError(f"--top_k={top_k}; allowed: a whole number from 1")
     return flag_values
 
 

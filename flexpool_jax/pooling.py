@@ -275,13 +275,21 @@ def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return names[:-1] if names[1:] and names[-1] == "value" else names
 
 
-def _w_fp_leaves(params: Any) -> list[Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = [leaf for path, leaf in leaves if _names(path)[-1:] == ("w_fp",)]
-    for w in found:
-        if jnp.ndim(w) != 3:
-            raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(w)}")
+def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
+    """Every w_fp of a tree, with the path of what holds it, such as "head/pool/"."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = _names(path)
+        if names[-1:] != ("w_fp",):
+            continue
+        if jnp.ndim(leaf) != 3:
+            raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(leaf)}")
+        found.append(("".join(f"{name}/" for name in names[:-1]), leaf))
     return found
+
+
+def _w_fp_leaves(params: Any) -> list[Array]:
+    return [w for _, w in _named_w_fp(params)]
 
 
 def flexpool_regularizer(params: Any) -> Array:
@@ -311,6 +319,50 @@ def flexpool_regularizer(params: Any) -> Array:
     for w in _w_fp_leaves(params):
         total = total + jnp.sum((jnp.sum(w, axis=(0, 1)) - 1.0) ** 2)
     return total
+
+
+def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:
+    """Describes the weights of every FlexPool in a tree of parameters by a few numbers.
+
+    For each parameter ``PATH/w_fp``, with the weights w [H, W, C] and the channels' sums s:
+
+    - ``PATH/sum_mean`` and ``PATH/sum_sd``: mean and standard deviation of s. Eq. 2 pulls all of it
+      to 1.
+    - ``PATH/negative_share``: the share of weights below 0.
+    - ``PATH/deviation_share``: ``Σ (w[i, j, k] − s[k] / (H · W))² / Σ w²``, how much of the weights
+      depends on the position: 0 for average pooling.
+
+    Args:
+        params: any pytree, as for `flexpool_regularizer`.
+        pool: one of `POOLS`; its `effective_weights` are described. None describes the parameters
+            as they are stored.
+
+    Returns:
+        Float32 scalars by name; empty where there is no ``w_fp``. It may be jitted.
+
+    Raises:
+        ValueError: a ``w_fp`` is not three-dimensional, or the pool is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> summary = pool_summary({"head": {"pool": {"w_fp": jnp.full((2, 2, 3), 0.25)}}})
+        >>> sorted(summary)[-1], float(summary["head/pool/sum_mean"])
+        ('head/pool/sum_sd', 1.0)
+    """
+    found = {}
+    for path, w in _named_w_fp(params):
+        used = None if pool is None else effective_weights(pool, {"w_fp": w}, w.shape)
+        w = jnp.asarray(w if used is None else used, jnp.float32)
+        sums = jnp.sum(w, axis=(0, 1))
+        size = jnp.sum(w**2)
+        deviation = jnp.sum((w - jnp.mean(w, axis=(0, 1))) ** 2)
+        found |= {
+            f"{path}sum_mean": jnp.mean(sums),
+            f"{path}sum_sd": jnp.std(sums),
+            f"{path}negative_share": jnp.mean((w < 0).astype(jnp.float32)),
+            f"{path}deviation_share": deviation / jnp.where(size > 0, size, 1.0),
+        }
+    return found
 
 
 def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:

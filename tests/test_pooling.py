@@ -24,6 +24,7 @@ from flexpool_jax.pooling import (
     gem_pool,
     lse_pool,
     max_pool,
+    pool_summary,
     resample_weights,
     resize_flexpool,
     soft_pool,
@@ -621,3 +622,34 @@ def test_regularizer_finds_partitioned_weights_of_linen():
 def test_regularizer_refuses_weights_of_another_rank():
     with pytest.raises(ValueError, match=r"\[H, W, C\]; got shape \(4, 3\)"):
         flexpool_regularizer({"w_fp": jnp.ones((4, 3))})
+
+
+def test_pool_summary_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(3, 4, 5)), np.zeros((2, 2, 1))
+    params = {"head": {"pool": {"w_fp": w}}, "aux": {"w_fp": v}, "other": {"kernel": w}}
+    found = jax.jit(pool_summary)(params)
+    sums = w.sum(axis=(0, 1))
+    expected = {
+        "head/pool/sum_mean": sums.mean(),
+        "head/pool/sum_sd": sums.std(),
+        "head/pool/negative_share": np.mean(w < 0),
+        "head/pool/deviation_share": np.sum((w - sums / 12) ** 2) / np.sum(w**2),
+        "aux/sum_mean": 0,
+        "aux/sum_sd": 0,
+        "aux/negative_share": 0,
+        "aux/deviation_share": 0,
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_pool_summary_describes_the_weights_that_the_pool_uses():
+    stored = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    found = pool_summary({"w_fp": stored}, "flexpool_softmax")
+    assert float(found["sum_mean"]) == pytest.approx(1)
+    assert float(found["negative_share"]) == 0
+    scale = pool_summary({"w_fp": np.full((1, 1, 5), 2.0)}, "channel_scale")
+    assert (float(scale["sum_mean"]), float(scale["deviation_share"])) == (2, 0)
+    assert pool_summary({"p": np.float32(3)}, "gem") == {}
