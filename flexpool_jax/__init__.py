@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         register_pool,
         resize_flexpool,
     )
+    from flexpool_jax.portable.export import load_exported
     from flexpool_jax.portable.weights import load_weights
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "FlexPool",
     "create_model",
     "flexpool_regularizer",
+    "load_exported",
     "load_weights",
     "register_dataset",
     "register_model",
@@ -47,6 +49,7 @@ _MODULE_OF = {
     "flexpool_regularizer": "flexpool_jax.pooling",
     "register_pool": "flexpool_jax.pooling",
     "resize_flexpool": "flexpool_jax.pooling",
+    "load_exported": "flexpool_jax.portable.export",
     "load_weights": "flexpool_jax.portable.weights",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",

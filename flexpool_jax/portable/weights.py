@@ -95,7 +95,8 @@ def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str
 
     Args:
         file: path of a safetensors file.
-        variables: from ``model.init``, of the model that the weights are for.
+        variables: from ``model.init``, of the model that the weights are for. Shapes alone, from
+            `jax.eval_shape`, are enough if the file lacks none.
 
     Returns:
         The same tree with the file's values: float32 NumPy arrays.
@@ -107,7 +108,8 @@ def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str
     Example:
         >>> import jax, jax.numpy as jnp, flexpool_jax
         >>> model = flexpool_jax.create_model("resnet20")
-        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> images = jnp.zeros((1, 32, 32, 3))
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
         >>> flexpool_jax.load_weights("resnet20-12fca82f.safetensors", variables)
         Traceback (most recent call last):
         ...
