@@ -88,6 +88,16 @@ def predict(command: Command) -> None:
     print(f"see {workdir}/{predicting.FOLDER}")
 
 
+def export(command: Command) -> None:
+    """Writes a checkpoint as a folder that runs without this project."""
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.portable.export import export_workdir
+
+    print(f"see {export_workdir(workdir, step, config)}")
+
+
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
     config = command.require_config()
@@ -150,6 +160,7 @@ MODES = {
     "report": Mode(report, "tables and figures from the results under --workdir"),
     "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
     "predict": Mode(predict, "the classes of the image files that --images names", True, True),
+    "export": Mode(export, "a folder that runs with jax alone, and the weights", True),
 }
 
 
