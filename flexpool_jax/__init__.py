@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexpool_jax.data.registry import register_dataset
+    from flexpool_jax.evaluation import evaluate, load_trained
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
     from flexpool_jax.pooling import (
@@ -28,20 +29,24 @@ if TYPE_CHECKING:
     )
     from flexpool_jax.portable.export import load_exported
     from flexpool_jax.portable.weights import load_weights
+    from flexpool_jax.training import train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FlexPool",
     "create_model",
+    "evaluate",
     "flexpool_regularizer",
     "load_exported",
     "load_weights",
+    "load_trained",
     "register_dataset",
     "register_model",
     "register_pool",
     "resize_flexpool",
     "sac_loss",
+    "train",
 ]
 
 _MODULE_OF = {
@@ -55,6 +60,9 @@ _MODULE_OF = {
     "create_model": "flexpool_jax.models.registry",
     "register_dataset": "flexpool_jax.data.registry",
     "register_model": "flexpool_jax.models.registry",
+    "evaluate": "flexpool_jax.evaluation",
+    "load_trained": "flexpool_jax.evaluation",
+    "train": "flexpool_jax.training",
 }
 
 

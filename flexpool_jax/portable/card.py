@@ -13,7 +13,7 @@ import flexpool_jax
 from flexpool_jax import configuration
 from flexpool_jax.insight.trained import Trained
 from flexpool_jax.training.identity import DATA_FILE
-from flexpool_jax.training.state import parameter_count
+from flexpool_jax.training.steps import parameter_count
 
 # What CITATION.cff says as well; a test compares the two.
 CITATION = """\
