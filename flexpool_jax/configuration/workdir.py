@@ -20,11 +20,15 @@ _FIXED = (
     "seed",
     "model",
     "norm_after_relu",
+    "projection_shortcuts",
     "pool",
+    "init_from",
     "sac.enabled",
     "dataset.name",
     "dataset.image_size",
     "dataset.holdout",
+    "dataset.mean",
+    "dataset.std",
     "batch_size",
     "optimizer.name",
     "dtype",
@@ -47,7 +51,15 @@ _WITHOUT_EFFECT = (
 # Fields that came after the first release, with the value that means what a run did before: a
 # config.json that was written without them is read as if it held these. The digest leaves them out
 # where they have these values, so that it stays that of the same run before.
-_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0, "label_smoothing": 0.0}
+_ADDED_SINCE: dict[str, Any] = {
+    "pool_learning_rate_scale": 1.0,
+    "label_smoothing": 0.0,
+    "projection_shortcuts": False,
+    "init_from": "",
+    "freeze": "",
+    "dataset.mean": (),
+    "dataset.std": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +154,15 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
     """
     config = ConfigDict(_with_tuples(values))
     names = set(field_names(config))
+    # Without the group it is not a config of any release, which its checks will say.
+    groups = {"", *(name.rpartition(".")[0] for name in names)}
     with config.unlocked():
         config.update_from_flattened_dict(
-            {name: value for name, value in _ADDED_SINCE.items() if name not in names}
+            {
+                name: value
+                for name, value in _ADDED_SINCE.items()
+                if name not in names and name.rpartition(".")[0] in groups
+            }
         )
     config.lock()
     return config

@@ -27,6 +27,7 @@ from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.insight.trained import Trained, load_trained
 from flexpool_jax.models.layers import cpu_kernels
+from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.portable.card import model_card
 from flexpool_jax.portable.weights import save_weights
 
@@ -119,7 +120,7 @@ def hub_config(trained: Trained) -> dict[str, Any]:
     height, width, channels = trained.image_shape
     config = trained.config
     model_args = {"pool": config.pool, "sac": config.sac.enabled}
-    model_args |= {name: True for name in ("norm_after_relu",) if config[name]}
+    model_args |= {name: True for name in CIFAR_OPTIONS if config[name]}
     kernel = trained.variables["params"]["head"]["classifier"]["kernel"]
     return {
         "architecture": config.model,
