@@ -184,6 +184,7 @@ def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=jax.jit(setup.tx.init)(params),
+        ema_params=None if state.ema_params is None else params,
     )
 
 
