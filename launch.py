@@ -49,9 +49,10 @@ def train(command: Command) -> None:
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
     workdir, step, config = _checkpoint(command)
-    result = flexpool_jax.evaluate(workdir, step, config)
+    result = flexpool_jax.evaluate(workdir, step, config, resize=command.resize)
+    size = f" at {command.resize}x{command.resize} pixels" if command.resize else ""
     print(
-        f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
+        f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
 
@@ -175,9 +176,14 @@ def run_mode(command: Command) -> None:
     mode = MODES[command.mode]
     if command.step is not None and not mode.takes_step:
         raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
-    for flag in ("images", "top_k"):
+    taken = {
+        "resize": command.mode == "eval",
+        "images": mode.takes_images,
+        "top_k": mode.takes_images,
+    }
+    for flag, is_taken in taken.items():
         value = getattr(command, flag)
-        if value is not None and not mode.takes_images:
+        if value is not None and not is_taken:
             raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
     mode.run(command)
 
@@ -210,7 +216,7 @@ def main(arguments: Sequence[str]) -> int:
 def help_text() -> str:
     """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(f"--mode={name}" for name, mode in MODES.items() if mode.takes_step)
+    step_modes = ", ".join(name for name, mode in MODES.items() if mode.takes_step)
     configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
     configs = textwrap.indent(configs, " " * 12).lstrip()
     return f"""\
@@ -229,10 +235,9 @@ flags
   --workdir {command_line.FLAGS["workdir"]}
   --step    {command_line.FLAGS["step"]}
             ({step_modes}; default: {command_line.DEFAULT_STEP})
-  --images  {command_line.FLAGS["images"]}
-            (--mode=predict)
-  --top_k   {command_line.FLAGS["top_k"]}
-            (--mode=predict)
+  --resize  {command_line.FLAGS["resize"]} (eval)
+  --images  {command_line.FLAGS["images"]} (predict)
+  --top_k   {command_line.FLAGS["top_k"]} (predict)
   --version --help
 
 configs/    {configs}
