@@ -7,7 +7,7 @@ are one number; `register_metric` adds to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -194,13 +194,3 @@ def confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) 
     order = np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")
     found: np.ndarray = wrong[order][:count]
     return found
-
-
-def describe(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """All of the above for a report, as numbers and lists."""
-    return {
-        **scores(labels, probabilities),
-        "accuracy_per_class": accuracy_per_class(labels, probabilities),
-        "calibration": [found._asdict() for found in calibration_bins(labels, probabilities)],
-        "confusion": confusion_matrix(labels, probabilities).tolist(),
-    }
