@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+import flexpool_jax
 from flexpool_jax import command_line, configuration, cpu
 from flexpool_jax.command_line import Command
 from flexpool_jax.errors import Interrupted, SweepFailed, TrainingDiverged, UserError
@@ -34,28 +35,19 @@ def train(command: Command) -> None:
     """Trains, or goes on where the workdir's last checkpoint stands."""
     config = command.require_config()
     workdir = command.require_workdir()
-    configuration.validate(config)
-    configuration.check_files(config)
-    configuration.check_workdir(workdir)
-    configuration.check_resume(config, workdir)
-
-    from flexpool_jax.training import train as training
-
-    result = training.train(config, workdir)
+    result = flexpool_jax.train(config, workdir)
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
         f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
-        f"{result['seconds']:.0f} s); see {workdir}/result.json"
+        f"{result['seconds']:.0f} s); see {workdir}/result.json\n"
+        f"evaluate with: python launch.py --workdir={workdir} --mode=eval"
     )
 
 
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
     workdir, step, config = _checkpoint(command)
-
-    from flexpool_jax import evaluation
-
-    result = evaluation.evaluate_workdir(workdir, step, config)
+    result = flexpool_jax.evaluate(workdir, step, config)
     print(
         f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"

@@ -30,10 +30,10 @@ from benchmarks import launches, report, workers
 
 
 class Watch:
-    """Wraps `Experiment.run_steps`, and notes when each dispatch began and when its steps ended."""
+    """Wraps `Setup.train_steps`, and notes when each dispatch began and when its steps ended."""
 
-    def __init__(self, run_steps: Any) -> None:
-        self._run_steps = run_steps
+    def __init__(self, train_steps: Any) -> None:
+        self._train_steps = train_steps
         self._outputs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.began: list[float] = []
         self.ended: list[float] = []
@@ -41,7 +41,7 @@ class Watch:
 
     def __call__(self, *arguments: Any) -> Any:
         self.began.append(time.perf_counter())
-        state, metrics = self._run_steps(*arguments)
+        state, metrics = self._train_steps(*arguments)
         self._outputs.put(metrics)
         return state, metrics
 
@@ -71,21 +71,17 @@ class Watch:
 def watch(arguments: Sequence[str]) -> None:
     """Is a worker: launch.py's training with `Watch` in it; answers with `Watch.shares`."""
     launch = importlib.import_module("launch")
-    training = importlib.import_module("flexpool_jax.training.train")
+    loop = importlib.import_module("flexpool_jax.training.loop")
     watched: list[tuple[Watch, int]] = []
-    build_experiment = training.build_experiment
+    set_up = loop.set_up
 
-    def build_watched(*arguments: Any) -> Any:
-        experiment = build_experiment(*arguments)
-        watched.append(
-            (
-                Watch(experiment.run_steps),
-                experiment.steps_per_epoch // experiment.steps_per_dispatch,
-            )
-        )
-        return dataclasses.replace(experiment, run_steps=watched[-1][0])
+    def set_up_watched(*arguments: Any) -> Any:
+        setup = set_up(*arguments)
+        watch = Watch(setup.train_steps)
+        watched.append((watch, setup.steps_per_epoch // setup.steps_per_dispatch))
+        return dataclasses.replace(setup, train_steps=watch)
 
-    vars(training)["build_experiment"] = build_watched
+    vars(loop)["set_up"] = set_up_watched
     if status := launch.main(arguments):
         raise SystemExit(status)
     watch, dispatches_per_epoch = watched[-1]

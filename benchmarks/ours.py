@@ -18,7 +18,7 @@ from flexpool_jax.cpu import convolution as cpu_convolution
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.models import layers
 from flexpool_jax.training import steps
-from flexpool_jax.training.state import create_train_state
+from flexpool_jax.training.setup import replicate
 
 IMAGE_SHAPE = (32, 32, 3)
 MEAN, STD = np.full(3, 0.5), np.full(3, 0.25)
@@ -33,21 +33,14 @@ def steps_per_call() -> int:
     return 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS
 
 
-def _replicated(tree: Any) -> Any:
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (steps.AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
 def _images(batch: int) -> tuple[Any, Any]:
     random = np.random.default_rng(0)
     count = max(NUM_IMAGES, batch)
     images = random.integers(0, 256, (count, *IMAGE_SHAPE), np.uint8)
-    return _replicated((images, random.integers(0, NUM_CLASSES, count).astype(np.int32)))
+    return replicate((images, random.integers(0, NUM_CLASSES, count).astype(np.int32)))
 
 
-def _program(
-    count: int, dtype: str, pool: str, sac: bool, cpu_kernels: bool
-) -> tuple[Callable[..., Any], Any, Any]:
+def _program(count: int, dtype: str, pool: str, sac: bool) -> tuple[Callable[..., Any], Any, Any]:
     """The pmapped program of `count` training steps, its first state, and the run's key."""
     model = create_model(
         "resnet20",
@@ -69,7 +62,7 @@ def _program(
     )
     run: Callable[..., Any] = steps.pmap_train_step(train_step, count)
     key = jax.random.key(0)
-    return run, _replicated(create_train_state(model, tx, key, IMAGE_SHAPE)), key
+    return run, replicate(steps.create_train_state(model, tx, key, IMAGE_SHAPE)), key
 
 
 def train(
@@ -89,7 +82,7 @@ def train(
         cpu_kernels: False takes Flax's own layers on a CPU.
     """
     count, devices = steps_per_call(), jax.local_device_count()
-    run, state, key = _program(count, dtype, pool, sac, cpu_kernels)
+    run, state, key = _program(count, dtype, pool, sac)
     images, labels = _images(batch)
     random = np.random.default_rng(1)
 
@@ -114,7 +107,7 @@ def first_steps(batch: int, dtype: str, count: int) -> tuple[list[float], list[n
     Returns:
         `count` losses, and the leaves of the gradient.
     """
-    run, state, key = _program(1, dtype, "flexpool", True, True)
+    run, state, key = _program(1, dtype, "flexpool", True)
     images, labels = _images(batch)
     random, shape = np.random.default_rng(1), (jax.local_device_count(), 1, -1)
     losses, gradient = [], []
@@ -134,7 +127,7 @@ def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
     run: Callable[..., Any] = steps.pmap_eval_step(eval_step)
     images, labels = _images(batch)
     init = jax.jit(functools.partial(model.init, train=False))
-    variables = _replicated(init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
+    variables = replicate(init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
     count, devices = steps_per_call(), jax.local_device_count()
     starts = itertools.cycle(range(0, len(images) - batch + 1, batch))
 

@@ -18,20 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexpool_jax.data.registry import register_dataset
+    from flexpool_jax.evaluation import evaluate, load_trained
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
     from flexpool_jax.pooling import FlexPool, flexpool_regularizer, register_pool
+    from flexpool_jax.training import train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FlexPool",
     "create_model",
+    "evaluate",
     "flexpool_regularizer",
+    "load_trained",
     "register_dataset",
     "register_model",
     "register_pool",
     "sac_loss",
+    "train",
 ]
 
 _MODULE_OF = {
@@ -42,6 +47,9 @@ _MODULE_OF = {
     "create_model": "flexpool_jax.models.registry",
     "register_dataset": "flexpool_jax.data.registry",
     "register_model": "flexpool_jax.models.registry",
+    "evaluate": "flexpool_jax.evaluation",
+    "load_trained": "flexpool_jax.evaluation",
+    "train": "flexpool_jax.training",
 }
 
 

@@ -5,24 +5,32 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_collections
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
+from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import checkpoints, reporting
-from flexpool_jax.training.experiment import (
-    Experiment,
-    build_experiment,
-    evaluate,
+from flexpool_jax.training import checkpoints
+from flexpool_jax.training.identity import recall
+from flexpool_jax.training.loop import evaluate_split
+from flexpool_jax.training.setup import (
+    Setup,
     load_configured_dataset,
     on_devices,
+    replicate,
+    set_up,
+    use_compilation_cache,
 )
-from flexpool_jax.training.identity import recall
-from flexpool_jax.training.train import use_compilation_cache
+
+EVALUATION_FILE = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,29 +40,21 @@ class Restored:
     Attributes:
         workdir: absolute.
         step: of the checkpoint.
-        config: of the run, or the one given in its place.
-        dataset: what the config names.
-        experiment: model and compiled steps.
+        setup: config, data set, model and compiled steps.
         variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
     """
 
     workdir: Path
     step: int
-    config: ml_collections.ConfigDict
-    dataset: Dataset
-    experiment: Experiment
+    setup: Setup
     variables: dict[str, Any]
-
-    @property
-    def split(self) -> str:
-        """The name of what it is evaluated on: "test", or "validation" for held-out images."""
-        return "validation" if self.config.dataset.holdout else "test"
 
 
 def restore_workdir(
     workdir: str | os.PathLike[str],
     step: str = "latest",
-    config: ml_collections.ConfigDict | None = None,
+    config: ConfigDict | None = None,
+    dataset: Dataset | None = None,
 ) -> Restored:
     """Restores a checkpoint of a run; writes nothing.
 
@@ -63,6 +63,7 @@ def restore_workdir(
         step: ``"best"``, ``"latest"`` or the number of a saved step.
         config: replaces the workdir's, for another folder or batch size; it must describe the same
             model and data.
+        dataset: what `flexpool_jax.train` was given, if it was given one.
 
     Raises:
         UserError: there is no such workdir or step, the checkpoint is damaged or of another run,
@@ -79,19 +80,20 @@ def restore_workdir(
         number = checkpoints.choose_step(manager, step)
         try:
             run = checkpoints.read_run(manager, number)
-            dataset = load_configured_dataset(config)
+            dataset = dataset or load_configured_dataset(config)
             recall(workdir, config, dataset).check(number, run)
-            experiment = build_experiment(config, dataset)
-            variables = checkpoints.restore_model(manager, number, experiment.abstract_state())
+            setup = set_up(config, dataset)
+            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
         except checkpoints.DamagedCheckpoint as error:
             raise UserError(f"cannot evaluate {manager.directory}: {error}") from error
-    return Restored(workdir, number, config, dataset, experiment, variables)
+    return Restored(workdir, number, setup, variables)
 
 
-def evaluate_workdir(
+def evaluate(
     workdir: str | os.PathLike[str],
     step: str = "latest",
-    config: ml_collections.ConfigDict | None = None,
+    config: ConfigDict | None = None,
+    dataset: Dataset | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the test split; arguments and errors as for `restore_workdir`.
 
@@ -99,18 +101,52 @@ def evaluate_workdir(
         ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats) and ``accuracy``
         in [0, 1]; written to the workdir's evaluation.json as well, where that can be done.
     """
-    restored = restore_workdir(workdir, step, config)
-    experiment, test = restored.experiment, restored.dataset.test
-    variables = experiment.replicate(restored.variables)
+    restored = restore_workdir(workdir, step, config, dataset)
+    setup = restored.setup
+    test = on_devices(setup.dataset.test)
     report = {
         "step": restored.step,
-        "split": restored.split,
-        "examples": len(test),
-        **evaluate(experiment, variables, on_devices(experiment, test)).metrics,
+        "split": setup.split_name,
+        "examples": len(setup.dataset.test),
+        **evaluate_split(setup, replicate(restored.variables), test).metrics,
     }
     try:
-        reporting.write_json(restored.workdir / "evaluation.json", report)
+        files.write_json(restored.workdir / EVALUATION_FILE, report)
     except OSError as error:
-        # The folder may be another user's, or its disk full: the figure is worth having anyway.
+        # The folder may be another user's, or its disk full: the result is returned all the same.
         print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)
     return report
+
+
+class Trained(NamedTuple):
+    """A trained model, ready to be applied.
+
+    Attributes:
+        model: from `flexpool_jax.create_model`.
+        variables: ``params`` and ``batch_stats``, NumPy arrays.
+        preprocess: uint8 images [B, H, W, C] to what the model takes.
+        class_names: of the indices of the logits.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocess: Callable[[jax.Array], jax.Array]
+    class_names: tuple[str, ...]
+
+
+def load_trained(
+    workdir: str | os.PathLike[str], step: str = "latest", dataset: Dataset | None = None
+) -> Trained:
+    """Loads the model of a run; arguments and errors as for `restore_workdir`.
+
+    Example:
+        >>> trained = load_trained("runs/digits")  # doctest: +SKIP
+        >>> images = trained.preprocess(uint8_images)  # doctest: +SKIP
+        >>> logits = trained.model.apply(trained.variables, images, train=False)  # doctest: +SKIP
+        >>> trained.class_names[logits[0].argmax()]  # doctest: +SKIP
+        '7'
+    """
+    restored = restore_workdir(workdir, step, dataset=dataset)
+    config, data = restored.setup.config, restored.setup.dataset
+    preprocess = make_normalise(data.mean, data.std, jnp.dtype(config.dtype))
+    return Trained(restored.setup.model, restored.variables, preprocess, data.class_names)

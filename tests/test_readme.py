@@ -1,4 +1,4 @@
-"""The README does not promise what is not there: its programs run, and what it names exists."""
+"""What README and the pages name exists: programs run, fields, targets and links are real."""
 
 import importlib
 import re
@@ -9,27 +9,37 @@ import pytest
 from configs import default
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"))
+}
+README = PAGES["README.md"]
+PROGRAMS = [
+    (page, program)
+    for page in ("README.md", "docs/extending.md")
+    for program in re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
+]
 
 
-def section(title):
-    (text,) = re.findall(rf"^##+ {re.escape(title)}\n(.*?)(?=^##|\Z)", README, re.M | re.S)
+def section(page, title):
+    pattern = rf"^##+ {re.escape(title)}\n(.*?)(?=^##|\Z)"
+    (text,) = re.findall(pattern, PAGES[page], re.M | re.S)
     return text
 
 
 def test_there_are_programs_to_run():
-    assert len(PYTHON_BLOCKS) >= 2
+    assert {page for page, _ in PROGRAMS} == {"README.md", "docs/extending.md"}
 
 
-@pytest.mark.parametrize("program", PYTHON_BLOCKS, ids=lambda text: text.splitlines()[-1][:40])
-def test_each_program_runs_on_its_own(program):
-    exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
+@pytest.mark.parametrize(("page", "program"), PROGRAMS)
+def test_each_program_runs_on_its_own(page, program):
+    exec(compile(program, page, "exec"), {"__name__": "readme"})
 
 
 def test_functions_of_the_formulas_exist():
     names = re.findall(
-        r"`(flexpool_jax(?:\.\w+)+)\.(\w+)`", section("The paper's formulas, and where they are")
+        r"`(flexpool_jax(?:\.\w+)+)\.(\w+)`",
+        section("docs/paper.md", "The paper's formulas, and where they are"),
     )
     assert len(names) >= 7
     for module, function in names:
@@ -37,7 +47,7 @@ def test_functions_of_the_formulas_exist():
 
 
 def test_fields_of_the_choices_exist():
-    rows = re.findall(r"^\|.*\|$", section("What the paper leaves open"), re.M)[2:]
+    rows = re.findall(r"^\|.*\|$", section("docs/paper.md", "What the paper leaves open"), re.M)[2:]
     fields = [name for row in rows for name in re.findall(r"`([\w.]+)`", row.split("|")[3])]
     assert len(fields) >= 9
     config = default.get_config()
@@ -48,16 +58,23 @@ def test_fields_of_the_choices_exist():
             value = value[part]
 
 
-def test_commands_name_targets_and_configs_that_exist():
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_targets_and_configs_that_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M))
-    assert {"train", "test"} <= named <= targets
-    configs = re.findall(r"configs/\w+\.py", README)
-    assert configs
-    assert all((ROOT / config).is_file() for config in configs)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", PAGES[page], re.M)) <= targets
+    assert all((ROOT / config).is_file() for config in re.findall(r"configs/\w+\.py", PAGES[page]))
 
 
-def test_links_lead_to_files():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert "docs/method.svg" in links
-    assert all((ROOT / link).is_file() for link in links)
+def test_the_two_commands_are_there():
+    assert {"train", "test"} <= set(re.findall(r"^make ([a-z-]+)", README, re.M))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", PAGES[page]) if "://" not in link]
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+def test_the_readme_shows_the_method():
+    assert "](docs/method.svg)" in README

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from flexpool_jax import files
 from flexpool_jax.configuration.fields import FIELDS, field_names, get_field
 from flexpool_jax.errors import UserError
 
@@ -101,25 +101,8 @@ def write_config(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     Raises:
         OSError: When the folder cannot be written to; a config that was there stays as it was.
     """
-    path = config_path(workdir)
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    descriptor, temporary = tempfile.mkstemp(prefix=".config-", suffix=".json", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a file for its owner alone; a config is for whoever may read the folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            # The errors of an open file, as on a disk that is full, have no name.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    files.write_whole(config_path(workdir), text.encode())
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:

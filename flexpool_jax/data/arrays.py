@@ -19,7 +19,8 @@ from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split
 from flexpool_jax.errors import UserError
 
-_NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+_NPZ_NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+_NAMES = {split: (f"the {split} images", f"the {split} labels") for split in _NPZ_NAMES}
 
 
 def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
@@ -36,7 +37,9 @@ def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
     if raw_dir is None or not raw_dir.is_file():
         given = f"; there is no file {raw_dir}" if raw_dir else ""
         raise UserError(f"npz needs a .npz file in dataset.raw_dir{given}")
-    wanted = [name for pair in _NAMES.values() for name in pair]
+    wanted = [name for pair in _NPZ_NAMES.values() for name in pair]
+    found: dict[str, np.ndarray] = {}
+    reading = "it"
     try:
         with np.load(raw_dir, allow_pickle=False) as file:
             missing = [name for name in wanted if name not in file]
@@ -46,7 +49,8 @@ def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
                 raise UserError(
                     f"{raw_dir} has no {missing[0]}; needed: {', '.join(wanted)}; it has {has}"
                 )
-            found = {name: file[name] for name in (*wanted, "class_names") if name in file}
+            for reading in (*wanted, *({"class_names"} & set(file))):
+                found[reading] = file[reading]
     except UserError:
         raise
     except (
@@ -55,17 +59,18 @@ def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(
-            f"{raw_dir} cannot be read as a .npz file of plain arrays ({reason})"
+            f"{raw_dir} is not a whole .npz file of plain arrays; cannot read {reading} ({reason})"
         ) from error
     labels = found["y_train"]
     if "class_names" in found:
         class_names = found["class_names"].tolist()
     elif labels.size and np.issubdtype(labels.dtype, np.integer):
-        class_names = [str(label) for label in range(int(labels.max()) + 1)]
+        # No more names than images, so that a label of a billion does not make a billion names.
+        class_names = [str(label) for label in range(min(int(labels.max()) + 1, labels.size))]
     else:
         class_names = []
-    splits = {split: (found[x], found[y]) for split, (x, y) in _NAMES.items()}
-    return _resized(_checked(str(raw_dir), splits, class_names), image_size)
+    splits = {split: (found[x], found[y]) for split, (x, y) in _NPZ_NAMES.items()}
+    return _resized(_checked(str(raw_dir), splits, class_names, _NPZ_NAMES), image_size)
 
 
 def load_registered(name: str, load: Callable[[], Any], image_size: int) -> Arrays:
@@ -85,14 +90,17 @@ def _load_once(name: str, load: Callable[[], Any]) -> Arrays:
             f"{where} must return a pair, the splits and the class names; got "
             f"{type(returned).__name__}"
         )
-    return _checked(where, *returned)
+    return _checked(where, *returned, _NAMES)
 
 
-def _checked(where: str, splits: Any, class_names: Any) -> Arrays:
+def _checked(
+    where: str, splits: Any, class_names: Any, array_names: Mapping[str, tuple[str, str]]
+) -> Arrays:
     """Checks everything about the arrays that the rest of the program relies on."""
     if not isinstance(splits, Mapping) or set(splits) != {"train", "test"}:
         has = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else type(splits).__name__
         raise UserError(f"{where} must have the splits 'train' and 'test'; got {has or 'none'}")
+    checked = {split: _checked_split(where, array_names[split], splits[split]) for split in splits}
     names = list(class_names) if isinstance(class_names, list | tuple) else class_names
     if (
         not isinstance(names, list)
@@ -104,7 +112,13 @@ def _checked(where: str, splits: Any, class_names: Any) -> Arrays:
         raise UserError(
             f"{where} has the class names {shown}; allowed: a list of at least 2 different names"
         )
-    checked = {split: _checked_split(f"{where}: {split}", splits[split], names) for split in splits}
+    for split, arrays in checked.items():
+        low, high = arrays.labels.min(), arrays.labels.max()
+        if low < 0 or high >= len(names):
+            raise UserError(
+                f"{where}: {array_names[split][1]} are from {low} to {high}; allowed: 0 to "
+                f"{len(names) - 1}, indices of the {len(names)} class names"
+            )
     shapes = {split: arrays.images.shape[1:] for split, arrays in checked.items()}
     if shapes["train"][-1] != shapes["test"][-1]:
         raise UserError(
@@ -114,9 +128,10 @@ def _checked(where: str, splits: Any, class_names: Any) -> Arrays:
     return Arrays(checked, tuple(names))
 
 
-def _checked_split(where: str, split: Any, class_names: list[str]) -> Split:
+def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Split:
+    x, y = array_names
     if not isinstance(split, tuple | list) or len(split) != 2:
-        raise UserError(f"{where} must be a pair of images and labels; got {type(split).__name__}")
+        raise UserError(f"{where}: {x} must come in a pair with {y}; got {type(split).__name__}")
     pixels, labels = (np.asarray(array) for array in split)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
@@ -127,20 +142,16 @@ def _checked_split(where: str, split: Any, class_names: list[str]) -> Split:
         or pixels.shape[-1] not in images.MODE_OF_CHANNELS
     ):
         raise UserError(
-            f"{where} has images {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, H, W, C] "
+            f"{where}: {x} are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, H, W, C] "
             "with C 1, 3 or 4, or uint8 [N, H, W], none of them 0"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != pixels.shape[:1]:
         raise UserError(
-            f"{where} has labels {labels.dtype} {list(labels.shape)} for {len(pixels):,} images; "
+            f"{where}: {y} are {labels.dtype} {list(labels.shape)} for {len(pixels):,} images; "
             f"allowed: integers [{len(pixels)}]"
         )
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        raise UserError(
-            f"{where} has labels from {labels.min()} to {labels.max()}; allowed: 0 to "
-            f"{len(class_names) - 1}, indices of the {len(class_names)} class names"
-        )
-    return Split(pixels, labels.astype(np.int32))
+    # Clipped, because a label beyond 32 bits must not become one that is allowed.
+    return Split(pixels, labels.astype(np.int64).clip(-1, 2**31 - 1).astype(np.int32))
 
 
 def _resized(arrays: Arrays, image_size: int) -> Arrays:

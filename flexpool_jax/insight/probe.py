@@ -18,16 +18,16 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from flexpool_jax import configuration
-from flexpool_jax.data import Dataset, Split
+from flexpool_jax import configuration, files
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
-from flexpool_jax.training import reporting, steps
-from flexpool_jax.training.experiment import Experiment, evaluate, on_devices
+from flexpool_jax.training import steps
+from flexpool_jax.training.loop import eval_batches, evaluate_split
+from flexpool_jax.training.setup import DeviceSplit, Setup, on_devices, replicate
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -65,34 +65,34 @@ def probe_workdir(
     restored = restore_workdir(workdir, step, config)
     report = {
         "step": restored.step,
-        "split": restored.split,
-        "examples": len(restored.dataset.test),
-        "pool": restored.config.pool,
+        "split": restored.setup.split_name,
+        "examples": len(restored.setup.dataset.test),
+        "pool": restored.setup.config.pool,
         "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
-        **probe(restored.experiment, restored.dataset, restored.variables),
+        **probe(restored.setup, restored.variables),
         "seconds": time.monotonic() - started,
     }
-    reporting.write_json(restored.workdir / PROBE_FILE, report)
+    files.write_json(restored.workdir / PROBE_FILE, report)
     return report
 
 
-def probe(experiment: Experiment, dataset: Dataset, variables: Variables) -> dict[str, Any]:
+def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
     """Measures a network as it is, with another pool, and on other images.
 
     The batches are shared between the devices, as in evaluation. The pools are tried all at once on
     each batch's feature map, so that the network runs 26 or 27 times over the split.
 
     Args:
-        experiment: from `build_experiment`.
-        dataset: its ``test`` split is used.
+        setup: from `set_up`; the ``test`` split of its data set is used.
         variables: ``params`` and ``batch_stats``, on the host.
 
     Returns:
         ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in `probe_workdir`.
     """
-    split = on_devices(experiment, dataset.test)
-    replicated = experiment.replicate(variables)
-    baseline = evaluate(experiment, replicated, split)
+    dataset = setup.dataset
+    split = on_devices(dataset.test)
+    replicated = replicate(variables)
+    baseline = evaluate_split(setup, replicated, split)
 
     def scores(loss: float, predictions: np.ndarray) -> dict[str, Any]:
         return {
@@ -103,20 +103,18 @@ def probe(experiment: Experiment, dataset: Dataset, variables: Variables) -> dic
 
     perturbed = []
     for named, perturb in perturbations():
-        images = experiment.replicate(perturb(jnp.asarray(split.images)))
-        found = evaluate(experiment, replicated, Split(images, split.labels))
+        images = replicate(perturb(split.images))
+        found = evaluate_split(setup, replicated, DeviceSplit(images, split.labels))
         perturbed.append(named | scores(found.metrics["loss"], found.predictions))
 
     intervened: list[dict[str, Any]] = []
     statistics_of_weights = None
-    w = _pool_weights(experiment, variables)
+    w = _pool_weights(setup, variables)
     if w is not None:
         named_weights = interventions(w)
         stacked = np.concatenate([drawn for _, drawn in named_weights])
-        normalise = make_normalise(dataset.mean, dataset.std, experiment.model.dtype)
-        losses, predictions, mean_map = _evaluate_pools(
-            experiment, normalise, variables, stacked, split
-        )
+        normalise = make_normalise(dataset.mean, dataset.std, setup.model.dtype)
+        losses, predictions, mean_map = _evaluate_pools(setup, normalise, variables, stacked, split)
         each = map(scores, losses, predictions)
         for named, drawn in named_weights:
             draws = [next(each) for _ in drawn]
@@ -162,28 +160,29 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _pool_weights(experiment: Experiment, variables: Variables) -> np.ndarray | None:
+def _pool_weights(setup: Setup, variables: Variables) -> np.ndarray | None:
     """The last pool's effective weights [H, W, C]; None where it has none."""
-    images = jnp.zeros((1, *experiment.image_shape), experiment.model.dtype)
-    shape = jax.eval_shape(lambda v: _feature_map(experiment.model, v, images), variables).shape[1:]
+    model = setup.model
+    images = jnp.zeros((1, *setup.dataset.image_shape), model.dtype)
+    shape = jax.eval_shape(lambda v: _feature_map(model, v, images), variables).shape[1:]
     params = variables["params"]["head"].get("pool", {})
-    w = effective_weights(experiment.model.pool, params, shape)
+    w = effective_weights(model.pool, params, shape)
     return None if w is None else np.asarray(w)
 
 
 def _evaluate_pools(
-    experiment: Experiment,
+    setup: Setup,
     normalise: Callable[[Array], Array],
     variables: Variables,
     weights: np.ndarray,
-    split: Split,
+    split: DeviceSplit,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Evaluates the network with each of the weights [K, H, W, C] in its last pool, in one pass.
 
     Returns:
         The losses [K], the predictions [K, N] and the mean feature map [H, W, C].
     """
-    model = experiment.model
+    model = setup.model
     head = Head(
         model.num_classes, "flexpool", hidden_features=model.hidden_features, dtype=model.dtype
     )
@@ -206,14 +205,11 @@ def _evaluate_pools(
         return jax.lax.psum(sums, steps.AXIS), {"prediction": jnp.argmax(logits, axis=-1)}
 
     program: Callable[..., Any] = steps.pmap_eval_step(step)
-    inputs = experiment.replicate({"variables": variables, "weights": weights})
-    count, devices = len(split), experiment.num_devices
-    batch = min(experiment.eval_batch_size, math.ceil(count / devices) * devices)
-    padded = np.full(math.ceil(count / batch) * batch, -1, np.int32)
-    padded[:count] = np.arange(count)
+    inputs = replicate({"variables": variables, "weights": weights})
+    count = len(split.labels)
     losses, maps, predictions = [], [], []
-    for indices in padded.reshape(-1, devices, batch // devices):
-        sums, examples = jax.device_get(program(inputs, split.images, split.labels, indices))
+    for indices in eval_batches(count, setup.config.eval_batch_size):
+        sums, examples = jax.device_get(program(inputs, *split, indices))
         losses.append(sums["loss"])
         maps.append(sums["feature_map"])
         predictions.extend(examples["prediction"])  # [K, B / devices] of each device

@@ -1,1 +1,58 @@
-"""Training: optimiser and schedule, state, pmapped steps, the loop, checkpoints and the log."""
+"""Training: set-up, steps, the loop, checkpoints, metrics; `train` is the way in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexpool_jax import configuration
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from flexpool_jax.data import Dataset
+
+
+def train(
+    config: ConfigDict, workdir: str | os.PathLike[str], dataset: Dataset | None = None
+) -> dict[str, Any]:
+    """Trains a model, or continues from the workdir's latest checkpoint if it holds one.
+
+    JAX is imported after the config and the workdir are found to be right.
+
+    Args:
+        config: every field of configs/default.py, such as ``configs.digits.get_config()`` returns.
+        workdir: folder for config.json, checkpoints/, metrics.jsonl, result.json and more; created
+            if need be.
+        dataset: used in the place of what ``config.dataset`` names. Give the same one whenever this
+            run is continued or evaluated: other data are refused.
+
+    Returns:
+        What is written to result.json: final and best accuracy, seconds, versions and more.
+
+    Raises:
+        UserError: the config is wrong, or differs from the workdir's in a field that is fixed once
+            a run has begun; or the workdir cannot be used.
+        Interrupted: the process was told to stop by a signal; the state is saved.
+        TrainingDiverged: a loss became NaN or infinite.
+
+    Example:
+        >>> import tempfile
+        >>> from configs import digits
+        >>> config = digits.get_config("flexpool,reg")
+        >>> config.num_epochs = 0
+        >>> train(config, tempfile.mkdtemp())
+        Traceback (most recent call last):
+        ...
+        flexpool_jax.errors.UserError: config.num_epochs is 0; allowed: ...
+    """
+    folder = Path(workdir).expanduser().absolute()
+    configuration.validate(config)
+    configuration.check_files(config)
+    configuration.check_workdir(os.fspath(workdir))
+    configuration.check_resume(config, folder)
+
+    from flexpool_jax.training import loop
+
+    return loop.train(config, folder, dataset)

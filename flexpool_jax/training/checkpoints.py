@@ -1,10 +1,10 @@
 """Saving and restoring a run with Orbax: asynchronous, the latest two and the best kept.
 
 A checkpoint has three items: ``model`` (parameters and batch statistics, all that evaluation
-needs), ``optimizer`` (the optimiser's state and the step) and ``progress`` (JSON: where the run
+needs), ``optimizer`` (the optimizer's state and the step) and ``progress`` (JSON: where the run
 stands, and which run at which step it is). Arrays are saved from the host without a device axis, so
 that a checkpoint restores on any number of devices. ``progress`` carries a digest of each item, so
-that silent damage on a disk is detected. Damaged folders are handled by `checkpoint_folders`.
+that silent damage on a disk is detected. `orbax_faults` handles damaged folders.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import checkpoint_folders, orbax_errors
-from flexpool_jax.training.checkpoint_folders import DAMAGED_FOLDER, FOLDER
-from flexpool_jax.training.state import TrainState
+from flexpool_jax.training import orbax_faults
+from flexpool_jax.training.orbax_faults import DAMAGED_FOLDER, FOLDER
+from flexpool_jax.training.steps import NotFinite, TrainState
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be read, or whose content is not what was saved."""
-
-
-class NotFinite(Exception):
-    """A state that holds a NaN or an infinity."""
 
 
 def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
@@ -44,17 +40,17 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         UserError: read_only, and one of them is damaged so that none can be looked at; or something
             else is in the folder's place.
     """
-    checkpoint_folders.check_folder(workdir, read_only=read_only)
+    orbax_faults.check_folder(workdir, read_only=read_only)
     if read_only:
-        for step, reason in checkpoint_folders.steps_with_unreadable_metrics(workdir):
+        for step, reason in orbax_faults.steps_with_unreadable_metrics(workdir):
             raise UserError(
                 f"checkpoint {step} in {workdir / FOLDER} is damaged: {reason}; "
                 "training on with the same command sets it aside"
             )
     else:
-        checkpoint_folders.recover_superseded(workdir)
-        checkpoint_folders.set_aside_unreadable_metrics(workdir)
-    orbax_errors.say_once()
+        orbax_faults.recover_superseded(workdir)
+        orbax_faults.set_aside_unreadable_metrics(workdir)
+    orbax_faults.suppress_repeated_messages()
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         best_fn=_accuracy,
@@ -117,21 +113,21 @@ def save(
         run: what `Identity.to_json` gives; the step is added to it.
 
     Raises:
-        NotFinite: the state holds a NaN or an infinity, and is not worth keeping.
-        OSError: the disk is full, say; of this save or of the one before.
+        NotFinite: the state holds a NaN or an infinity; it is not saved.
+        OSError: such as a full disk; of this save or of the one before.
         UserError: the folder holds a later step, which this run cannot have saved.
     """
     items = jax.device_get(_items(state))
-    _check_finite(items)
     step = int(items["optimizer"]["step"])
+    _check_finite(items, step)
     digests = {name: _digest(item) for name, item in items.items()}
     run = {**(run or {}), "step": step}
     described = {"progress": dict(progress), "run": run}
     digests |= {name: _digest(json.dumps(part, sort_keys=True)) for name, part in described.items()}
     wait(manager)
-    with orbax_errors.naming(Path(manager.directory)):
+    with orbax_faults.naming_folder(Path(manager.directory)):
         if step in manager.all_steps():
-            checkpoint_folders.supersede(Path(manager.directory).parent, step)
+            orbax_faults.supersede(Path(manager.directory).parent, step)
             manager.reload()
         saving = manager.save(
             step,
@@ -152,16 +148,16 @@ def wait(manager: ocp.CheckpointManager) -> None:
     """Waits until what was saved is on the disk, whole.
 
     Raises:
-        OSError: it could not be written: the disk is full, say.
+        OSError: it could not be written, for example because the disk is full.
     """
-    with orbax_errors.naming(Path(manager.directory)):
+    with orbax_faults.naming_folder(Path(manager.directory)):
         manager.wait_until_finished()
 
 
-def _check_finite(items: Mapping[str, Any]) -> None:
+def _check_finite(items: Mapping[str, Any], step: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(items):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
-            raise NotFinite(f"{jax.tree_util.keystr(path)} is not finite")
+            raise NotFinite(step, f"{jax.tree_util.keystr(path)} is not finite")
 
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
@@ -272,7 +268,7 @@ def _unreadable(step: int, error: Exception) -> DamagedCheckpoint:
 
 
 def _check_shapes(items: Any, like: Any) -> None:
-    """Orbax restores an array of another shape without a word."""
+    """Checks what Orbax does not: that each array has the shape that is expected."""
     for (path, found), expected in zip(
         jax.tree_util.tree_leaves_with_path(items), jax.tree.leaves(like), strict=True
     ):
@@ -288,7 +284,7 @@ def restore_latest(
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the latest whole checkpoint; None where none was ever saved.
 
-    Damaged ones are reported, passed over and moved to `DAMAGED_FOLDER` beside.
+    Damaged ones are reported, passed over and moved to `DAMAGED_FOLDER`.
 
     Args:
         manager: from `open_checkpoints`.
@@ -310,7 +306,7 @@ def restore_latest(
             damaged.append(step)
             continue
         for bad in damaged:
-            checkpoint_folders.set_aside(Path(manager.directory).parent, bad)
+            orbax_faults.set_aside(Path(manager.directory).parent, bad)
         manager.reload()
         return state, progress
     workdir = Path(manager.directory).parent
@@ -319,7 +315,7 @@ def restore_latest(
         listed = ", ".join(sorted([*map(str, steps), *kept]))
         raise UserError(
             f"every checkpoint in {workdir} is damaged (steps {listed}); "
-            "restore the folder from a copy, or start anew in another --workdir"
+            "restore the folder from a copy, or start again in another --workdir"
         )
     return None
 

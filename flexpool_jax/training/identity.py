@@ -1,4 +1,4 @@
-"""What a workdir and its checkpoints remember of their run: its id, its config and its data.
+"""Which run a workdir and its checkpoints belong to: its id, its config and its data.
 
 ``run.json`` holds a random id, drawn when the run begins; ``data.json`` says what the data set was.
 Every checkpoint carries the id, the config and the digest of the data that it was trained with, so
@@ -17,10 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import reporting
 
 RUN_FILE = "run.json"
 DATA_FILE = "data.json"
@@ -117,11 +116,11 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     """
     identity = recall(workdir, config, dataset)
     if not (workdir / DATA_FILE).exists():
-        reporting.write_json(workdir / DATA_FILE, _describe(dataset))
+        files.write_json(workdir / DATA_FILE, _describe(dataset))
     # Checkpoints without a run.json beside them were written by release 0.1, or copied without it.
     if identity.id is None and not configuration.has_checkpoint(workdir):
         identity = dataclasses.replace(identity, id=uuid.uuid4().hex)
-        reporting.write_json(workdir / RUN_FILE, {"id": identity.id})
+        files.write_json(workdir / RUN_FILE, {"id": identity.id})
     return identity
 
 

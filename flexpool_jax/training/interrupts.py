@@ -1,8 +1,8 @@
 """Being told to stop: SIGTERM and SIGINT ask the loop to save and leave with exit status 75.
 
 Python runs a signal handler only between two instructions of the main thread, and so not while XLA
-compiles. A watching thread therefore ends the process itself as long as there is nothing to save,
-and when saving has not come about in time.
+compiles. A watching thread therefore ends the process itself while there is nothing to save, and if
+saving takes too long.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from collections.abc import Iterator
 
 from flexpool_jax.errors import Interrupted
 
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it for "run it again".
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: schedulers can requeue by it.
 
-# Schedulers kill what has not left 30 s after it was told to, with a status that is no wish to be
-# run again.
+# Schedulers kill a process 30 s after telling it to stop, and do not run it again then.
 GRACE_SECONDS = 25.0
 
 
 class StopRequest:
-    """Whether the process has been told to stop, and what to do about it at once.
+    """Whether the process has been told to stop, and whether it will save its state then.
 
     Attributes:
         requested: True from the first SIGTERM or SIGINT on.
-        saves: whether the loop is where it looks at ``requested`` and saves; before that the
-            process may simply end.
+        saves: whether the loop is where it looks at ``requested`` and saves; while it is not, the
+            process ends at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.saves = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        """Is Python's handler of the signals; what there is to do, the watching thread does."""
 
     def check(self) -> None:
         """Raises `Interrupted` if a stop has been requested."""
@@ -47,9 +49,16 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turns SIGTERM and the first SIGINT into a request; a SIGINT after it stops at once (130).
 
-    May be nested: the innermost decides. Outside the main thread, where Python allows no handlers,
-    signals are left as they are.
+    Where it is active already, the same request is used again. Outside the main thread, where
+    Python allows no handlers, signals are left as they are.
     """
+    stop = signal.getsignal(signal.SIGTERM)
+    if isinstance(stop, StopRequest):
+        try:
+            yield stop
+        finally:
+            stop.saves = False
+        return
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -59,7 +68,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     os.set_blocking(writer, False)
     old_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signals = (signal.SIGTERM, signal.SIGINT)
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
+    old_handlers = {number: signal.signal(number, stop) for number in signals}
     watcher = threading.Thread(target=_watch, args=(reader, stop), daemon=True)
     watcher.start()
     try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 from absl import logging
 
 from flexpool_jax.errors import UserError
 
-# What file systems answer that have no such locks: some mounts of Lustre and NFS.
+# What file systems without such locks answer: some mounts of Lustre and NFS.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -22,44 +22,38 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def hold_workdir(workdir: Path) -> Iterator[None]:
     """Creates the workdir and keeps other processes from training in it.
 
-    On a file system without locks the run goes on without one, and says so.
+    On a file system without locks the run continues without one, and says so.
 
     Raises:
         UserError: another living process holds it, or it cannot be written to.
     """
     path = workdir / ".lock"
+    # The fallback, a lock that consists in the file's existence, would outlive a killed process.
+    lock = filelock.FileLock(path, mode=0o644, blocking=False, fallback_to_soft=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
-    try:
-        _lock(descriptor, workdir)
-        # Which process that is, for the one that is refused; on a full disk it stays unsaid.
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, workdir: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            logging.warning(
-                "%s is on a file system without locks (%s): nothing keeps a second process from "
-                "training in it.",
-                workdir,
-                error.strerror,
-            )
-            return
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        lock.acquire()
+    except filelock.Timeout:
+        holder = path.read_text(errors="replace").strip()
         raise UserError(
             f"--workdir={workdir} is in use by another process (pid {holder or 'unknown'}); wait "
             "for it, or choose another folder"
         ) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if error.errno not in _NO_LOCKS:
+            raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
+        logging.warning(
+            "%s is on a file system without locks (%s): nothing keeps a second process from "
+            "training in it.",
+            workdir,
+            error.strerror,
+        )
+    try:
+        # For the message to a process that is refused; a full disk may keep it from being written.
+        with contextlib.suppress(OSError):
+            path.write_text(f"{os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()

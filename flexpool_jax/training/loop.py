@@ -1,29 +1,43 @@
-"""The training loop: steps, evaluation, checkpoints and the log, resumable at any step.
+"""`train`: the training loop, resumable at any step; and the loop over an evaluation's batches.
 
-Everything the loop decides follows from the step and the progress stored with each checkpoint;
-there is no other state, and so a run that was stopped anywhere goes on as if it had not been.
+What the loop does follows from the step and the `Progress` that is saved with each checkpoint.
+There is no other state, so that a run that was stopped anywhere continues as if it had not been.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
 import math
+import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
-from flexpool_jax.data import Split
-from flexpool_jax.errors import Interrupted, TrainingDiverged
-from flexpool_jax.training import checkpoints, reporting
-from flexpool_jax.training.experiment import Experiment, evaluate
-from flexpool_jax.training.identity import Identity
-from flexpool_jax.training.interrupts import StopRequest
-from flexpool_jax.training.state import TrainState
+from flexpool_jax import configuration, files
+from flexpool_jax.data import Dataset
+from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
+from flexpool_jax.source import commit, source_hash
+from flexpool_jax.training import checkpoints, console, metrics, superclass
+from flexpool_jax.training.identity import Identity, begin
+from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
+from flexpool_jax.training.lock import hold_workdir
+from flexpool_jax.training.setup import (
+    DeviceSplit,
+    Setup,
+    load_configured_dataset,
+    on_devices,
+    replicate,
+    set_up,
+    use_compilation_cache,
+)
+from flexpool_jax.training.steps import NotFinite, TrainState, parameter_count
 
 
 @dataclasses.dataclass
@@ -35,7 +49,7 @@ class Progress:
         best_accuracy: of the evaluations so far, in [0, 1].
         test: the last evaluation: ``loss``, ``accuracy``.
         seconds: spent in training so far, over all processes that worked on it.
-        metrics_position: length in bytes of metrics.jsonl; what lies behind it is written again.
+        metrics_position: length in bytes of metrics.jsonl; what is after it will be written again.
         config_changes: fields that were given another value when the run was continued, see
             `Identity.changes`.
         source_hashes: the code that the run was trained with, see `flexpool_jax.source`; more than
@@ -51,227 +65,356 @@ class Progress:
     source_hashes: list[str] = dataclasses.field(default_factory=list)
 
 
-class TrainingRun:
-    """One process's work on a run.
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, dataset: Dataset | None = None
+) -> dict[str, Any]:
+    """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
+    with stop_on_signals() as stop:
+        use_compilation_cache(config.compilation_cache)
+        dataset = dataset or load_configured_dataset(config)
+        phases = [(workdir, set_up(config, dataset))]
+        if config.superclass.epochs:
+            coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
+            first = set_up(superclass.superclass_config(config), coarse)
+            phases.insert(0, (workdir / superclass.FOLDER, first))
+        with hold_workdir(workdir):
+            result: dict[str, Any] = {}
+            trained = None
+            for folder, setup in phases:
+                folder.mkdir(exist_ok=True)
+                trained, result = _train_phase(setup, folder, stop, trained)
+            return result
 
-    Args:
-        config: the validated config.
-        experiment: built from it.
-        identity: which run this is.
-        state: fresh or restored, on the host or on one device.
-        progress: fresh or restored with it.
-        train_split: of the data set, on the devices.
-        test_split: likewise; what each evaluation is over.
-        manager: the workdir's checkpoints.
-        log: where the metrics go.
-        display: what a person watches.
-        stop: whether the process was told to stop.
+
+def _train_phase(
+    setup: Setup, workdir: Path, stop: StopRequest, pretrained: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Runs one phase to its end; returns its final variables, on the host, and its result."""
+    config = setup.config
+    changes = configuration.check_resume(config, workdir)
+    identity = begin(workdir, config, setup.dataset)
+    with checkpoints.open_checkpoints(workdir) as manager:
+        state, progress = _restore_or_init(setup, manager, identity, pretrained)
+        step = int(state.step)
+        result = metrics.read_result(workdir)
+        if result is not None and step == setup.total_steps and progress.evaluated:
+            print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
+            return state.variables, result
+        for change in changes:
+            print(f"continuing with another value: {change}", file=sys.stderr)
+        # Only if needed: a full disk may have room only after an unfinished save is removed.
+        if changes or not configuration.config_path(workdir).is_file():
+            configuration.write_config(config, workdir)
+        if source_hash() not in progress.source_hashes:
+            progress.source_hashes.append(source_hash())
+        lines = console.first_lines(setup, step, parameter_count(state.params))
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        with (
+            metrics.MetricsWriter(
+                workdir,
+                tensorboard=config.tensorboard,
+                resume_bytes=progress.metrics_position,
+                purge_step=step + 1,
+            ) as log,
+            contextlib.closing(
+                console.ProgressBar(setup.total_steps, setup.steps_per_epoch, step)
+            ) as bar,
+        ):
+            started = time.monotonic() - progress.seconds
+            run = Run(setup, workdir, identity, manager, log, bar, stop, started)
+            state, images_per_second = _run_epochs(run, state, progress)
+        result = _result(setup, identity, progress, state, images_per_second)
+        files.write_json(workdir / metrics.RESULT_FILE, result)
+        return jax.device_get(state.variables), result
+
+
+def _restore_or_init(
+    setup: Setup,
+    manager: ocp.CheckpointManager,
+    identity: Identity,
+    pretrained: Mapping[str, Any] | None,
+) -> tuple[TrainState, Progress]:
+    """The state and progress of the latest checkpoint, or those at step 0."""
+    state = setup.init()
+    if pretrained is not None:
+        state = superclass.with_new_classifiers(state, pretrained)
+    restored = checkpoints.restore_latest(manager, state, identity.check)
+    if restored is None:
+        return state, Progress()
+    state, progress = restored[0], Progress(**restored[1])
+    step = int(state.step)
+    if step > setup.total_steps:
+        done = math.ceil(step / setup.steps_per_epoch)
+        raise UserError(
+            f"config.num_epochs is {setup.config.num_epochs}, but this run is in or past epoch "
+            f"{done}; allowed: at least {done}, or another --workdir"
+        )
+    saved = checkpoints.read_run(manager, step)
+    began_with = (
+        configuration.config_from_json(saved["config"])
+        if saved is not None
+        else configuration.read_config(Path(manager.directory).parent)
+    )
+    changes = identity.changes(step, began_with)
+    progress.config_changes += changes
+    # This epoch was not the last one before: it may not have been evaluated, and its predictions
+    # were not written.
+    if step == setup.total_steps and any(change["field"] == "num_epochs" for change in changes):
+        progress.evaluated = False
+    return state, progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a process holds open while it works on a run.
+
+    Attributes:
+        started: the present minus the seconds of training so far, by `time.monotonic`.
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        experiment: Experiment,
-        identity: Identity,
-        state: TrainState,
-        progress: Progress,
-        train_split: Split,
-        test_split: Split,
-        manager: ocp.CheckpointManager,
-        log: reporting.MetricsWriter,
-        display: reporting.Progress,
-        stop: StopRequest,
-    ) -> None:
-        self.config = config
-        self.experiment = experiment
-        self.identity = identity
-        self.step = int(state.step)
-        self.state: TrainState = experiment.replicate(state)
-        self.progress = progress
-        self.train_split = train_split
-        self.test_split = test_split
-        self.test_name = "validation" if config.dataset.holdout else "test"
-        self.manager = manager
-        self.workdir = Path(manager.directory).parent
-        self.log = log
-        self.display = display
-        self.stop = stop
-        self.images_per_second: float | None = None
-        self._saved_step = self.step if progress.evaluated and self.step else -1
-        self._started = time.monotonic() - progress.seconds
-        # Dispatched steps whose metrics have not been looked at, and looked at but not logged.
-        self._pending: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
-        self._unlogged: list[dict[str, float]] = []
-        # Images and seconds of training proper: without compilation, evaluation and saving.
-        self._timed_images = 0
-        self._timed_seconds = 0.0
-        self._clock: float | None = None
+    setup: Setup
+    workdir: Path
+    identity: Identity
+    manager: ocp.CheckpointManager
+    log: metrics.MetricsWriter
+    bar: console.ProgressBar
+    stop: StopRequest
+    started: float
 
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training so far, over all processes that worked on the run."""
-        return time.monotonic() - self._started
 
-    @property
-    def epoch(self) -> int:
-        """The number of completed epochs."""
-        return self.step // self.experiment.steps_per_epoch
+def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainState, float | None]:
+    """Trains to the last epoch; returns the state and the images per second of the steps alone."""
+    setup, config, stop = run.setup, run.setup.config, run.stop
+    steps_per_epoch = setup.steps_per_epoch
+    train_split, test_split = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
+    key, step = jax.random.key(config.seed), int(state.step)
+    state = replicate(state)
+    meter = metrics.Meter(config.batch_size)
+    is_saved = True
+    # The first step compiles; until it is dispatched, nothing can be lost.
+    stop.saves = False
+    stop.check()
+    # An epoch whose steps are done, but that was not evaluated, is continued at its evaluation.
+    first_epoch = (step - (not progress.evaluated)) // steps_per_epoch
+    with _explaining_divergence(run):
+        try:
+            for epoch in range(first_epoch, config.num_epochs):
+                for indices in setup.batches(epoch, start=step - epoch * steps_per_epoch):
+                    stop.check()
+                    state, values = setup.train_steps(state, *train_split, indices, key)
+                    step += indices.shape[1]
+                    stop.saves, is_saved, progress.evaluated = True, False, False
+                    meter.add(step, values)
+                    if _is_logged(setup, step):
+                        _log_training(run, meter)
+                    else:
+                        run.bar.show(meter)
 
-    def run(self) -> None:
-        """Trains to the end.
+                is_last = epoch + 1 == config.num_epochs
+                accuracy = None
+                if is_last or (epoch + 1) % config.eval_every_epochs == 0:
+                    evaluation = _evaluate(run, state, test_split, epoch + 1)
+                    accuracy = evaluation.metrics["accuracy"]
+                    progress.test = evaluation.metrics
+                    progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
+                    if is_last:
+                        labels = setup.dataset.test.labels
+                        metrics.write_predictions(run.workdir, labels, *evaluation[1:])
+                        params = jax.device_get(state.variables["params"])
+                        metrics.write_pool_weights(run.workdir, params)
+                progress.evaluated = True
 
-        Raises:
-            Interrupted: told to stop; the state is saved.
-            TrainingDiverged: a loss became NaN or infinite.
-        """
-        # Until the first step is done, which compiles, there is nothing that could be lost.
-        self.stop.saves = False
-        self.stop.check()
-        while True:
-            if not self.progress.evaluated and self.step % self.experiment.steps_per_epoch == 0:
-                self._finish_epoch()
-            if self.step >= self.experiment.total_steps:
-                checkpoints.wait(self.manager)
-                return
-            self._train_to_end_of_epoch()
+                is_best = accuracy is not None and accuracy == progress.best_accuracy
+                if is_last or is_best or (epoch + 1) % config.checkpoint_every_epochs == 0:
+                    _save(run, state, progress, accuracy)
+                    is_saved = True
+                meter.pause()
+            checkpoints.wait(run.manager)
+        except Interrupted:
+            _log_training(run, meter)
+            if not is_saved:
+                _save(run, state, progress)
+            checkpoints.wait(run.manager)
+            run.bar.close()
+            raise Interrupted(
+                f"told to stop at step {step} of {setup.total_steps}; "
+                "the same command continues from there"
+            ) from None
+    progress.seconds = time.monotonic() - run.started
+    return state, meter.images_per_second
 
-    def _train_to_end_of_epoch(self) -> None:
-        experiment, chunk = self.experiment, self.experiment.steps_per_dispatch
-        indices = experiment.epoch_indices(self.epoch)
-        split = self.train_split
-        for start in range(self.step % len(indices), len(indices), chunk):
-            if self.stop.requested:
-                self._save_and_leave()
-            # From [steps, devices, B / devices] to a device's own steps first, as pmap takes them.
-            chosen = indices[start : start + chunk].swapaxes(0, 1)
-            self.state, metrics = experiment.run_steps(
-                self.state, split.images, split.labels, chosen, experiment.key
-            )
-            self.step += chosen.shape[1]
-            self.progress.evaluated = False
-            self._pending.append((self.step, metrics))
-            if start + chunk >= len(indices) or self.step % self.config.log_every_steps < chunk:
-                self._collect()
-                self._write_train_log()
-            else:
-                # One dispatch ahead keeps the devices busy while the host looks at the one before.
-                self._collect(leave=1)
 
-    def _collect(self, leave: int = 0) -> None:
-        """Waits for dispatched steps but the last few, and checks and keeps their metrics."""
-        while len(self._pending) > leave:
-            last_step, metrics = self._pending.popleft()
-            metrics = jax.device_get(metrics)
-            self._time(len(metrics["loss"]))
-            rows = [
-                dict(zip(metrics, map(float, row), strict=True))
-                for row in zip(*metrics.values(), strict=True)
-            ]
-            for step, row in enumerate(rows, start=last_step - len(rows) + 1):
-                if not math.isfinite(row["loss"]):
-                    self._diverged(step, f"the loss is {row['loss']}")
-                self._unlogged.append(row)
-            self.display.step(last_step, rows[-1])
-            self.stop.saves = True
+def _is_logged(setup: Setup, step: int) -> bool:
+    """Whether a line is due: at the end of an epoch, and in the interval that the config names."""
+    into_interval = step % setup.config.log_every_steps
+    return step % setup.steps_per_epoch == 0 or into_interval < setup.steps_per_dispatch
 
-    def _time(self, steps: int) -> None:
-        now = time.monotonic()
-        # The first dispatch of a process holds compilation and is not counted, nor is an interval
-        # that began with an evaluation or a checkpoint.
-        if self._clock is not None:
-            self._timed_images += steps * self.experiment.batch_size
-            self._timed_seconds += now - self._clock
-            self.images_per_second = self._timed_images / self._timed_seconds
-        self._clock = now
 
-    def _diverged(self, step: int, what: str) -> NoReturn:
-        self.display.close()
-        checkpoints.wait(self.manager)
-        good = self.manager.latest_step()
+def _log_training(run: Run, meter: metrics.Meter) -> None:
+    """Waits for the steps that were dispatched, and writes one line about those since the last."""
+    meter.wait()
+    if meter.rows:
+        run.bar.show(meter)
+        run.log.write(
+            step=meter.step,
+            epoch=meter.step / run.setup.steps_per_epoch,
+            split="train",
+            images_per_second=meter.images_per_second,
+            **meter.means(),
+        )
+        meter.rows.clear()
+
+
+def _evaluate(run: Run, state: TrainState, split: DeviceSplit, epoch: int) -> Evaluation:
+    started = time.monotonic()
+    evaluation = evaluate_split(run.setup, state.variables, split, run.stop.check)
+    seconds = time.monotonic() - started
+    run.log.write(
+        step=epoch * run.setup.steps_per_epoch,
+        epoch=float(epoch),
+        split=run.setup.split_name,
+        images_per_second=len(split.labels) / seconds,
+        **evaluation.metrics,
+    )
+    run.bar.evaluation(epoch, run.setup.split_name, evaluation.metrics, seconds)
+    return evaluation
+
+
+def _save(run: Run, state: TrainState, progress: Progress, accuracy: float | None = None) -> None:
+    progress.metrics_position = run.log.position()
+    progress.seconds = time.monotonic() - run.started
+    checkpoints.save(
+        run.manager, state, dataclasses.asdict(progress), accuracy, run.identity.to_json()
+    )
+
+
+@contextlib.contextmanager
+def _explaining_divergence(run: Run) -> Iterator[None]:
+    """Turns `NotFinite` into a `TrainingDiverged` that names the last good checkpoint.
+
+    The loss is computed before the update: the weights may become infinite after a finite loss.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        run.bar.close()
+        checkpoints.wait(run.manager)
+        good = run.manager.latest_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
         raise TrainingDiverged(
-            f"{what} at step {step} (epoch {math.ceil(step / self.experiment.steps_per_epoch)}); "
-            f"{saved}; "
-            f"the same command with a lower --config.learning_rate goes on from there"
-        )
+            f"{error} at step {error.step} (epoch "
+            f"{math.ceil(error.step / run.setup.steps_per_epoch)}); {saved}; "
+            "the same command with a lower --config.learning_rate continues from there"
+        ) from error
 
-    def _write_train_log(self) -> None:
-        if not self._unlogged:
-            return
-        means = {
-            name: math.fsum(row[name] for row in self._unlogged) / len(self._unlogged)
-            for name in self._unlogged[0]
-        }
-        means["learning_rate"] = self._unlogged[-1]["learning_rate"]
-        self._unlogged.clear()
-        epoch = self.step / self.experiment.steps_per_epoch
-        rate = self.images_per_second
-        self.log.write(step=self.step, epoch=epoch, split="train", images_per_second=rate, **means)
 
-    def _finish_epoch(self) -> None:
-        """Evaluates and saves where that is due."""
-        last = self.step >= self.experiment.total_steps
-        accuracy = None
-        if last or self.epoch % self.config.eval_every_epochs == 0:
-            accuracy = self._evaluate(last)
-        self.progress.evaluated = True
-        best = accuracy is not None and accuracy == self.progress.best_accuracy
-        if last or best or self.epoch % self.config.checkpoint_every_epochs == 0:
-            self._save(accuracy)
-        self._clock = None if self._clock is None else time.monotonic()
+def _result(
+    setup: Setup,
+    identity: Identity,
+    progress: Progress,
+    state: TrainState,
+    images_per_second: float | None,
+) -> dict[str, Any]:
+    """The content of result.json."""
+    assert progress.test is not None
+    hashes = progress.source_hashes
+    device = jax.local_devices()[0]
+    step = int(state.step)
+    return {
+        "final_test_accuracy": progress.test["accuracy"],
+        "final_test_loss": progress.test["loss"],
+        "best_test_accuracy": progress.best_accuracy,
+        "step": step,
+        "epochs": step // setup.steps_per_epoch,
+        "split": setup.split_name,
+        "test_images": len(setup.dataset.test),
+        "parameters": parameter_count(state.params),
+        "config": setup.config.to_dict(),
+        "config_digest": configuration.digest(setup.config),
+        "config_changes": progress.config_changes,
+        # A list if the code changed midway.
+        "source_hash": hashes[0] if len(hashes) == 1 else hashes,
+        "commit": commit(),
+        "data_digest": identity.data,
+        "seconds": progress.seconds,
+        "images_per_second": images_per_second,
+        "device": device.device_kind,
+        "devices": jax.local_device_count(),
+        "platform": device.platform,
+        "convolutions": setup.convolutions,
+        "versions": metrics.versions(),
+    }
 
-    def _evaluate(self, last: bool) -> float:
-        started = time.monotonic()
-        try:
-            evaluation = evaluate(
-                self.experiment, self.state.variables, self.test_split, self.stop.check
-            )
-        except Interrupted:
-            self._save_and_leave()
-        rate = len(self.test_split.labels) / (time.monotonic() - started)
-        result = self.progress.test = evaluation.metrics
-        if last:
-            reporting.write_predictions(
-                self.workdir, jax.device_get(self.test_split.labels), evaluation
-            )
-            reporting.write_pool_weights(self.workdir, jax.device_get(self.state.params))
-        best = self.progress.best_accuracy
-        self.progress.best_accuracy = max(result["accuracy"], -math.inf if best is None else best)
-        self.log.write(
-            step=self.step,
-            epoch=float(self.epoch),
-            split=self.test_name,
-            images_per_second=rate,
-            **result,
-        )
-        self.display.evaluation(self.epoch, self.test_name, result)
-        return result["accuracy"]
 
-    def _save(self, accuracy: float | None = None) -> None:
-        if self._saved_step == self.step:
-            return
-        self.progress.metrics_position = self.log.position()
-        self.progress.seconds = self.seconds
-        try:
-            checkpoints.save(
-                self.manager,
-                self.state,
-                dataclasses.asdict(self.progress),
-                accuracy,
-                self.identity.to_json(),
-            )
-        except checkpoints.NotFinite as error:
-            # The loss is computed before the update, and may have been finite once more.
-            self._diverged(self.step, str(error))
-        self._saved_step = self.step
+class Evaluation(NamedTuple):
+    """What a model makes of a split.
 
-    def _save_and_leave(self) -> NoReturn:
-        self._collect()
-        self._write_train_log()
-        self._save()
-        checkpoints.wait(self.manager)
-        self.display.close()
-        raise Interrupted(
-            f"told to stop: saved at step {self.step} of {self.experiment.total_steps}; "
-            "the same command goes on from there"
-        )
+    Attributes:
+        metrics: ``loss`` (mean cross-entropy in nats) and ``accuracy`` in [0, 1].
+        predictions: int16 [N], the predicted class of each example, in the order of the split.
+        confidences: float16 [N], the probability of the predicted class.
+    """
+
+    metrics: dict[str, float]
+    predictions: np.ndarray
+    confidences: np.ndarray
+
+
+def evaluate_split(
+    setup: Setup,
+    variables: Any,
+    split: DeviceSplit,
+    check: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluates every example of a split exactly once, whatever the batch size and device count.
+
+    Args:
+        setup: from `set_up`.
+        variables: ``params`` and ``batch_stats``, replicated.
+        split: from `on_devices`.
+        check: called between batches; may raise to abandon the evaluation.
+    """
+    count = len(split.labels)
+    results = []
+    for indices in eval_batches(count, setup.config.eval_batch_size):
+        check()
+        results.append(setup.eval_step(variables, *split, indices))
+        if len(results) > 1 and jax.default_backend() == "cpu":
+            # One batch ahead is enough to keep a CPU busy; more would only hold memory.
+            jax.block_until_ready(results[-2])
+    sums, examples = zip(*jax.device_get(results), strict=True)
+
+    def of_all(name: str) -> np.ndarray:
+        return np.concatenate([part[name].ravel() for part in examples])[:count]
+
+    return Evaluation(
+        metrics={
+            "loss": math.fsum(float(part["loss"]) for part in sums) / count,
+            "accuracy": sum(int(part["correct"]) for part in sums) / count,
+        },
+        predictions=of_all("prediction").astype(np.int16),
+        confidences=of_all("confidence").astype(np.float16),
+    )
+
+
+def eval_batches(count: int, batch_size: int) -> np.ndarray:
+    """The indices that evaluate each of ``count`` examples once.
+
+    Args:
+        count: examples.
+        batch_size: at most; rounded up to a multiple of the number of local devices.
+
+    Returns:
+        int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.
+
+    Example:
+        >>> eval_batches(3, 1).shape == (-(-3 // jax.local_device_count()),
+        ...                              jax.local_device_count(), 1)
+        True
+    """
+    devices = jax.local_device_count()
+    per_device = math.ceil(min(batch_size, count) / devices)
+    batches = math.ceil(count / (devices * per_device))
+    indices = np.full(batches * devices * per_device, -1, np.int32)
+    indices[:count] = np.arange(count)
+    return indices.reshape(batches, devices, per_device)

@@ -1,10 +1,9 @@
-"""One training step and one evaluation step, and the pmapped programs that run them.
+"""The state of training, one training step, one evaluation step, and their pmapped programs.
 
-The step itself is a pure function of (state, batch, key) on one device's part of the batch;
-gradients and metrics are averaged over the pmapped axis. The pmapped programs take the whole data
-set and indices into it: images are gathered, augmented and normalised on the device, and the host
-does nothing per step but dispatch. The state goes in and comes out replicated, without a device
-axis.
+A step is a pure function of (state, batch, key) on one device's part of the batch; gradients and
+metrics are averaged over the pmapped axis. The pmapped programs take the whole data set and indices
+into it: images are gathered, augmented and normalised on the device, and the host only dispatches.
+The state is replicated and has no device axis.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,16 +19,102 @@ from flax import linen as nn
 
 from flexpool_jax import losses
 from flexpool_jax.pooling import flexpool_regularizer
-from flexpool_jax.training.state import TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+
+AXIS = "devices"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What one update turns into the next; the same on every device.
+
+    Attributes:
+        step: int32 scalar, the number of updates made.
+        params: float32 parameters.
+        batch_stats: float32 running statistics.
+        opt_state: the optimizer's.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class NotFinite(Exception):
+    """A loss or a state that holds a NaN or an infinity.
+
+    Attributes:
+        step: the update after which it was found.
+    """
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(what)
+        self.step = step
+
+
+def create_train_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: Array,
+    image_shape: tuple[int, int, int],
+) -> TrainState:
+    """Initialises a model and its optimizer.
+
+    Args:
+        model: from `flexpool_jax.create_model`.
+        tx: the optimizer.
+        key: a typed PRNG key.
+        image_shape: (H, W, C) of the images it will be trained on; FlexPool's weights have the
+            shape of the feature maps that these give.
+
+    Returns:
+        A `TrainState` at step 0.
+
+    Example:
+        >>> import jax, optax
+        >>> from flexpool_jax import create_model
+        >>> state = jax.eval_shape(
+        ...     lambda key: create_train_state(
+        ...         create_model("resnet20"), optax.sgd(0.1), key, (32, 32, 3)
+        ...     ),
+        ...     jax.random.key(0),
+        ... )
+        >>> state.step.shape
+        ()
+    """
+
+    # Jitted as a whole: op by op, initialisation would compile a hundred small programs.
+    @jax.jit
+    def init(key: Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((1, *image_shape)))
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(params),
+        )
+
+    return init(key)
+
+
+def parameter_count(params: Any) -> int:
+    """The number of trainable parameters in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 # Sums over all devices, and what this device's examples gave one by one.
 EvalStep = Callable[[Mapping[str, Any], Batch], tuple[Metrics, Metrics]]
-
-AXIS = "devices"
 
 
 def make_train_step(
@@ -48,7 +134,7 @@ def make_train_step(
     Args:
         model: from `flexpool_jax.create_model`; with ``norm_axis_name=AXIS`` if statistics are to
             be synchronised.
-        tx: the optimiser.
+        tx: the optimizer.
         schedule: the learning rate, for the log.
         augment: ``(normalised images [B, H, W, C], keys [B]) -> images`` of the same shape, from
             `flexpool_jax.data.augment.make_augment`.

@@ -16,7 +16,7 @@ import ml_collections
 
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
-from flexpool_jax.training.state import TrainState
+from flexpool_jax.training.steps import TrainState
 
 FOLDER = "superclass"
 
@@ -71,7 +71,7 @@ def with_new_classifiers(state: TrainState, trained: Mapping[str, Any]) -> Train
         trained: ``params`` and ``batch_stats`` of the same model with another number of classes.
 
     Returns:
-        The state with the trained weights and statistics; the classifiers and the optimiser stay
+        The state with the trained weights and statistics; the classifiers and the optimizer stay
         as they are.
     """
 

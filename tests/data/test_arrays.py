@@ -90,6 +90,14 @@ def test_arrays_are_resized_held_out_and_grouped_like_any_other_set(register, tm
     assert groups.of_class.tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint64, np.int64])
+def test_labels_may_be_integers_of_any_width(register, dtype):
+    images, labels = arrays()
+    given = {"train": (images, labels.astype(dtype)), "test": (images, labels.astype(dtype))}
+    dataset = load_dataset(register((given, NAMES)), "data")
+    assert dataset.train.labels.tolist() == labels.tolist()
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (6, 6, 1), (6, 6, 4)])
 def test_grey_and_transparent_images_are_resized_too(register, shape):
     dataset = load_dataset(register((splits(shape=shape), NAMES)), "data", image_size=9)
@@ -116,16 +124,37 @@ GOOD = arrays()
         (([GOOD, GOOD], NAMES), "must have the splits .*got list"),
         (({"train": GOOD, "test": GOOD}, "abc"), "class names 'abc'; allowed: a list"),
         (({"train": GOOD, "test": GOOD}, ["a", "a", "b"]), "allowed: a list of at least 2 diff"),
-        (({"train": GOOD, "test": GOOD}, ["a", "b"]), "labels from 0 to 2; allowed: 0 to 1, ind"),
+        (
+            ({"train": GOOD, "test": GOOD}, ["a", "b"]),
+            "train labels are from 0 to 2; allowed: 0 to 1",
+        ),
         (({"train": GOOD, "test": GOOD}, [1, 2, 3]), "allowed: a list"),
-        (({"train": GOOD[0], "test": GOOD}, NAMES), "mine': train must be a pair of images"),
-        (({"train": (GOOD[0] / 255, GOOD[1]), "test": GOOD}, NAMES), "images float64 .*uint8"),
-        (({"train": (GOOD[0][0, 0], GOOD[1]), "test": GOOD}, NAMES), r"images uint8 \[8, 3\]"),
+        (({"train": GOOD[0], "test": GOOD}, NAMES), "the train images must come in a pair"),
+        (
+            ({"train": (GOOD[0] / 255, GOOD[1]), "test": GOOD}, NAMES),
+            "train images are float64",
+        ),
+        (
+            ({"train": (GOOD[0][0, 0], GOOD[1]), "test": GOOD}, NAMES),
+            r"images are uint8 \[8, 3\]",
+        ),
         (({"train": (GOOD[0][..., :2], GOOD[1]), "test": GOOD}, NAMES), "allowed: .*C 1, 3 or 4"),
-        (({"train": GOOD, "test": (GOOD[0][:0], GOOD[1][:0])}, NAMES), r"test has images .*\[0,"),
-        (({"train": (GOOD[0], GOOD[1] * 1.0), "test": GOOD}, NAMES), "labels float64 .*integers"),
-        (({"train": (GOOD[0], GOOD[1][:-1]), "test": GOOD}, NAMES), r"labels int64 \[11\] for 12"),
-        (({"train": (GOOD[0], GOOD[1] - 1), "test": GOOD}, NAMES), "labels from -1 to 1"),
+        (
+            ({"train": GOOD, "test": (GOOD[0][:0], GOOD[1][:0])}, NAMES),
+            r"test images are .*\[0,",
+        ),
+        (
+            ({"train": (GOOD[0], GOOD[1] * 1.0), "test": GOOD}, NAMES),
+            "labels are float64 .*integers",
+        ),
+        (
+            ({"train": (GOOD[0], GOOD[1][:-1]), "test": GOOD}, NAMES),
+            r"labels are int64 \[11\] for 12",
+        ),
+        (
+            ({"train": (GOOD[0], GOOD[1] - 1), "test": GOOD}, NAMES),
+            "train labels are from -1 to 1",
+        ),
         (({"train": GOOD, "test": arrays(shape=(10, 8))}, NAMES), "3 channels in train and 1 in"),
     ],
 )
@@ -186,13 +215,19 @@ def test_an_npz_file_is_a_data_set(tmp_path):
     ("changes", "message"),
     [
         ({"y_test": None}, r"has no y_test; needed: x_train, .*it has 'x_train', 'y_train', 'x_t"),
-        ({"x_train": arrays()[0]}, r"mine.npz: train has labels int64 \[30\] for 12 images"),
-        ({"x_test": np.array([[1, "x"]], object)}, r"cannot be read as a .npz file of plain"),
+        ({"x_train": arrays()[0]}, r"mine.npz: y_train are int64 \[30\] for 12 images"),
+        ({"x_test": np.array([[1, "x"]], object)}, r"file of plain arrays; cannot read x_test"),
         ({"class_names": np.array(["a"])}, "class names"),
-        ({"class_names": np.array(NAMES, object)}, "cannot be read as a .npz file of plain"),
+        ({"class_names": np.array(NAMES, object)}, "file of plain arrays; cannot read class_names"),
         ({"class_names": np.array([1, 2, 3])}, "class names"),
         ({"class_names": np.array("abc")}, "class names 'abc'"),
-        ({"y_train": np.full(30, 0.5), "class_names": None}, "class names|labels float64"),
+        ({"y_train": np.full(30, 0.5), "class_names": None}, "y_train are float64"),
+        (
+            {"y_train": np.arange(30) * 10**8, "class_names": None},
+            "y_train are from 0 to 21474836",
+        ),
+        ({"y_test": np.full(12, 2**32, np.uint64)}, "y_test are from 2147483647 to"),
+        ({"y_test": np.full(12, 2**64 - 1, np.uint64)}, "y_test are from -1 to -1"),
     ],
 )
 def test_an_npz_file_that_is_not_a_data_set_costs_one_line(tmp_path, changes, message):

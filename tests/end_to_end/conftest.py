@@ -14,7 +14,7 @@ import pytest
 from flexpool_jax.configuration import read_config
 from flexpool_jax.data import load_dataset
 from flexpool_jax.training import checkpoints
-from flexpool_jax.training.experiment import build_experiment
+from flexpool_jax.training.setup import set_up
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def saved_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
     dataset = load_dataset(
         config.dataset.name, config.dataset.data_dir, image_size=config.dataset.image_size
     )
-    like = build_experiment(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         state, _ = checkpoints.restore(manager, manager.latest_step(), like)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):

@@ -3,9 +3,7 @@
 import signal
 import time
 
-import pytest
-
-from tests.end_to_end.conftest import SMALL, assert_same_run, read_metrics
+from tests.end_to_end.conftest import SMALL, assert_same_run
 
 
 def wait_for(condition, process, seconds=120):
@@ -42,23 +40,6 @@ def test_killed_again_and_again_it_ends_bit_by_bit_as_if_it_had_not_been(
     assert_same_run(tmp_path, finished_run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_saves_and_leaves_with_status_75(launch, finished_run, tmp_path, number):
-    command = (*SMALL, f"--workdir={tmp_path}")
-    process = launch.start(*command)
-    wait_for(lambda: (tmp_path / "checkpoints" / "11").exists(), process)
-    time.sleep(0.2)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 75, output
-    assert "Traceback" not in output
-    step = int(output.split("saved at step ")[1].split()[0])
-    assert 11 <= step < 33
-    launch.run(*command)
-    tests = [line for line in read_metrics(tmp_path) if line["split"] == "test"]
-    assert tests == [line for line in read_metrics(finished_run) if line["split"] == "test"]
-
-
 def test_told_to_stop_while_it_compiles_it_leaves_at_once(launch, finished_run, tmp_path):
     # A batch size that no other test uses, so that no compiled program is at hand.
     process = launch.start(*SMALL, "--config.batch_size=130", f"--workdir={tmp_path}")
@@ -68,14 +49,3 @@ def test_told_to_stop_while_it_compiles_it_leaves_at_once(launch, finished_run, 
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 75, output
     assert time.monotonic() - started < 5
-
-
-def test_a_second_process_is_refused_while_the_first_lives(launch, tmp_path):
-    command = (*SMALL, f"--workdir={tmp_path}")
-    first = launch.start(*command)
-    wait_for(lambda: (tmp_path / "config.json").exists(), first)
-    output = launch.run(*command, status=2)
-    assert f"pid {first.pid}" in output
-    first.kill()
-    first.communicate()
-    launch.run(*command, "--config.num_epochs=1")

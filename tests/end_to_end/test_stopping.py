@@ -98,22 +98,3 @@ def test_told_to_stop_in_every_phase_it_leaves_with_75_and_ends_as_if_it_had_not
     assert_same_arrays(tmp_path / "run", finished_run)
     tests = [{**line, "loss": None} for line in read_metrics(tmp_path / "run", "test")]
     assert tests == [{**line, "loss": None} for line in read_metrics(finished_run, "test")]
-
-
-def test_a_second_interrupt_stops_at_once(launch, finished_run, tmp_path):
-    output = Output(launch.start(*SMALL, f"--workdir={tmp_path}", "--config.eval_batch_size=4"))
-    output.wait_for("| step 11/33")
-    assert output.stop(signal.SIGINT, signal.SIGINT, pause=0.02) == 130, output.lines
-    launch.run(*SMALL, f"--workdir={tmp_path}", "--config.num_epochs=1")
-
-
-def test_evaluation_and_preparation_can_be_stopped_and_run_again(launch, finished_run, tmp_path):
-    output = Output(launch.start(f"--workdir={finished_run}", "--mode=eval"))
-    output.wait_for_handlers()
-    time.sleep(0.3)
-    assert output.stop(signal.SIGINT) == 75, output.lines
-    preparation = (*SMALL, "--mode=prepare", f"--config.dataset.data_dir={tmp_path}")
-    output = Output(launch.start(*preparation))
-    output.wait_for_files(tmp_path)
-    assert output.stop(signal.SIGTERM) == 75, output.lines
-    assert "is prepared in" in launch.run(*preparation)

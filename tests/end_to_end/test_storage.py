@@ -4,7 +4,6 @@ For root, whom no permission stops, commands are started without the privileges 
 """
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -95,22 +94,6 @@ def test_a_full_disk_under_the_data_folder_is_named_too(launch, small_disk):
     assert "No space left on device" in last_line(output)
     small_disk(50_000)
     assert "is prepared in" in launch.run(*arguments)
-
-
-def test_a_finished_run_of_somebody_elses_can_be_evaluated(
-    launch, finished_run, tmp_path, unprivileged
-):
-    workdir = shutil.copytree(finished_run, tmp_path / "run")
-    folders = [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o500)
-    output = launch.run(f"--workdir={workdir}", "--mode=eval", before=unprivileged)
-    for folder in folders:
-        folder.chmod(0o700)
-    accuracy = json.loads((finished_run / "result.json").read_text())["final_test_accuracy"]
-    assert f"test accuracy {accuracy:.2%}" in output
-    assert "evaluation.json" in output
-    assert "Permission denied" in output
 
 
 @pytest.mark.parametrize(

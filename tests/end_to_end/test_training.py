@@ -4,7 +4,6 @@ import json
 import shutil
 
 import numpy as np
-import pytest
 
 from tests.end_to_end.conftest import SMALL, assert_same_run, read_metrics
 
@@ -43,22 +42,6 @@ def test_a_workdir_holds_what_it_should(finished_run):
     assert result["final_test_accuracy"] > 0.6
 
 
-@pytest.mark.parametrize("batch_size", ["1000", "7"])
-def test_evaluation_gives_the_accuracy_that_training_reported(launch, finished_run, batch_size):
-    result = json.loads((finished_run / "result.json").read_text())
-    output = launch.run(
-        f"--workdir={finished_run}",
-        "--mode=eval",
-        "--step=latest",
-        f"--config.eval_batch_size={batch_size}",
-    )
-    assert f"test accuracy {result['final_test_accuracy']:.2%}" in output
-    written = json.loads((finished_run / "evaluation.json").read_text())
-    assert written["accuracy"] == result["final_test_accuracy"]
-    assert written["examples"] == 359
-    np.testing.assert_allclose(written["loss"], result["final_test_loss"], rtol=1e-5)
-
-
 def test_eight_devices_evaluate_as_one(launch, finished_run):
     result = json.loads((finished_run / "result.json").read_text())
     output = launch.run(f"--workdir={finished_run}", "--mode=eval", "--step=latest", devices=8)
@@ -84,41 +67,6 @@ def test_eight_devices_follow_the_loss_curve_of_one(launch, tmp_path):
         curves.append([line["loss"] for line in read_metrics(workdir, "train")])
     assert len(curves[0]) == 11
     np.testing.assert_allclose(*curves, atol=1e-4)
-
-
-def test_a_finished_run_is_not_run_again(launch, finished_run):
-    before = (finished_run / "result.json").read_bytes()
-    output = launch.run(*SMALL, f"--workdir={finished_run}")
-    assert "finished" in output
-    assert (finished_run / "result.json").read_bytes() == before
-
-
-def test_another_model_in_the_same_workdir_is_refused(launch, finished_run):
-    output = launch.run(
-        *SMALL, f"--workdir={finished_run}", "--config.pool=avg", "--config.pool_reg=0", status=2
-    )
-    assert "config.pool" in output
-    assert "Traceback" not in output
-    assert len(output.splitlines()) == 1
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(launch, tmp_path):
-    slow = (
-        *SMALL[:-2],
-        "--config.num_epochs=2",
-        "--config.tensorboard=False",
-        f"--workdir={tmp_path}",
-        "--config.optimizer.name=sgd",
-        "--config.schedule=constant",
-        "--config.pool_reg=0",
-    )
-    launch.run(*slow, "--config.num_epochs=1", "--config.learning_rate=0.01")
-    output = launch.run(*slow, "--config.learning_rate=1000", status=1)
-    assert "last good checkpoint is step 11" in output
-    assert "Traceback" not in output
-    # The rerun at a lower rate goes on from there.
-    launch.run(*slow, "--config.learning_rate=0.01")
-    assert read_metrics(tmp_path, "test")[-1]["step"] == 22
 
 
 def test_superclasses_first_then_classes_and_both_steps_resume(launch, tmp_path):

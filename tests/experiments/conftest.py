@@ -9,9 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import paper_tables
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.experiments import grid
-from flexpool_jax.training import reporting
+from flexpool_jax.training import metrics
 
 CONFIGS_DIR = "configs"
 ROOT = Path(__file__).parents[2]
@@ -29,26 +29,31 @@ def write_run(folder: Path, config: ConfigDict, accuracy: float, best: float | N
     """Writes what a finished run leaves: config.json, metrics.jsonl and result.json."""
     folder.mkdir(parents=True)
     configuration.write_config(config, folder)
-    with reporting.MetricsWriter(folder, tensorboard=False) as log:
+    with metrics.MetricsWriter(folder, tensorboard=False) as log:
         for epoch in range(1, config.num_epochs + 1):
             log.write(step=epoch, epoch=float(epoch), split="train", loss=1 / epoch)
             log.write(step=epoch, epoch=float(epoch), split="test", loss=0.5, accuracy=accuracy)
-    reporting.write_result(
-        folder,
-        final_test_accuracy=accuracy,
-        best_test_accuracy=accuracy if best is None else best,
-        epochs=config.num_epochs,
-        split="test",
-        parameters=269_434,
-        config=config.to_dict(),
-        config_digest=configuration.digest(config),
-        seconds=36.0,
-        images_per_second=1000.0,
-        device="cpu",
-        devices=1,
-        platform="cpu",
-        versions={"python": "3.11.7", "flexpool_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"},
-    )
+    result = {
+        "final_test_accuracy": accuracy,
+        "best_test_accuracy": accuracy if best is None else best,
+        "epochs": config.num_epochs,
+        "split": "test",
+        "parameters": 269_434,
+        "config": config.to_dict(),
+        "config_digest": configuration.digest(config),
+        "seconds": 36.0,
+        "images_per_second": 1000.0,
+        "device": "cpu",
+        "devices": 1,
+        "platform": "cpu",
+        "versions": {
+            "python": "3.11.7",
+            "flexpool_jax": "0.1.0",
+            "jax": "0.10.2",
+            "flax": "0.12.8",
+        },
+    }
+    files.write_json(folder / metrics.RESULT_FILE, result)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from flexpool_jax.data import load_dataset
 from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.probe import probe, summary
 from flexpool_jax.insight.weights import interventions
-from flexpool_jax.training.experiment import build_experiment
+from flexpool_jax.training.setup import set_up
 
 ROOT = Path(__file__).parents[2]
 WORKDIR = ROOT / "tests/fixtures/workdir_0_1"
@@ -51,26 +51,26 @@ def network(dataset, pool, **fields):
     config.model, config.pool = "probed_convs", pool
     config.dataset.image_size = 8
     config.update(fields)
-    experiment = build_experiment(config, dataset)
-    variables = jax.device_get(experiment.init().variables)
+    setup = set_up(config, dataset)
+    variables = jax.device_get(setup.init().variables)
     stored = variables["params"]["head"].get("pool", {})
     if "w_fp" in stored:
         noise = np.random.default_rng(0).normal(size=stored["w_fp"].shape)
         stored["w_fp"] = (stored["w_fp"] + noise / 64).astype(np.float32)
-    return experiment, variables
+    return setup, variables
 
 
 @pytest.fixture(scope="module")
 def gdconv(dataset):
     """A network with random weights in its pool, and its probe."""
-    experiment, variables = network(dataset, "gdconv")
-    return experiment, variables, probe(experiment, dataset, variables)
+    setup, variables = network(dataset, "gdconv")
+    return setup, variables, probe(setup, variables)
 
 
-def logits_of(experiment, variables, dataset, images):
+def logits_of(setup, variables, dataset, images):
     """The network's logits, not by any compiled step."""
     x = (images / np.float32(255) - dataset.mean) / dataset.std
-    return np.asarray(experiment.model.apply(variables, jnp.asarray(x, jnp.float32)))
+    return np.asarray(setup.model.apply(variables, jnp.asarray(x, jnp.float32)))
 
 
 def scores(logits, labels):
@@ -124,9 +124,9 @@ def test_interventions_are_those_of_a_head_in_numpy(gdconv, dataset):
 
 
 def test_perturbations_are_evaluations_of_other_images(gdconv, dataset):
-    experiment, variables, found = gdconv
+    setup, variables, found = gdconv
     labels = dataset.test.labels
-    logits = logits_of(experiment, variables, dataset, dataset.test.images)
+    logits = logits_of(setup, variables, dataset, dataset.test.images)
     accuracy, loss, baseline = scores(logits, labels)
     assert found["baseline"] == {
         "accuracy": pytest.approx(accuracy),
@@ -135,15 +135,15 @@ def test_perturbations_are_evaluations_of_other_images(gdconv, dataset):
     for entry, (named, perturb) in zip(found["perturbations"], perturbations(), strict=True):
         assert named.items() <= entry.items()
         images = np.asarray(perturb(dataset.test.images))
-        assert_scores(entry, logits_of(experiment, variables, dataset, images), labels, baseline)
+        assert_scores(entry, logits_of(setup, variables, dataset, images), labels, baseline)
     assert sum(entry["changed"] > 0 for entry in found["perturbations"]) > 5
 
 
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_every_example_counts_once_whatever_the_batch(gdconv, dataset, batch_size):
     _, variables, expected = gdconv
-    experiment, _ = network(dataset, "gdconv", eval_batch_size=batch_size)
-    found = probe(experiment, dataset, variables)
+    setup, _ = network(dataset, "gdconv", eval_batch_size=batch_size)
+    found = probe(setup, variables)
     assert_same_numbers(found, expected)
 
 
@@ -163,8 +163,8 @@ def assert_same_numbers(found, expected):
 
 @pytest.mark.parametrize("pool", ["flexpool_softmax", "channel_scale", "flexpool_shared"])
 def test_flexpool_with_a_pools_effective_weights_predicts_what_the_pool_does(dataset, pool):
-    experiment, variables = network(dataset, pool)
-    found = probe(experiment, dataset, variables)
+    setup, variables = network(dataset, pool)
+    found = probe(setup, variables)
     unchanged, means = found["interventions"][:2]
     assert unchanged == {
         "name": "unchanged",
@@ -178,8 +178,8 @@ def test_flexpool_with_a_pools_effective_weights_predicts_what_the_pool_does(dat
 
 
 def test_pool_without_weights_has_its_images_changed_alone(dataset):
-    experiment, variables = network(dataset, "avg")
-    found = probe(experiment, dataset, variables)
+    setup, variables = network(dataset, "avg")
+    found = probe(setup, variables)
     assert found["interventions"] == []
     assert found["weights"] is None
     assert len(found["perturbations"]) == 25
@@ -188,7 +188,7 @@ def test_pool_without_weights_has_its_images_changed_alone(dataset):
 
 def test_the_network_is_compiled_once_for_all_images_and_once_for_all_pools(dataset):
     # Shapes that no other test uses, so that nothing is compiled before.
-    experiment, variables = network(dataset, "gdconv", eval_batch_size=90)
+    setup, variables = network(dataset, "gdconv", eval_batch_size=90)
     compiled = []
 
     def listen(event, seconds, **details):
@@ -197,7 +197,7 @@ def test_the_network_is_compiled_once_for_all_images_and_once_for_all_pools(data
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        probe(experiment, dataset, variables)
+        probe(setup, variables)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert sum("run" in str(name) for name in compiled) == 2, compiled

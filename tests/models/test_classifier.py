@@ -12,7 +12,7 @@ from flexpool_jax import create_model, register_model
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import MODELS, num_stages, registry
 from flexpool_jax.models.resnet_cifar import ResNetCifar, option_a_shortcut
-from flexpool_jax.training.state import parameter_count
+from flexpool_jax.training.steps import parameter_count
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 

@@ -212,7 +212,7 @@ def checkpoint(folder: Path) -> Reader:
     import optax
 
     from flexpool_jax.training import checkpoints
-    from flexpool_jax.training.state import TrainState
+    from flexpool_jax.training.steps import TrainState
 
     tx = optax.adam(0.1)
     params = {"pool": {"w_fp": jnp.arange(2000.0).reshape(10, 10, 20)}}

@@ -179,7 +179,7 @@ def saved_arrays(workdir: Path, data_dir: Path) -> dict[str, bytes]:
     from flexpool_jax.configuration import read_config
     from flexpool_jax.data import load_dataset
     from flexpool_jax.training import checkpoints
-    from flexpool_jax.training.experiment import build_experiment
+    from flexpool_jax.training.setup import set_up
 
     config = read_config(workdir)
     dataset = load_dataset(
@@ -189,7 +189,7 @@ def saved_arrays(workdir: Path, data_dir: Path) -> dict[str, bytes]:
         holdout=config.dataset.holdout,
         seed=config.seed,
     )
-    like = build_experiment(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         state, _ = checkpoints.restore(manager, manager.latest_step(), like)
     leaves = jax.tree_util.tree_leaves_with_path(state)

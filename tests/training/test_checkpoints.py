@@ -7,7 +7,7 @@ import pytest
 
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
-from flexpool_jax.training.state import TrainState
+from flexpool_jax.training.steps import NotFinite, TrainState
 
 TX = optax.adam(0.1)
 
@@ -185,7 +185,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     save_all(tmp_path, {1: 0.5})
     state = state_at(2).replace(batch_stats={"mean": jnp.array([0.0, jnp.nan, 0.0])})
     with checkpoints.open_checkpoints(tmp_path) as manager:
-        with pytest.raises(checkpoints.NotFinite, match="mean"):
+        with pytest.raises(NotFinite, match="mean"):
             checkpoints.save(manager, state, {}, 0.9)
         assert manager.all_steps() == [1]
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import launch
 from configs import digits
-from flexpool_jax import configuration, register_model
+from flexpool_jax import configuration, evaluate, load_trained, register_model, train
 from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.evaluation import evaluate_workdir
+from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.source import source_hash
-from flexpool_jax.training import checkpoints, identity
-from flexpool_jax.training import train as training
+from flexpool_jax.training import checkpoints, identity, loop
+from flexpool_jax.training.setup import set_up
 
 STEPS_PER_EPOCH = 11
 
@@ -61,7 +62,7 @@ def make_config(data_dir):
 @pytest.fixture(scope="module")
 def finished(make_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    training.train(make_config(), workdir)
+    train(make_config(), workdir)
     return workdir
 
 
@@ -85,24 +86,24 @@ def rename(workdir, **steps):
 def test_a_renamed_checkpoint_is_neither_evaluated_nor_continued(workdir, make_config):
     rename(workdir, _22=9999)
     with pytest.raises(UserError, match=r"9999 holds step 22.*renamed"):
-        evaluate_workdir(workdir)
+        evaluate(workdir)
     with pytest.raises(UserError, match=r"9999 holds step 22"):
-        training.train(make_config(num_epochs=3), workdir)
+        train(make_config(num_epochs=3), workdir)
     rename(workdir, _9999=22)
-    assert evaluate_workdir(workdir)["accuracy"] == result_of(workdir)["final_test_accuracy"]
+    assert evaluate(workdir)["accuracy"] == result_of(workdir)["final_test_accuracy"]
 
 
 def test_swapped_checkpoints_are_refused(workdir):
     rename(workdir, _11=22, _22=11)
     for step in ("11", "22", "latest"):
         with pytest.raises(UserError, match="holds step"):
-            evaluate_workdir(workdir, step)
+            evaluate(workdir, step)
 
 
 def test_a_checkpoint_of_release_0_1_that_was_renamed_is_refused(workdir, make_config):
     config = make_config()
     dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
-    like = training.build_experiment(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state()
     with checkpoints.open_checkpoints(workdir) as manager:
         forget_run(workdir, 22)
         checkpoints.restore_model(manager, 22, like)
@@ -128,12 +129,12 @@ def test_a_run_that_was_identified_cannot_be_made_anonymous_by_half(workdir):
     del content["run"]
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="progress differs"):
-        evaluate_workdir(workdir)
+        evaluate(workdir)
 
 
 def test_a_checkpoint_that_does_not_name_its_run_is_accepted_with_a_warning(workdir, capsys):
     forget_run(workdir, 22)
-    evaluate_workdir(workdir)
+    evaluate(workdir)
     assert "release 0.1" in capsys.readouterr().err
 
 
@@ -149,20 +150,20 @@ def test_a_checkpoint_of_another_run_is_refused(
     workdir, make_config, tmp_path, variant, fields, named
 ):
     other = tmp_path / "other"
-    training.train(make_config(variant, **fields), other)
+    train(make_config(variant, **fields), other)
     shutil.rmtree(workdir / checkpoints.FOLDER / "22")
     shutil.copytree(other / checkpoints.FOLDER / "22", workdir / checkpoints.FOLDER / "22")
     with pytest.raises(UserError, match=rf"checkpoint 22 is of another.*{named}"):
-        evaluate_workdir(workdir)
+        evaluate(workdir)
     with pytest.raises(UserError, match=rf"checkpoint 22 is of another.*{named}"):
-        training.train(make_config(num_epochs=3), workdir)
+        train(make_config(num_epochs=3), workdir)
 
 
 def test_another_model_in_config_json_is_called_that(workdir):
     path = configuration.config_path(workdir)
     path.write_text(path.read_text().replace("two_small_convs", "resnet20"))
     with pytest.raises(UserError, match="another model") as caught:
-        evaluate_workdir(workdir)
+        evaluate(workdir)
     assert "damaged" not in str(caught.value)
 
 
@@ -178,22 +179,43 @@ def test_a_later_step_that_is_in_the_way_of_a_save_is_an_error(workdir, make_con
     save = checkpoints.save
     monkeypatch.setattr(checkpoints, "save", copy_first)
     with pytest.raises(UserError, match=r"step 33 cannot be saved.*9999"):
-        training.train(make_config(num_epochs=3), workdir)
+        train(make_config(num_epochs=3), workdir)
 
 
 def test_fewer_epochs_than_are_done_are_refused_and_nothing_is_written(workdir, make_config):
     before = configuration.config_path(workdir).read_bytes()
     with pytest.raises(UserError, match=r"num_epochs is 1, .*allowed: at least 2"):
-        training.train(make_config(num_epochs=1), workdir)
+        train(make_config(num_epochs=1), workdir)
     assert configuration.config_path(workdir).read_bytes() == before
+
+
+def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
+    make_config, tmp_path, monkeypatch
+):
+    def save_twice(*arguments):
+        if int(arguments[1].step) == 33:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    save = checkpoints.save
+    fields = {"eval_every_epochs": 10, "checkpoint_every_epochs": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save", save_twice)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(num_epochs=3, **fields), tmp_path)
+    result = train(make_config(num_epochs=2, **fields), tmp_path)
+    assert (result["step"], result["epochs"]) == (22, 2)
+    assert evaluate(tmp_path)["accuracy"] == result["final_test_accuracy"]
+    assert (tmp_path / "predictions.npz").is_file()
+    assert train(make_config(num_epochs=2, **fields), tmp_path) == result_of(tmp_path)
 
 
 def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
     workdir, make_config
 ):
     assert result_of(workdir)["config_changes"] == []
-    training.train(make_config(num_epochs=3, learning_rate=0.001, log_every_steps=7), workdir)
-    training.train(make_config(num_epochs=4, learning_rate=0.001), workdir)
+    train(make_config(num_epochs=3, learning_rate=0.001, log_every_steps=7), workdir)
+    train(make_config(num_epochs=4, learning_rate=0.001), workdir)
     assert result_of(workdir)["config_changes"] == [
         {"step": 22, "field": "learning_rate", "from": 0.01, "to": 0.001},
         {"step": 22, "field": "num_epochs", "from": 2, "to": 3},
@@ -210,8 +232,8 @@ def test_a_change_is_recorded_although_the_run_was_stopped_before_it_saved_again
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save", fail)
         with pytest.raises(KeyboardInterrupt):
-            training.train(make_config(num_epochs=3, learning_rate=0.001), workdir)
-    training.train(make_config(num_epochs=3, learning_rate=0.001), workdir)
+            train(make_config(num_epochs=3, learning_rate=0.001), workdir)
+    train(make_config(num_epochs=3, learning_rate=0.001), workdir)
     changed = {change["field"] for change in result_of(workdir)["config_changes"]}
     assert changed == {"learning_rate", "num_epochs"}
 
@@ -231,11 +253,38 @@ def test_other_data_under_the_same_name_are_refused(workdir, make_config, monkey
     config = make_config()
     dataset = other_data(load_dataset("digits", config.dataset.data_dir, image_size=8), change)
     monkeypatch.setattr("flexpool_jax.evaluation.load_configured_dataset", lambda config: dataset)
-    monkeypatch.setattr(training, "load_configured_dataset", lambda config: dataset)
+    monkeypatch.setattr(loop, "load_configured_dataset", lambda config: dataset)
     with pytest.raises(UserError, match=f"other data.*{change}"):
-        evaluate_workdir(workdir)
+        evaluate(workdir)
     with pytest.raises(UserError, match=f"other data.*{change}"):
-        training.train(make_config(num_epochs=3), workdir)
+        train(make_config(num_epochs=3), workdir)
+
+
+def test_arrays_from_a_program_are_not_taken_for_the_set_of_that_name(
+    make_config, tmp_path, capsys
+):
+    config = make_config()
+    builtin = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    given = other_data(builtin, "other pixels or labels")
+    result = train(config, tmp_path, given)
+    assert result["data_digest"] == given.digest != builtin.digest
+    with pytest.raises(UserError, match="other data"):
+        evaluate(tmp_path)
+    with pytest.raises(UserError, match="other data"):
+        train(make_config(num_epochs=3), tmp_path)
+    assert launch.main([f"--workdir={tmp_path}", "--mode=eval"]) == 2
+    assert "other data" in capsys.readouterr().err
+    assert evaluate(tmp_path, dataset=given)["accuracy"] == result["final_test_accuracy"]
+    assert train(make_config(num_epochs=3), tmp_path, given)["epochs"] == 3
+
+
+def test_a_trained_model_predicts_what_its_run_did(workdir, make_config):
+    model, variables, preprocess, class_names = load_trained(workdir)
+    test = load_dataset("digits", make_config().dataset.data_dir, image_size=8).test
+    logits = model.apply(variables, preprocess(test.images), train=False)
+    with np.load(workdir / "predictions.npz") as file:
+        np.testing.assert_array_equal(np.argmax(logits, -1), file["predictions"])
+    assert class_names == tuple("0123456789")
 
 
 def test_the_digest_of_the_checkpoint_holds_where_data_json_is_missing(
@@ -246,7 +295,7 @@ def test_the_digest_of_the_checkpoint_holds_where_data_json_is_missing(
     (workdir / identity.DATA_FILE).unlink()
     monkeypatch.setattr("flexpool_jax.evaluation.load_configured_dataset", lambda config: dataset)
     with pytest.raises(UserError, match="other data"):
-        evaluate_workdir(workdir)
+        evaluate(workdir)
 
 
 def test_a_workdir_says_what_its_data_were(workdir, make_config):
@@ -266,8 +315,8 @@ def test_the_result_names_what_it_was_made_with(workdir):
 
 
 def test_code_that_changed_midway_is_recorded(workdir, make_config, monkeypatch):
-    monkeypatch.setattr(training, "source_hash", lambda: "other")
-    training.train(make_config(num_epochs=3), workdir)
+    monkeypatch.setattr(loop, "source_hash", lambda: "other")
+    train(make_config(num_epochs=3), workdir)
     assert result_of(workdir)["source_hash"] == [source_hash(), "other"]
 
 
@@ -287,14 +336,14 @@ def test_predictions_give_the_final_accuracy_and_evaluation_leaves_them_alone(wo
     assert accuracy == pytest.approx(result_of(workdir)["final_test_accuracy"])
     assert arrays["confidences"].min() >= 0.1
     assert arrays["confidences"].max() <= 1
-    evaluate_workdir(workdir, "11")
+    evaluate(workdir, "11")
     assert path.read_bytes() == content
 
 
 def test_pool_weights_are_those_of_the_last_step(workdir, make_config):
     config = make_config()
     dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
-    like = training.build_experiment(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         params = checkpoints.restore_model(manager, 22, like)["params"]
     with np.load(workdir / "pool_weights.npz") as file:
@@ -303,11 +352,10 @@ def test_pool_weights_are_those_of_the_last_step(workdir, make_config):
 
 
 def test_confidences_are_of_the_predicted_class(workdir, make_config):
-    from flexpool_jax.evaluation import restore_workdir
-
     restored = restore_workdir(workdir)
-    images = (restored.dataset.test.images / 255 - restored.dataset.mean) / restored.dataset.std
-    logits = restored.experiment.model.apply(restored.variables, np.float32(images))
+    dataset = restored.setup.dataset
+    images = (dataset.test.images / 255 - dataset.mean) / dataset.std
+    logits = restored.setup.model.apply(restored.variables, np.float32(images))
     with np.load(workdir / "predictions.npz") as file:
         np.testing.assert_allclose(
             file["confidences"], jax.nn.softmax(logits).max(axis=-1), atol=1e-3

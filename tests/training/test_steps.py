@@ -11,7 +11,7 @@ from flexpool_jax.losses import total_loss
 from flexpool_jax.models.classifier import Classifier
 from flexpool_jax.pooling import flexpool_regularizer
 from flexpool_jax.training import steps
-from flexpool_jax.training.state import create_train_state
+from flexpool_jax.training.steps import create_train_state
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 4, 4, 3), np.uint8)

@@ -13,7 +13,7 @@ from flexpool_jax.data import Dataset, Split, Superclasses
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.resnet_cifar import ResNetCifar
 from flexpool_jax.training import superclass
-from flexpool_jax.training.state import create_train_state
+from flexpool_jax.training.steps import create_train_state
 
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import digits
-from flexpool_jax.training.train import train
+from flexpool_jax import train
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

@@ -1,27 +1,44 @@
-"""The folders of a workdir's checkpoints, beneath Orbax: damaged ones, and those being replaced.
+"""What Orbax does not handle: damaged folders, steps saved twice, and errors of the disk.
 
-Whatever is in the way is moved, never deleted: `DAMAGED_FOLDER` keeps it for whoever wants to look.
+A folder that is in the way is moved, never deleted: `DAMAGED_FOLDER` keeps it for inspection.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import json
+import logging
 import math
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import logging
+from absl import logging as absl_logging
 
 from flexpool_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "checkpoints_damaged"
 SUPERSEDED_FOLDER = "checkpoints_superseded"
 
+# What TensorStore's messages begin with or contain where Orbax does not raise an OSError.
+_ERRNO_OF_TEXT = {
+    "RESOURCE_EXHAUSTED: Error writing": errno.ENOSPC,
+    "PERMISSION_DENIED": errno.EACCES,
+    **{os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)},
+}
+
 
 def check_folder(workdir: Path, *, read_only: bool) -> None:
-    """Refuses what is no folder of checkpoints, or none to save to, before the work is done.
+    """Refuses a place that is not a folder of checkpoints, or one without the permission.
 
     Raises:
         UserError: it is a file, or a permission is missing.
@@ -36,7 +53,7 @@ def check_folder(workdir: Path, *, read_only: bool) -> None:
 
 
 def supersede(workdir: Path, step: int) -> None:
-    """Makes way for saving a step again, keeping what it holds until the new one is whole."""
+    """Moves a step away so that it can be saved again; it is kept until the new one is whole."""
     (workdir / SUPERSEDED_FOLDER).mkdir(exist_ok=True)
     (workdir / FOLDER / str(step)).rename(workdir / SUPERSEDED_FOLDER / str(step))
 
@@ -51,7 +68,7 @@ def recover_superseded(workdir: Path) -> None:
 
 
 def set_aside(workdir: Path, step: int) -> None:
-    """Moves a damaged step out of the way of the one that will be saved again, deleting nothing."""
+    """Moves a damaged step to `DAMAGED_FOLDER`, so that it can be saved again."""
     target = workdir / DAMAGED_FOLDER
     target.mkdir(exist_ok=True)
     number = 0
@@ -67,12 +84,12 @@ def set_aside_unreadable_metrics(workdir: Path) -> None:
     which checkpoint is the best and which may be deleted.
     """
     for step, reason in steps_with_unreadable_metrics(workdir):
-        logging.warning("Checkpoint step %s is damaged: %s.", step, reason)
+        absl_logging.warning("Checkpoint step %s is damaged: %s.", step, reason)
         set_aside(workdir, step)
 
 
 def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
-    """The steps that Orbax would stumble over, or judge by a wrong accuracy, and why."""
+    """The steps whose metrics Orbax cannot read, or whose accuracy was altered, each with why."""
     damaged = []
     for path in (workdir / FOLDER).glob("*/metrics/metrics"):
         folder = path.parents[1]
@@ -96,3 +113,44 @@ def _saved_accuracy(folder: Path, accuracy: float) -> float | None:
         return json.loads((folder / "progress" / "metadata").read_bytes())["accuracy"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return accuracy  # What is wrong with the progress is found when it is restored.
+
+
+@contextlib.contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Turns an error of the disk, whatever its class, into an OSError that names the folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = str(error)
+        number = getattr(error, "errno", None)
+        number = number or next((n for part, n in _ERRNO_OF_TEXT.items() if part in text), None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+@functools.cache
+def suppress_repeated_messages() -> None:
+    """Suppresses log messages about errors that are also raised."""
+    absl_logging.get_absl_logger().addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_news)
+    show = sys.unraisablehook
+
+    def show_unless_loop_is_closed(unraisable: UnraisableHookArgs) -> None:
+        # TensorStore's threads report to an event loop that has ended with the error, one by one.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_unless_loop_is_closed
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drops tracebacks of errors, and warnings that what is read-only is not written."""
+    if record.name == "asyncio":
+        # If several reads fail, only the error of the first is raised.
+        return "never retrieved" not in record.getMessage()
+    if f"{os.sep}orbax{os.sep}" not in record.pathname:
+        return True
+    if record.levelno >= logging.ERROR:
+        return not record.exc_info
+    return "read_only" not in str(record.msg) and "read only" not in str(record.msg)

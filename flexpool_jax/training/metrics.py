@@ -1,11 +1,12 @@
-"""What a run writes about itself for programs to read.
+"""The numbers of a run, for programs to read.
 
-metrics.jsonl, TensorBoard's files, result.json, predictions.npz and pool_weights.npz. What it tells
-a person is in `console` and `first_lines`. Nothing imports TensorFlow.
+Metrics on their way from the devices; metrics.jsonl and TensorBoard's files; what a run leaves at
+its end beside result.json. Nothing imports TensorFlow.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.metadata
 import io
@@ -14,20 +15,17 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
 
 import flexpool_jax
-from flexpool_jax.training.console import Progress as Progress
-from flexpool_jax.training.first_lines import first_lines as first_lines
-
-if TYPE_CHECKING:
-    from flexpool_jax.training.experiment import Evaluation
+from flexpool_jax import files
+from flexpool_jax.training.steps import NotFinite
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
@@ -35,20 +33,95 @@ PREDICTIONS_FILE = "predictions.npz"
 POOL_WEIGHTS_FILE = "pool_weights.npz"
 TENSORBOARD_FOLDER = "tensorboard"
 
+_RESULT_NUMBERS = ("final_test_accuracy", "best_test_accuracy", "epochs", "seconds")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+class Meter:
+    """Collects the metrics of dispatched steps, and times them.
+
+    It stays one dispatch behind, so that the devices are busy while the host looks at the metrics
+    of the dispatch before.
+
+    Args:
+        batch_size: images per step.
+
+    Attributes:
+        step: updates whose metrics have come back; 0 before the first.
+        rows: the metrics of each step that came back and is not logged yet.
+        images_per_second: over all dispatches so far but the first, which compiles, and those
+            across a `pause`; None before there are any.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        self.images_per_second: float | None = None
+        self._batch_size = batch_size
+        self._dispatched: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
+        self._images, self._seconds = 0, 0.0
+        self._clock: float | None = None
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds a dispatch, and waits for the one before.
+
+        Args:
+            step: the last update of the dispatch.
+            metrics: float32 [steps] on the devices, for each name; ``loss`` among them.
+
+        Raises:
+            NotFinite: the loss of the dispatch before is a NaN or infinite.
+        """
+        self._dispatched.append((step, metrics))
+        self._collect(leave=1)
+
+    def wait(self) -> None:
+        """Waits for all dispatches; raises as `add` does."""
+        self._collect(leave=0)
+
+    def means(self) -> dict[str, float]:
+        """The means over ``rows``, and the last learning rate."""
+        means = {
+            name: math.fsum(row[name] for row in self.rows) / len(self.rows)
+            for name in self.rows[0]
+        }
+        return means | {"learning_rate": self.rows[-1]["learning_rate"]}
+
+    def pause(self) -> None:
+        """Leaves out of the timing what happened since the last dispatch came back."""
+        if self._clock is not None:
+            self._clock = time.monotonic()
+
+    def _collect(self, leave: int) -> None:
+        while len(self._dispatched) > leave:
+            last_step, metrics = self._dispatched.popleft()
+            metrics = jax.device_get(metrics)
+            steps = len(metrics["loss"])
+            now = time.monotonic()
+            if self._clock is not None:
+                self._images += steps * self._batch_size
+                self._seconds += now - self._clock
+                self.images_per_second = self._images / self._seconds
+            self._clock = now
+            for i in range(steps):
+                row = {name: float(values[i]) for name, values in metrics.items()}
+                self.step = last_step - steps + 1 + i
+                if not math.isfinite(row["loss"]):
+                    raise NotFinite(self.step, f"the loss is {row['loss']}")
+                self.rows.append(row)
 
 
 class MetricsWriter:
     """Appends to a workdir's metrics.jsonl, one JSON object a line, and to its TensorBoard files.
 
-    Each line is on its way to the disk when `write` returns. A run that resumes gives back the
-    `position` stored with its checkpoint: what was written after it, by steps that are now made
-    again, is cut off, so that no step stands there twice and no line is torn.
+    A line is handed to the operating system before `write` returns. A run that resumes gives the
+    `position` that was saved with its checkpoint: what was written after it, by steps that are now
+    made again, is cut off, so that each step has one line and each line is whole.
 
     Args:
         workdir: created if need be.
         tensorboard: whether to write TensorBoard events too.
-        resume_bytes: length in bytes to which metrics.jsonl is cut, 0 to begin anew; None keeps
+        resume_bytes: length in bytes to which metrics.jsonl is cut, 0 to empty it; None keeps
             every whole line.
         purge_step: TensorBoard is told to forget what it has from this step on; None keeps it.
 
@@ -74,7 +147,7 @@ class MetricsWriter:
         path = workdir / METRICS_FILE
         if path.exists():
             os.truncate(path, _end_of_lines(path, resume_bytes))
-        # Unbuffered, so that what could not be written is not tried again on closing.
+        # Unbuffered, so that closing does not try again to write what could not be written.
         self._file = path.open("ab", buffering=0)
         self._path = path
         self._events = _Events(workdir, purge_step) if tensorboard else None
@@ -90,8 +163,8 @@ class MetricsWriter:
                 finite becomes null, since JSON has no NaN.
         """
         line = {"step": step, "epoch": epoch, "split": split, **values}
-        with _naming(self._path):
-            rest = memoryview(_to_json(line).encode() + b"\n")
+        with files.naming(self._path):
+            rest = memoryview(files.to_json(line).encode() + b"\n")
             while rest:
                 rest = rest[self._file.write(rest) :]
             if self._events is not None:
@@ -101,7 +174,7 @@ class MetricsWriter:
 
     def position(self) -> int:
         """The length of metrics.jsonl in bytes, all of it safely on the disk."""
-        with _naming(self._path):
+        with files.naming(self._path):
             os.fsync(self._file.fileno())
             if self._events is not None:
                 self._events.flush()
@@ -125,7 +198,7 @@ class MetricsWriter:
         if error is None:
             self.close()
             return
-        # A disk that is full when a line is written is full on closing as well.
+        # If the disk was full when a line was written, it is full on closing as well.
         with contextlib.suppress(OSError):
             self.close()
 
@@ -133,12 +206,12 @@ class MetricsWriter:
 class _Events:
     """A TensorBoard file, written in the calling thread.
 
-    tensorboardX's SummaryWriter leaves that to another thread, and its flush misses whatever is
-    still on the way there: events from before a checkpoint would be lost to a kill after it.
+    tensorboardX's SummaryWriter leaves that to another thread, and its flush misses what is still
+    in the queue: a kill after a checkpoint would lose events from before it.
     """
 
     def __init__(self, workdir: Path, purge_step: int | None) -> None:
-        # Here, since it takes a third of a second that a run without it need not wait.
+        # Imported here because it takes a third of a second.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
@@ -146,7 +219,7 @@ class _Events:
         self._event, self._scalar = Event, scalar
         folder = workdir / TENSORBOARD_FOLDER
         folder.mkdir(exist_ok=True)
-        # Its own names differ by the second only, and a file of the same name is replaced.
+        # Its default names differ by the second only, and a file of the same name is replaced.
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
@@ -165,58 +238,27 @@ class _Events:
         self._writer.close()
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Gives an OSError the name of its file, which those of an open file do not have."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def _end_of_lines(path: Path, limit: int | None) -> int:
     """The length of a file up to the end of its last whole line within the limit."""
     return path.read_bytes()[:limit].rfind(b"\n") + 1
 
 
-def write_result(workdir: str | os.PathLike[str], **fields: Any) -> Path:
-    """Writes result.json whole or not at all: a reader never meets half of it.
+def write_predictions(
+    workdir: Path, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray
+) -> None:
+    """Writes predictions.npz, in the order of the test images.
 
     Args:
         workdir: must exist.
-        **fields: numbers, strings, and mappings and sequences of them; what is not finite becomes
-            null.
-
-    Returns:
-        The file's path.
-
-    Example:
-        >>> import tempfile
-        >>> workdir = tempfile.mkdtemp()
-        >>> path = write_result(workdir, final_test_accuracy=0.98)
-        >>> read_result(workdir)
-        {'final_test_accuracy': 0.98}
-    """
-    path = Path(workdir) / RESULT_FILE
-    write_json(path, fields)
-    return path
-
-
-def write_predictions(workdir: Path, labels: np.ndarray, evaluation: Evaluation) -> None:
-    """Writes predictions.npz: ``labels``, ``predictions`` int16 [N], ``confidences`` float16 [N].
-
-    Args:
-        workdir: must exist.
-        labels: int [N], of every test image in order.
-        evaluation: of the same images.
+        labels: int [N]; written as ``labels`` int16.
+        predictions: int16 [N], the predicted classes.
+        confidences: float16 [N], their probabilities.
     """
     _write_npz(
         workdir / PREDICTIONS_FILE,
         labels=labels.astype(np.int16),
-        predictions=evaluation.predictions,
-        confidences=evaluation.confidences,
+        predictions=predictions,
+        confidences=confidences,
     )
 
 
@@ -230,39 +272,21 @@ def write_pool_weights(workdir: Path, params: Any) -> None:
     )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; what is not finite becomes null."""
-    _write(path, (_to_json(value, indent=2) + "\n").encode())
-
-
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    _write(path, content.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with _naming(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    files.write_whole(path, content.getvalue())
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Reads result.json; None where there is none that can be read."""
+    """Reads result.json; None if it cannot be read or lacks what a finished run writes."""
     try:
         result = json.loads((Path(workdir) / RESULT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        numbers = [result[name] for name in _RESULT_NUMBERS]
+        is_whole = isinstance(result["split"], str)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return result if isinstance(result, dict) else None
+    return result if is_whole and all(isinstance(n, int | float) for n in numbers) else None
 
 
 def versions() -> dict[str, str]:
@@ -279,18 +303,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def _plain(value: Any) -> Any:
-    """A value in the types that JSON has; scalars of NumPy and JAX become Python's."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if not isinstance(value, str | bytes) and hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

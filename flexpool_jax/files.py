@@ -1,0 +1,80 @@
+"""Writes files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader meets the old content or the new one, never a part.
+
+    Args:
+        path: in an existing folder.
+        content: all of it.
+
+    Raises:
+        OSError: it cannot be written, and names the path; the old file stays.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> write_whole(path, b"1 2 3")
+        >>> path.read_bytes(), [entry.name for entry in path.parent.iterdir()]
+        (b'1 2 3', ['numbers.txt'])
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all; see `to_json`."""
+    write_whole(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Converts a value to JSON. Numbers that are not finite become null, which JSON has.
+
+    Args:
+        value: mappings and sequences of strings and numbers, those of NumPy and JAX included.
+        indent: of nested values; None writes one line.
+
+    Example:
+        >>> to_json({"loss": float("nan"), "weights": (0.1, 0.9)})
+        '{"loss": null, "weights": [0.1, 0.9]}'
+    """
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    """A value in the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if not isinstance(value, str | bytes) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError the name of the file that it is about; errors of open files have none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,235 @@
+"""Builds the model, the optimizer and the compiled steps from a config and a data set.
+
+Training and evaluation both begin with `set_up`, so that a checkpoint is evaluated by the program
+that training used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import linen as nn
+
+from flexpool_jax import configuration, cpu
+from flexpool_jax.data import Dataset, Split, load_dataset
+from flexpool_jax.data.augment import make_augment, make_normalise
+from flexpool_jax.errors import UserError
+from flexpool_jax.models import create_model
+from flexpool_jax.training import steps
+from flexpool_jax.training.optimizer import make_optimizer, make_schedule
+from flexpool_jax.training.steps import TrainState, create_train_state
+
+Array = jax.Array
+
+
+class DeviceSplit(NamedTuple):
+    """A split that every device holds whole.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int32 [N].
+    """
+
+    images: Array
+    labels: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run consists of besides its state.
+
+    Attributes:
+        config: validated.
+        dataset: what the config names.
+        model: from `flexpool_jax.create_model`.
+        tx: the optimizer.
+        steps_per_dispatch: updates that one call of ``train_steps`` makes; divides an epoch.
+        train_steps: see `steps.pmap_train_step`.
+        eval_step: see `steps.pmap_eval_step`.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: Dataset
+    model: nn.Module
+    tx: optax.GradientTransformation
+    steps_per_dispatch: int
+    train_steps: Callable[..., tuple[TrainState, steps.Metrics]]
+    eval_step: Callable[..., tuple[steps.Metrics, steps.Metrics]]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; the examples that are left over differ from epoch to epoch."""
+        return len(self.dataset.train) // self.config.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole run."""
+        return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def split_name(self) -> str:
+        """What ``dataset.test`` is: "test", or "validation" if it was held out of the training."""
+        return "validation" if self.config.dataset.holdout else "test"
+
+    @property
+    def convolutions(self) -> str:
+        """Which library computes the convolutions."""
+        uses_kernels = jax.default_backend() == "cpu" and self.config.dtype == "float32"
+        return cpu.describe() if uses_kernels else "XLA"
+
+    def init(self) -> TrainState:
+        """The state at step 0, on one device."""
+        key = jax.random.key(self.config.seed)
+        return create_train_state(self.model, self.tx, key, self.dataset.image_shape)
+
+    def abstract_state(self) -> TrainState:
+        """The shapes and dtypes of the state, without computing it."""
+        return jax.eval_shape(self.init)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The examples of an epoch in order, one array for each call of ``train_steps``.
+
+        The order is a function of (seed, epoch) alone, so that a resumed run sees the same batches.
+
+        Args:
+            epoch: from 0.
+            start: steps of the epoch that are done.
+
+        Yields:
+            Indices into the training split: int32 [devices, steps, batch size / devices].
+        """
+        batch_size, count = self.config.batch_size, self.steps_per_epoch
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(
+            len(self.dataset.train)
+        )
+        shape = (count, jax.local_device_count(), -1)
+        indices = order[: count * batch_size].astype(np.int32).reshape(shape)
+        for first in range(start, count, self.steps_per_dispatch):
+            yield indices[first : first + self.steps_per_dispatch].swapaxes(0, 1)
+
+
+def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
+    """Builds a run from its config.
+
+    Args:
+        config: validated by `flexpool_jax.configuration.validate`.
+        dataset: what ``config.dataset`` names.
+
+    Raises:
+        UserError: the config does not fit the data or the devices.
+    """
+    configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    schedule = make_schedule(
+        config.schedule, config.learning_rate, config.num_epochs * steps_per_epoch
+    )
+    tx = make_optimizer(
+        config.optimizer.name,
+        schedule,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        weight_decay_kind=config.optimizer.weight_decay_kind,
+        pool_learning_rate_scale=config.pool_learning_rate_scale,
+    )
+    model = _create_model(config, dataset)
+    normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
+    train_step = steps.make_train_step(
+        model,
+        tx,
+        schedule,
+        augment=make_augment(
+            flip=config.augment.flip, scale=config.augment.scale, crop=config.augment.crop
+        ),
+        normalise=normalise,
+        sac_weights=config.sac.weights if config.sac.enabled else (),
+        label_smoothing=config.label_smoothing,
+        pool_reg=config.pool_reg,
+        sync_batch_norm=config.sync_batch_norm,
+    )
+    steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
+    return Setup(
+        config,
+        dataset,
+        model,
+        tx,
+        steps_per_dispatch,
+        train_steps=steps.pmap_train_step(train_step, steps_per_dispatch),
+        eval_step=steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise)),
+    )
+
+
+def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
+    """Creates the model, and checks it against the images and Eq. 2 before anything is compiled."""
+    options = {"norm_after_relu": True} if config.norm_after_relu else {}
+    model = create_model(
+        config.model,
+        num_classes=dataset.num_classes,
+        pool=config.pool,
+        sac=config.sac.enabled,
+        dropout_rate=config.dropout_rate,
+        dtype=config.dtype,
+        norm_axis_name=steps.AXIS if config.sync_batch_norm else None,
+        **options,
+    )
+    shape = dataset.image_shape
+    try:
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    except ValueError as error:
+        raise UserError(f"model {config.model!r} cannot take images of {shape}: {error}") from error
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
+    configuration.check_pool_reg_stability(config, pooled)
+    return model
+
+
+def _steps_per_dispatch(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """The largest divisor of an epoch up to the limit, so that one compiled program is enough."""
+    limit = config.steps_per_dispatch
+    if not limit:
+        limit = 1 if jax.default_backend() == "cpu" else config.log_every_steps
+    return next(k for k in range(min(limit, steps_per_epoch), 0, -1) if steps_per_epoch % k == 0)
+
+
+def load_configured_dataset(config: ml_collections.ConfigDict) -> Dataset:
+    """Loads what ``config.dataset`` names, and prepares it first if that has not been done."""
+    return load_dataset(
+        config.dataset.name,
+        config.dataset.data_dir,
+        config.dataset.raw_dir,
+        image_size=config.dataset.image_size,
+        holdout=config.dataset.holdout,
+        seed=config.seed,
+    )
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a tree whole on every local device, where the compiled steps expect it."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (steps.AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def on_devices(split: Split) -> DeviceSplit:
+    """Puts a split whole on every local device."""
+    return DeviceSplit(*replicate((split.images, split.labels)))
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder between runs.
+
+    To be called before the first array is made: JAX would not use the folder later.
+
+    Args:
+        folder: "" leaves JAX's setting alone, and so does a folder that the user's environment has
+            chosen.
+    """
+    if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
