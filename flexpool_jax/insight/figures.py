@@ -155,7 +155,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
 
 def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
     """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds."""
-    used = [found for found in bins if found.count]
+    used = [found for found in bins if found.images]
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.8, 5.2), layout="constrained")
         axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
@@ -172,7 +172,7 @@ def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
         axes.legend(frameon=False)
         below.bar(
             [found.low for found in bins],
-            [found.count for found in bins],
+            [found.images for found in bins],
             width=1 / len(bins),
             align="edge",
             color="#2f7fb5",

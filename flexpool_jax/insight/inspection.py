@@ -18,7 +18,8 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
+from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, metrics, page
@@ -27,13 +28,12 @@ from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pooling import effective_weights
-from flexpool_jax.training import reporting
 
 Array = jax.Array
 Variables = Mapping[str, Any]
 
 FOLDER = "inspect"
-REPORT_FILE, PAGE_FILE = "inspect.json", "index.html"
+REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
 _MAX_ERRORS, _MAX_IMAGES = 48, 24
 # Of each image's evidence; all classes where there are no more.
 _MAX_CLASSES = 20
@@ -96,8 +96,8 @@ def inspect_workdir(
     restored = restore_workdir(workdir, step, config)
     folder = restored.workdir / FOLDER
     folder.mkdir(exist_ok=True)
-    model, variables = restored.experiment.model, restored.variables
-    test, names = restored.dataset.test, restored.dataset.class_names
+    model, variables = restored.setup.model, restored.variables
+    test, names = restored.setup.dataset.test, restored.setup.dataset.class_names
     outputs = run_network(restored)
     probabilities, labels = outputs.probabilities, test.labels
     pools = stage_weights(model, variables, outputs.mean_maps)
@@ -106,15 +106,15 @@ def inspect_workdir(
     evidence = None if reason else find_evidence(restored, outputs)
     errors = metrics.confident_errors(labels, probabilities, _MAX_ERRORS)
     confusion = metrics.confusion_matrix(labels, probabilities)
-    summary, flops = summarise_model(model, restored.experiment.image_shape)
+    summary, flops = summarise_model(model, restored.setup.dataset.image_shape)
     report = {
         "step": restored.step,
-        "split": restored.split,
+        "split": restored.setup.split_name,
         "examples": len(test),
-        "dataset": restored.dataset.name,
-        "model": restored.config.model,
-        "pool": restored.config.pool,
-        "sac": bool(restored.config.sac.enabled),
+        "dataset": restored.setup.dataset.name,
+        "model": restored.setup.config.model,
+        "pool": restored.setup.config.pool,
+        "sac": bool(restored.setup.config.sac.enabled),
         "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops": flops,
@@ -140,33 +140,12 @@ def inspect_workdir(
         "evidence": _describe_evidence(evidence, reason, labels, probabilities),
         "seconds": time.monotonic() - started,
     }
-    reporting.write_json(folder / REPORT_FILE, report)
-    (folder / "model.txt").write_text(summary, encoding="utf-8")
-    for stage, w in pools.items():
-        figures.draw_weights(w, folder / f"weights_{stage}.png", f"{restored.config.pool}, {stage}")
-    figures.draw_confusion(confusion, names, folder / "confusion.png")
-    figures.draw_reliability(
-        metrics.calibration_bins(labels, probabilities),
-        report["metrics"]["calibration_error"],
-        folder / "reliability.png",
-    )
-    if len(errors):
-        tiles = [
-            Tile(
-                test.images[index],
-                [
-                    (
-                        _with_percent(names, probabilities[index].argmax(), probabilities[index]),
-                        WRONG,
-                    ),
-                    (f"is {names[labels[index]]}", INK),
-                ],
-            )
-            for index in errors
-        ]
-        contact_sheet(tiles).save(folder / "errors.png")
-    if evidence is not None:
-        figures.draw_evidence(evidence, test, names, folder / "evidence.png")
+    files.write_json(folder / REPORT_FILE, report)
+    with files.naming(folder):
+        for old in folder.glob("*.png"):  # Of another step, which need not have all of today's.
+            old.unlink()
+        _write_pictures(folder, report, outputs, pools, evidence, restored.setup.dataset)
+    files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
     return report
 
@@ -194,8 +173,8 @@ def summarise(report: Mapping[str, Any]) -> str:
 def run_network(restored: Restored) -> Outputs:
     """Runs the network over the evaluation split, every example once, on one device."""
     forward = _forward(restored)
-    images = restored.dataset.test.images
-    batch = min(restored.config.eval_batch_size, len(images))
+    images = restored.setup.dataset.test.images
+    batch = min(restored.setup.config.eval_batch_size, len(images))
 
     @jax.jit
     def step(variables: Variables, block: Array, valid: Array) -> tuple[Array, dict[str, Array]]:
@@ -226,7 +205,7 @@ def run_network(restored: Restored) -> Outputs:
 
 def _forward(restored: Restored) -> Any:
     """A function of variables and uint8 images to float32 logits and all stage maps."""
-    model, dataset = restored.experiment.model, restored.dataset
+    model, dataset = restored.setup.model, restored.setup.dataset
     normalise = make_normalise(dataset.mean, dataset.std, model.dtype)
 
     def forward(variables: Variables, block: Array) -> tuple[Array, dict[str, Array]]:
@@ -271,15 +250,15 @@ def stage_weights(
 
 def find_evidence(restored: Restored, outputs: Outputs) -> Evidence:
     """Computes the evidence maps of the most confident errors and of one right image per class."""
-    labels, probabilities = restored.dataset.test.labels, outputs.probabilities
+    labels, probabilities = restored.setup.dataset.test.labels, outputs.probabilities
     positions = _choose_images(labels, probabilities)
     forward = jax.jit(_forward(restored))
     logits, stages = jax.device_get(
-        forward(restored.variables, restored.dataset.test.images[positions])
+        forward(restored.variables, restored.setup.dataset.test.images[positions])
     )
     head = restored.variables["params"]["head"]
     feature_map = list(stages.values())[-1]
-    maps = evidence_maps(restored.experiment.model.pool, head, feature_map)
+    maps = evidence_maps(restored.setup.model.pool, head, feature_map)
     bias = np.asarray(head["classifier"]["bias"])
     difference = np.abs(maps.sum(axis=(1, 2)) + bias - logits).max()
     order = np.argsort(-logits, axis=1, kind="stable")[:, :_MAX_CLASSES]
@@ -337,6 +316,41 @@ def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     return "\n".join(lines) + "\n", None if flops is None else int(flops)
 
 
+def _write_pictures(
+    folder: Path,
+    report: Mapping[str, Any],
+    outputs: Outputs,
+    pools: Mapping[str, np.ndarray],
+    evidence: Evidence | None,
+    dataset: Dataset,
+) -> None:
+    test, names = dataset.test, dataset.class_names
+    for stage, w in pools.items():
+        figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
+    figures.draw_confusion(
+        metrics.confusion_matrix(test.labels, outputs.probabilities),
+        names,
+        folder / "confusion.png",
+    )
+    bins = metrics.calibration_bins(test.labels, outputs.probabilities)
+    error = metrics.calibration_error(test.labels, outputs.probabilities)
+    figures.draw_reliability(bins, error, folder / "reliability.png")
+    tiles = [
+        Tile(
+            test.images[found["index"]],
+            [
+                (f"{names[found['prediction']]}  {100 * found['confidence']:.1f} %", WRONG),
+                (f"is {names[found['label']]}", INK),
+            ],
+        )
+        for found in report["errors"]
+    ]
+    if tiles:
+        contact_sheet(tiles).save(folder / "errors.png")
+    if evidence is not None:
+        figures.draw_evidence(evidence, test, names, folder / "evidence.png")
+
+
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
@@ -376,10 +390,6 @@ def _describe_evidence(
         ]
         images.append(image | {"evidence": kept})
     return {"exact": True, "largest_difference": evidence.largest_difference, "images": images}
-
-
-def _with_percent(names: tuple[str, ...], label: int, probabilities: np.ndarray) -> str:
-    return f"{names[label]}  {100 * probabilities[label]:.1f} %"
 
 
 def report_path(workdir: str | os.PathLike[str]) -> Path:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from flexpool_jax import files
 from flexpool_jax.data import Split
-from flexpool_jax.training import reporting
+from flexpool_jax.training.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from flexpool_jax.insight.inspection import Evidence
@@ -54,13 +55,13 @@ def write_page(
     data = {
         "name": workdir.name,
         "report": shown,
-        "curves": read_curves(workdir / reporting.METRICS_FILE),
+        "curves": read_curves(workdir / METRICS_FILE),
         "probe": _read_json(workdir / "probe.json"),
         "weights": {stage: _encode_weights(w) for stage, w in pools.items()},
         "evidence": [] if evidence is None else _encode_evidence(evidence, report, split),
         "summary": summary,
     }
-    path.write_text(render(f"{workdir.name}: inspection", data), encoding="utf-8")
+    files.write_whole(path, render(f"{workdir.name}: inspection", data).encode())
 
 
 def render(title: str, data: Mapping[str, Any]) -> str:
@@ -74,7 +75,7 @@ def render(title: str, data: Mapping[str, Any]) -> str:
         An HTML document that loads nothing.
 
     Example:
-        >>> render("a title", {"name": "a class"}).count("a class")
+        >>> render("a title", {"name": "moths"}).count("moths")
         1
     """
     template = resources.files("flexpool_jax.insight") / "template"
@@ -83,7 +84,7 @@ def render(title: str, data: Mapping[str, Any]) -> str:
         "style": (template / "page.css").read_text(encoding="utf-8"),
         "program": (template / "page.js").read_text(encoding="utf-8"),
         # A class may be called </script>.
-        "data": json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "data": files.to_json(data).replace("<", "\\u003c"),
     }
     text = (template / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)

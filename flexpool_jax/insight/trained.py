@@ -16,9 +16,8 @@ from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
-from flexpool_jax.training.experiment import build_experiment
 from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity
-from flexpool_jax.training.train import use_compilation_cache
+from flexpool_jax.training.setup import set_up, use_compilation_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +77,20 @@ def load_trained(
     dataset = _described(data, workdir / DATA_FILE)
     run = _read_json(workdir / RUN_FILE) or {}
     use_compilation_cache(config.compilation_cache)
-    experiment = build_experiment(config, dataset)
+    setup = set_up(config, dataset)
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
         try:
             identity = Identity(run.get("id"), config, data["digest"])
             identity.check(number, checkpoints.read_run(manager, number))
-            variables = checkpoints.restore_model(manager, number, experiment.abstract_state())
+            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
         except checkpoints.DamagedCheckpoint as error:
             raise UserError(f"cannot use {manager.directory}: {error}") from error
     return Trained(
         workdir,
         number,
         config,
-        experiment.model,
+        setup.model,
         variables,
         dataset.class_names,
         dataset.image_shape,

@@ -417,8 +417,8 @@ function predictions() {
 }
 
 function calibration() {
-  const used = report.calibration.filter((bin) => bin.count);
-  const rows = used.map((bin) => [`${number(bin.low, 3)} to ${number(bin.high, 3)}`, number(bin.count), percent(bin.confidence), percent(bin.accuracy)]);
+  const used = report.calibration.filter((bin) => bin.images);
+  const rows = used.map((bin) => [`${number(bin.low, 3)} to ${number(bin.high, 3)}`, number(bin.images), percent(bin.confidence), percent(bin.accuracy)]);
   section("calibration", "Calibration",
     el("p", {}, `Does a confidence of 90 % mean that 90 % are right? The images are sorted into ${report.calibration.length} bins by the probability of the predicted class. ` +
       `The expected calibration error, the mean distance between accuracy and confidence over the images, is ${percent(report.metrics.calibration_error, 2)}.`),
