@@ -1,7 +1,7 @@
 """Trains and evaluates image classifiers with FlexPool; `python launch.py --help` says how.
 
-The flags are read here and nowhere else. Every check that can be made without JAX is made before it
-is imported, and before anything is written.
+There is one function for each mode. Every check that can be made without JAX is made before it is
+imported, and before anything is written.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import app, flags
 from ml_collections import ConfigDict
 
 import flexpool_jax
@@ -26,15 +27,16 @@ CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
 # sysexits.h calls 75 a temporary failure: schedulers that requeue a job know it.
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
 
+_HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
+
 # What the operating system says when a path, not the program, is at fault.
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train(command: Command) -> None:
-    """Trains, or goes on where the workdir's last checkpoint stands."""
-    config = command.require_config()
-    workdir = command.require_workdir()
+    """Trains, or continues from the workdir's last checkpoint."""
+    config, workdir = _config(command), _workdir(command)
     result = flexpool_jax.train(config, workdir)
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
@@ -93,12 +95,10 @@ def predict(command: Command) -> None:
 
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
-    config = command.require_config()
-    configuration.validate(config)
+    dataset = configuration.resolve(_config(command)).dataset
 
     from flexpool_jax import data
 
-    dataset = config.dataset
     folder = data.prepare_dataset(
         dataset.name, dataset.data_dir, dataset.raw_dir, image_size=dataset.image_size
     )
@@ -108,12 +108,10 @@ def prepare(command: Command) -> None:
 
 def sweep(command: Command) -> None:
     """Trains every run of a grid that is not finished yet, each in a process of its own."""
-    config = command.require_config()
-    workdir = command.require_workdir()
-
     from flexpool_jax.experiments import grid
     from flexpool_jax.experiments.sweep import run_sweep
 
+    config, workdir = _config(command), _workdir(command)
     cells = grid.expand(config, CONFIGS_DIR)
     configuration.check_workdir(workdir)
     run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
@@ -121,14 +119,12 @@ def sweep(command: Command) -> None:
 
 def report(command: Command) -> None:
     """Writes tables and figures from the results under the workdir."""
-    workdir = command.require_workdir()
-
     from flexpool_jax.experiments import grid
     from flexpool_jax.experiments.report import write_report
 
-    # A workdir's own config.json, were there one, is of a single run and says nothing of others.
-    config = command.require_config() if command.config_given else None
-    cells = grid.expand(config, CONFIGS_DIR) if config is not None else []
+    workdir = _workdir(command)
+    # A workdir's own config.json is of a single run and says nothing of others.
+    cells = grid.expand(_config(command), CONFIGS_DIR) if command.config_given else []
     configuration.check_workdir(workdir)
     path, skipped = write_report(workdir, cells)
     for line in skipped:
@@ -146,7 +142,7 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "train": Mode(train, "train; carries on if the workdir holds a checkpoint (default)"),
+    "train": Mode(train, "train; continues if the workdir holds a checkpoint (default)"),
     "eval": Mode(evaluate, "accuracy of a checkpoint; needs nothing but --workdir", True),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
@@ -157,23 +153,44 @@ MODES = {
 }
 
 
+def parse_flags(argv: Sequence[str]) -> Command:
+    """Reads a command line that begins with the program's name; answers --help and --version.
+
+    Raises:
+        UserError: For a mistake in it.
+    """
+    # absl's own flags are not taken; its log shows warnings, as without app.run.
+    flags.FLAGS([argv[0], "--verbosity=-1"])
+    for argument in argv[1:]:
+        if argument in _HELP:
+            print(help_text())
+            sys.exit()
+        if argument in ("--version", "-version"):
+            print(f"flexpool_jax {flexpool_jax.__version__}")
+            sys.exit()
+    return command_line.read(argv[1:], MODES, CONFIGS_DIR)
+
+
+def run_mode(command: Command) -> None:
+    """Does what a command line asks for."""
+    mode = MODES[command.mode]
+    if command.step is not None and not mode.takes_step:
+        raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
+    for flag in ("images", "top_k"):
+        value = getattr(command, flag)
+        if value is not None and not mode.takes_images:
+            raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
+    mode.run(command)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line and returns the exit status."""
-    if command_line.asks_for_help(arguments):
-        print(help_text())
-        return 0
+    """Runs a command line and returns the exit status; a process may call it many times."""
     try:
         # Training alone has something to save, and handles signals itself; the rest just stops.
         with stop_on_signals():
-            command = command_line.read(arguments, MODES, CONFIGS_DIR)
-            mode = MODES[command.mode]
-            if command.step is not None and not mode.takes_step:
-                raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
-            for flag in ("images", "top_k"):
-                value = getattr(command, flag)
-                if value is not None and not mode.takes_images:
-                    raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
-            mode.run(command)
+            app.run(run_mode, [__file__, *arguments], flags_parser=parse_flags)
+    except SystemExit as end:  # How app.run ends.
+        return int(end.code or 0)
     except UserError as error:
         return _report(error, EXIT_USER_ERROR)
     except (SweepFailed, TrainingDiverged) as error:
@@ -184,12 +201,11 @@ def main(arguments: Sequence[str]) -> int:
         if error.filename is None or error.errno not in (*_NO_PERMISSION, *_NO_SPACE):
             raise
         if error.errno in _NO_SPACE:
-            advice = "what was saved before stands; make room, and the same command goes on"
+            advice = "what was saved before stands; make room, and run the same command again"
             return _report(f"{error.filename}: {error.strerror}; {advice}", EXIT_FAILED)
         return _report(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_KEYBOARD)
-    return 0
 
 
 def help_text() -> str:
@@ -210,7 +226,7 @@ modes
 
 flags
   --config  {command_line.FLAGS["config"]};
-            a run that has begun goes on with its own if none is given
+            a run that has begun continues with its own if none is given
   --workdir {command_line.FLAGS["workdir"]}
   --step    {command_line.FLAGS["step"]}
             ({step_modes}; default: {command_line.DEFAULT_STEP})
@@ -218,6 +234,7 @@ flags
             (--mode=predict)
   --top_k   {command_line.FLAGS["top_k"]}
             (--mode=predict)
+  --version --help
 
 configs/    {configs}
 variants    a pool's name, reg, dropout, sac and FIELD=VALUE, with commas
@@ -230,21 +247,36 @@ examples
   python launch.py --workdir=runs/digits --mode=eval --step=best"""
 
 
-def _checkpoint(command: Command) -> tuple[str, str, ConfigDict | None]:
-    """Returns the workdir of a run, the step, and the config if it may differ from the workdir's.
+def _config(command: Command) -> ConfigDict:
+    """Returns the config, or raises a UserError if there is none."""
+    if command.config is None:
+        raise UserError(
+            f"--mode={command.mode} needs --config=FILE, e.g. --config=configs/digits.py, "
+            "or the --workdir of a run that has begun; see --help"
+        )
+    return command.config
+
+
+def _workdir(command: Command) -> str:
+    """Returns the workdir, or raises a UserError if none was given."""
+    if not command.workdir:
+        raise UserError(f"--mode={command.mode} needs --workdir=FOLDER; see --help")
+    return command.workdir
+
+
+def _checkpoint(command: Command) -> tuple[str, str, ConfigDict]:
+    """Returns the workdir of a run, which checkpoint to use, and the config to use it with.
 
     Raises:
         UserError: The run has no checkpoint, or the config describes another run.
     """
-    workdir = command.require_workdir()
+    workdir = _workdir(command)
     saved = configuration.read_config(workdir)
-    config = command.require_config()
-    configuration.validate(config)
+    config = configuration.resolve(_config(command))
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
-    step = command.step or command_line.DEFAULT_STEP
-    return workdir, step, config if command.config_given else None
+    return workdir, command.step or command_line.DEFAULT_STEP, config
 
 
 def _report(error: object, status: int) -> int:
@@ -256,9 +288,11 @@ def _report(error: object, status: int) -> int:
 if __name__ == "__main__":
     cpu.prepare_process()
     status = main(sys.argv[1:])
-    with contextlib.suppress(OSError):  # Whoever read them may be gone.
+    with contextlib.suppress(OSError):  # The program that reads them may have ended.
         sys.stdout.flush()
         sys.stderr.flush()
-    if status:
-        # All that can be saved is; a thread of Orbax's may wait forever for what could not be.
+    if status and "orbax.checkpoint" in sys.modules:
+        # All that can be saved is saved. A thread of Orbax may wait forever for what could not be,
+        # and Python waits for every thread.
         os._exit(status)
+    sys.exit(status)

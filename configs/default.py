@@ -85,21 +85,39 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_batch_size = 1000
 
     config.optimizer = ConfigDict()
-    # adam (section 4.2) or sgd.
+    # adam (section 4.2), sgd, or any other optimizer of optax and optax.contrib that needs only
+    # gradients and a learning rate: adamw, lion, lamb, muon, rmsprop, ...
     config.optimizer.name = "adam"
-    # SGD's momentum; Adam does not use it.
+    # Further keywords of the optimizer, with plain values, e.g. --config.optimizer.kwargs.b1=0.95.
+    # They are Optax's own names; those of adam are scale_by_adam's, those of sgd trace's.
+    config.optimizer.kwargs = ConfigDict()
+    # SGD's momentum; the other optimizers do not use it.
     config.optimizer.momentum = 0.9
-    # The paper names no weight decay, hence none. Biases, BatchNorm and w_fp are never decayed.
+    # The paper names no weight decay, hence none. Biases and BatchNorm are never decayed.
     config.optimizer.weight_decay = 0.0
     # l2: added to the gradient, ahead of momentum or Adam. decoupled: subtracted from the weights
-    # beside the step, scaled by the rate, as in AdamW.
+    # beside the step, scaled by the rate, as in AdamW. Optimizers with a weight decay of their own
+    # that can be masked (adamw, lion, lamb, ...) use that one, whatever this says.
     config.optimizer.weight_decay_kind = "l2"
+    # Whether weight decay acts on w_fp too: it pulls the weights to 0, Eq. 2 their sums to 1.
+    config.optimizer.decay_pool = False
+    # Gradients whose norm over all parameters is larger are scaled down to it; 0 is off.
+    config.optimizer.clip_norm = 0.0
     # The rate, at its highest. Sections 4.1 and 4.2: 0.1.
     config.learning_rate = 0.1
     # onecycle (section 4.1): up to learning_rate over the first 30 % of the steps, then down to
-    # almost nothing. cosine: down along a half cosine. constant. step: divided by ten at one half
-    # and at three quarters of the steps (He et al. 2015).
+    # almost nothing. cosine: down along a half cosine. warmup_cosine: up in a straight line over
+    # warmup_epochs, then down along a half cosine. constant. step: divided by ten at one half and
+    # at three quarters of the steps (He et al. 2015).
     config.schedule = "onecycle"
+    # For warmup_cosine only.
+    config.warmup_epochs = 0
+
+    # Above 0, evaluation uses an exponential moving average of the weights: after each step,
+    # average = ema_decay * average + (1 - ema_decay) * weights, from the initial weights on. It
+    # covers about the last 1 / (1 - ema_decay) steps. BatchNorm's running statistics are used as
+    # they are. Checkpoints, and pool_weights.npz, then hold the averages. 0 is off.
+    config.ema_decay = 0.0
 
     # Share of each label's probability that is spread over all classes in the training loss (label
     # smoothing). The paper has none.

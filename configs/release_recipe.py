@@ -4,6 +4,18 @@
 
 The argument names a data set's config and a variant, in any order (see recipes.py); without a pool
 it is the release's own, `softmax`. What the release does not fix stays as the paper has it.
+
+With `sac` this is the release's multi-scale training of ResNet20; without it, its training with one
+classifier. It departs from the release in these points:
+
+- The release reads folders of images, normalises by ImageNet's mean and deviation, and builds both
+  splits from one folder. Here the data set is prepared as for any other run: official splits, its
+  own mean and deviation.
+- The release has weight decay 1e-4 in some runs and 5e-4 in others; here it is 5e-4. It acts on the
+  kernels of convolutions and dense layers only; PyTorch's SGD decays every parameter it is given.
+- The momentum is constant. PyTorch's OneCycleLR varies it as well unless it is told not to.
+- Batch size and number of epochs are those of the data set's config.
+- The release's VGGs are `model=vgg11` to `vgg19`, and want `norm_after_relu=False`.
 """
 
 from ml_collections import ConfigDict

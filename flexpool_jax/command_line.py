@@ -1,14 +1,17 @@
 """Reads launch.py's command line: its flags, the config and the config's overrides.
 
-The config may come from a file, or from the workdir of a run that has begun; its fields tell how
-the overrides are to be read. absl and ml_collections do the parsing; what is here looks at the
-arguments first, so that a mistake costs one line with the closest valid name.
+absl parses the flags and ml_collections' config_flags applies the overrides. config_flags'
+`DEFINE_config_file` cannot load the config here: its default is a Python file and not the
+config.json of a run that has begun, an error in the file comes out as a traceback within a
+message, and the types of the fields have to be known before the overrides can be read
+(`configuration.overrides`). So the config is loaded first, and `DEFINE_config_dict` takes it over.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -29,8 +32,6 @@ FLAGS = {
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
 
-_HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
-
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -44,8 +45,8 @@ class Command:
         top_k: A number from 1; None if not given.
         config: The config of `--config`, else of the workdir, overrides applied; None if neither
             is there.
-        config_given: Whether `--config` or an override was given, so that the config may be another
-            than the workdir's.
+        config_given: Whether there was a `--config` or an override, so that the config may be
+            another than the workdir's.
     """
 
     mode: str
@@ -56,31 +57,11 @@ class Command:
     config: ConfigDict | None
     config_given: bool
 
-    def require_workdir(self) -> str:
-        """Returns the workdir, or raises a UserError if none was given."""
-        if not self.workdir:
-            raise UserError(f"--mode={self.mode} needs --workdir=FOLDER; see --help")
-        return self.workdir
-
-    def require_config(self) -> ConfigDict:
-        """Returns the config, or raises a UserError if there is none."""
-        if self.config is None:
-            raise UserError(
-                f"--mode={self.mode} needs --config=FILE, e.g. --config=configs/digits.py, "
-                "or the --workdir of a run that has begun; see --help"
-            )
-        return self.config
-
-
-def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether one of the arguments is a request for help."""
-    return any(argument in _HELP for argument in arguments)
-
 
 def read(
-    arguments: Sequence[str], modes: Iterable[str], configs_dir: str | os.PathLike[str]
+    arguments: Sequence[str], modes: Collection[str], configs_dir: str | os.PathLike[str]
 ) -> Command:
-    """Reads a command line.
+    """Reads a command line; it may be called many times in one process.
 
     Args:
         arguments: The command line without the program's name.
@@ -92,114 +73,84 @@ def read(
     """
     # ml_collections' own pages write `launch.py -- --config=...`; nothing here needs the dashes.
     arguments = [argument for argument in arguments if argument != "--"]
-    config_argument = _last_value(arguments, "config")
-    workdir = _expand(_last_value(arguments, "workdir"))
+    values, _ = _parse(arguments)
+    if values["mode"] not in modes:
+        raise unknown_name("mode", values["mode"], modes)
+    step = values["step"]
+    if step not in (None, "best", "latest") and not (step.isascii() and step.isdigit()):
+        raise UserError(f"--step={step}; allowed: best, latest or a step's number")
+    top_k = values["top_k"]
+    if top_k is not None and not (top_k.isascii() and top_k.isdigit() and int(top_k)):
+        raise UserError(f"--top_k={top_k}; allowed: a whole number from 1")
+    workdir = _expand(values["workdir"] or "")
+    overridden = any(map(is_override, arguments))
     config: ConfigDict | None = None
-    if config_argument is not None:
-        config = configuration.load_config(config_argument, configs_dir)
+    if values["config"] is not None:
+        config = configuration.load_config(values["config"], configs_dir)
     elif workdir and configuration.config_path(workdir).is_file():
         config = configuration.read_config(workdir)
-    if config is None:
-        others = [argument for argument in arguments if not is_override(argument)]
-    else:
-        others = configuration.apply_overrides(config, arguments)
-    overridden = len(others) < len(arguments)
-    flag_values = _parse_flags(others, modes)
-    if overridden and config is None:
+    if config is not None:
+        arguments = configuration.apply_overrides(config, arguments)
+    _, others = _parse([argument for argument in arguments if not is_override(argument)])
+    if others:
+        raise _unexpected(others[0], modes)
+    if config is None and overridden:
         raise UserError(
             "--config.FIELD=VALUE needs --config=FILE, e.g. --config=configs/digits.py, "
             "or the --workdir of a run that has begun"
         )
+    config_given = values["config"] is not None or overridden
     return Command(
-        mode=str(flag_values["mode"].value),
+        mode=values["mode"],
         workdir=workdir,
-        step=flag_values["step"].value,
-        images=flag_values["images"].value,
-        top_k=None if flag_values["top_k"].value is None else int(flag_values["top_k"].value),
+        step=step,
+        images=values["images"],
+        top_k=None if top_k is None else int(top_k),
         config=config,
-        config_given=config_argument is not None or overridden,
+        config_given=config_given,
     )
 
 
-def _last_value(arguments: Sequence[str], name: str) -> str | None:
-    """Returns the value of a flag, written with `=` or a space; of several the last, as absl does.
-
-    The config has to be known before absl parses the rest.
-    """
-    value = None
-    for i, argument in enumerate(arguments):
-        flag, equals, text = argument.partition("=")
-        if flag not in (f"--{name}", f"-{name}"):
-            continue
-        if not equals:
-            following = arguments[i + 1 : i + 2]
-            if not following or following[0].startswith("--"):
-                raise UserError(f"--{name} has no value; write --{name}=VALUE")
-            text = following[0]
-        if not text:
-            raise UserError(f"--{name} is empty; allowed: {FLAGS[name]}")
-        value = text
-    return value
-
-
-def _expand(workdir: str | None) -> str:
-    """Returns an absolute path: a shell leaves the `~` of `--workdir=~/run` to the program."""
-    if workdir is None:
-        return ""
-    if "://" in workdir:
-        return workdir
-    return str(Path(os.path.expanduser(workdir)).absolute())  # noqa: PTH111 (~name may be unknown)
-
-
-def _parse_flags(arguments: Sequence[str], modes: Iterable[str]) -> flags.FlagValues:
-    """Parses what is not an override, and checks the values."""
+def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the flags' values, of one given twice the last, and what belongs to no flag."""
     flag_values = flags.FlagValues()
-    defaults = {"mode": DEFAULT_MODE}
     for name, meaning in FLAGS.items():
-        flags.DEFINE_string(name, defaults.get(name), meaning, flag_values=flag_values)
+        default = DEFAULT_MODE if name == "mode" else None
+        flags.DEFINE_string(name, default, meaning, flag_values=flag_values)
     for argument in arguments:
         # absl takes these two without their being defined; one of them hides misspelt flags.
         name = argument.partition("=")[0]
         if name.startswith("-") and name.lstrip("-") in ("flagfile", "undefok"):
-            raise unknown_name("flag", name, _flag_names())
+            raise _unexpected(name, ())
     # Flags may stand before and after what turns out not to be one.
     flag_values.set_gnu_getopt(True)
     try:
-        positional = flag_values(["launch.py", *arguments])[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise unknown_name("flag", f"--{error.flagname}", _flag_names()) from error
+        others = flag_values(["launch.py", *arguments], known_only=True)[1:]
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
-    modes = list(modes)
-    if positional:
-        raise _unexpected(positional[0], modes)
-    mode, step = flag_values["mode"].value, flag_values["step"].value
-    if mode not in modes:
-        raise unknown_name("mode", mode, modes)
-    if step is not None and step not in ("best", "latest") and not _is_number(step):
-        raise UserError(f"--step={step}; allowed: best, latest or a step's number")
-    top_k = flag_values["top_k"].value
-    if top_k is not None and (not _is_number(top_k) or int(top_k) < 1):
-        raise UserError(f"--top_k={top_k}; allowed: a whole number from 1")
-    return flag_values
+    values = flag_values.flag_values_dict()
+    for name, value in values.items():
+        if value == "" or (value is not None and value.startswith("--")):
+            raise UserError(f"--{name} has no value; write --{name}=VALUE: {FLAGS[name]}")
+    return values, others
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+def _expand(workdir: str) -> str:
+    """Returns an absolute path: a shell leaves the `~` of `--workdir=~/run` to the program."""
+    if not workdir or "://" in workdir:
+        return workdir
+    return str(Path(os.path.expanduser(workdir)).absolute())  # noqa: PTH111 (~name may be unknown)
 
 
-def _flag_names() -> list[str]:
-    return [*(f"--{name}" for name in FLAGS), "--config.FIELD", "--help"]
-
-
-def _unexpected(argument: str, modes: Sequence[str]) -> UserError:
+def _unexpected(argument: str, modes: Collection[str]) -> UserError:
     """Explains an argument that belongs to no flag."""
+    names = [*(f"--{name}" for name in FLAGS), "--config.FIELD", "--help", "--version"]
+    if argument.startswith("-"):
+        return unknown_name("flag", f"--{argument.lstrip('-').partition('=')[0]}", names)
     if argument in modes:
         hint = f"did you mean --mode={argument}?"
     elif argument.partition(":")[0].endswith(".py"):
         hint = f"did you mean --config={argument}?"
     else:
         hint = "values with spaces want quotes, and lists commas;"
-    return UserError(
-        f"unexpected argument {argument!r}; {hint} allowed: {', '.join(_flag_names())}"
-    )
+    return UserError(f"unexpected argument {argument!r}; {hint} allowed: {', '.join(names)}")

@@ -6,7 +6,7 @@ import pytest
 
 from configs import default, he_recipe, recipes, release_recipe
 from flexpool_jax import pooling, register_pool
-from flexpool_jax.configuration import load_config, validate
+from flexpool_jax.configuration import load_config, resolve
 from flexpool_jax.errors import UserError
 
 # The columns of Tables 1 and 2: the variant, and what it makes of pool, pool_reg and dropout_rate.
@@ -26,7 +26,7 @@ COLUMNS = {
 def test_every_cell_of_both_tables_is_a_valid_config(dataset, variant, sac):
     words = [word for word in variant.split(",") if word] + ["sac"] * sac
     config = load_config(f"configs/{dataset}.py:{','.join(words)}", "configs")
-    validate(config)
+    resolve(config)
     assert (config.pool, config.pool_reg, config.dropout_rate) == COLUMNS[variant]
     assert config.sac.enabled is sac
     assert config.dataset.name == dataset
@@ -36,7 +36,7 @@ def test_every_cell_of_both_tables_is_a_valid_config(dataset, variant, sac):
     "name", [*recipes.DATASET_CONFIGS, "default", "he_recipe", "release_recipe"]
 )
 def test_experiment_is_valid_without_a_variant(name):
-    validate(load_config(f"configs/{name}.py", "configs"))
+    resolve(load_config(f"configs/{name}.py", "configs"))
 
 
 def test_words_may_stand_in_any_order():
@@ -90,7 +90,7 @@ def test_a_registered_pool_is_a_word(monkeypatch):
     monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
     register_pool("corner")(lambda x: x[:, 0, 0])
     config = default.get_config("corner,dropout")
-    validate(config)
+    resolve(config)
     assert (config.pool, config.dropout_rate) == ("corner", 0.25)
     with pytest.raises(UserError, match=r"'corner'.*Eq\. 2|Eq\. 2.*'corner'"):
         default.get_config("corner,reg")
@@ -115,7 +115,7 @@ def test_recipes_take_up_any_data_set():
     for dataset in recipes.DATASET_CONFIGS:
         for recipe in (he_recipe, release_recipe):
             config = recipe.get_config(f"flexpool,{dataset},reg,sac")
-            validate(config)
+            resolve(config)
             assert (config.dataset.name, config.pool) == (dataset, "flexpool")
             assert config.optimizer.name == "sgd"
     assert he_recipe.get_config("digits").augment.flip is False

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexpool_jax
 import launch
 from configs import digits
 from flexpool_jax import command_line
@@ -40,15 +41,15 @@ MISTAKES = [
     ([DIGITS, "{new}"], ["unexpected argument"]),
     ([DIGITS], ["--workdir"]),
     (["--workdir={new}"], ["--config"]),
-    ([DIGITS, "--workdir="], ["--workdir is empty"]),
-    ([DIGITS, "--workdir"], ["--workdir has no value"]),
+    ([DIGITS, "--workdir="], ["--workdir has no value"]),
+    ([DIGITS, "--workdir"], ["--workdir"]),
     ([DIGITS, "--workdir", "--mode=train"], ["--workdir has no value"]),
     (["--config", "--workdir={new}"], ["--config has no value"]),
     (["--config=configs/digts.py", "--workdir={new}"], ["configs/digits.py"]),
     (["--config=configs/digits.py:flexpol", "--workdir={new}"], ["'flexpool'"]),
     (["--config=configs/digits.py:avg,reg", "--workdir={new}"], ["Eq. 2"]),
     ([DIGITS, "--workdir={new}", "--mode=trian"], ["'trian'", "'train'", "eval"]),
-    ([DIGITS, "--workdir={new}", "--mode="], ["mode ''"]),
+    ([DIGITS, "--workdir={new}", "--mode="], ["--mode has no value"]),
     ([DIGITS, "--workdir={new}", "--mode"], ["mode"]),
     ([DIGITS, "--workdir={new}", "--mdoe=train"], ["'--mdoe'", "'--mode'"]),
     ([DIGITS, "--workdr={new}"], ["'--workdr'", "'--workdir'"]),
@@ -73,6 +74,7 @@ MISTAKES = [
     (["--mode=eval", "--workdir={run}", "--step=last"], ["--step=last", "latest"]),
     (["--mode=eval", "--workdir={run}", "--step=-1"], ["--step=-1"]),
     (["--mode=eval", "--workdir={run}", "--step="], ["--step"]),
+    ([DIGITS, "--workdir={new}", "--config.seed", "--mode=train", "5"], ["seed has no value"]),
     (["--mode=eval", "--workdir={run}", "--config.model=resnet32"], ["resnet32", "resnet20"]),
     (["--mode=eval", "--workdir={run}", "--config=configs/cifar10.py"], ["dataset.name"]),
     (["--workdir={run}", "--config.seed=1"], ["config.seed is 1 (was 0)"]),
@@ -174,7 +176,12 @@ def test_command_of_a_new_run():
     assert command.config.pool_reg > 0
 
 
-def test_run_that_has_begun_goes_on_with_its_own_config(run_workdir):
+def test_version_is_printed(capsys):
+    assert launch.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"flexpool_jax {flexpool_jax.__version__}\n"
+
+
+def test_run_that_has_begun_continues_with_its_own_config(run_workdir):
     command = command_line.read(["--workdir", str(run_workdir)], launch.MODES, launch.CONFIGS_DIR)
     assert command.config.to_dict() == digits.get_config("flexpool,reg").to_dict()
     assert not command.config_given

@@ -10,7 +10,7 @@ from flexpool_jax.configuration.validation import (
     check_batch_size,
     check_files,
     check_pool_reg_stability,
-    validate,
+    resolve,
 )
 from flexpool_jax.configuration.workdir import (
     Change,
@@ -44,6 +44,6 @@ __all__ = [
     "has_effect",
     "load_config",
     "read_config",
-    "validate",
+    "resolve",
     "write_config",
 ]

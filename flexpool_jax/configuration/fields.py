@@ -5,6 +5,7 @@ test holds the two to the same names.
 """
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -24,18 +25,24 @@ class Field:
         allowed: The allowed values in words, for messages.
         accepts: Whether a value of that type is in range.
         names: For a field that holds one of several names: a function that lists them.
+        imports_jax: Whether that function does.
     """
 
     type: type
     allowed: str
     accepts: Callable[[Any], bool] = lambda value: True
     names: Callable[[], Iterable[str]] | None = None
+    imports_jax: bool = False
+
+
+# A group that may hold any names, with plain values: bools, numbers and texts.
+KWARGS = "optimizer.kwargs"
 
 
 def has_type(value: Any, kind: type) -> bool:
     """Whether a value is of the kind, where an int counts as a float and a bool only as a bool."""
     if isinstance(value, bool):
-        return kind is bool
+        return kind in (bool, object)
     return isinstance(value, (int, float) if kind is float else kind)
 
 
@@ -65,13 +72,13 @@ def check_field(name: str, value: Any) -> None:
     """Checks one field by itself.
 
     Args:
-        name: Its dotted name, e.g. "sac.weights"; one of `FIELDS`.
+        name: Its dotted name, e.g. "sac.weights"; one of `FIELDS`, or of the group `KWARGS`.
         value: What it holds.
 
     Raises:
         UserError: When the value is of another type or outside the range.
     """
-    field = FIELDS[name]
+    field = FIELDS.get(name, _PLAIN_VALUE)
     if not has_type(value, field.type):
         raise UserError(
             f"config.{name} is {value!r} ({type(value).__name__}); allowed: {field.allowed}"
@@ -106,15 +113,15 @@ def _number(low: float, high: float, *, above: bool = False, below: bool = False
     return Field(float, f"a number {first} and {last}", accepts)
 
 
-def _one_of(names: Callable[[], Iterable[str]]) -> Field:
-    return Field(str, "a name", names=names)
+def _one_of(names: Callable[[], Iterable[str]], *, imports_jax: bool = False) -> Field:
+    return Field(str, "a name", names=names, imports_jax=imports_jax)
 
 
-def _pools() -> Iterable[str]:
-    # Imported when a config is checked, since it imports JAX.
-    from flexpool_jax.pooling import POOLS
-
-    return POOLS
+def _registry(module: str, name: str) -> Field:
+    """A name of a registry, whose module is imported for the check only, since it imports JAX."""
+    return _one_of(
+        lambda: getattr(importlib.import_module(f"flexpool_jax.{module}"), name), imports_jax=True
+    )
 
 
 def _folder(*, may_be_empty: bool) -> Field:
@@ -140,11 +147,17 @@ def _is_scale_range(values: tuple[Any, ...]) -> bool:
     return len(values) == 2 and _are_finite(values) and 0.1 <= values[0] <= values[1] <= 10
 
 
+_PLAIN_VALUE = Field(
+    object,
+    "True or False, a finite number or a text",
+    lambda value: isinstance(value, bool | str) or _are_finite((value,)),
+)
+
 FIELDS: dict[str, Field] = {
     "seed": _whole(0, 2**32 - 1),
     "model": _one_of(lambda: registry.MODELS),
     "norm_after_relu": _switch(),
-    "pool": _one_of(_pools),
+    "pool": _registry("pooling", "POOLS"),
     "pool_reg": _number(0, 1e6),
     "pool_learning_rate_scale": _number(0, 1e3, above=True),
     "dropout_rate": _number(0, 1, below=True),
@@ -162,12 +175,16 @@ FIELDS: dict[str, Field] = {
     "batch_size": _whole(1, 10**7),
     "num_epochs": _whole(1, 10**6),
     "eval_batch_size": _whole(1, 10**7),
-    "optimizer.name": _one_of(lambda: ("adam", "sgd")),
+    "optimizer.name": _registry("training.optimizer", "OPTIMIZERS"),
     "optimizer.momentum": _number(0, 1, below=True),
     "optimizer.weight_decay": _number(0, 1),
-    "optimizer.weight_decay_kind": _one_of(lambda: ("l2", "decoupled")),
+    "optimizer.weight_decay_kind": _registry("training.optimizer", "WEIGHT_DECAY_KINDS"),
+    "optimizer.decay_pool": _switch(),
+    "optimizer.clip_norm": _number(0, 1e6),
     "learning_rate": _number(0, 1e3, above=True),
-    "schedule": _one_of(lambda: ("onecycle", "cosine", "constant", "step")),
+    "schedule": _registry("training.optimizer", "SCHEDULES"),
+    "warmup_epochs": _whole(0, 10**6),
+    "ema_decay": _number(0, 1, below=True),
     "label_smoothing": _number(0, 1, below=True),
     "dtype": _one_of(lambda: ("float32", "bfloat16")),
     "sync_batch_norm": _switch(),

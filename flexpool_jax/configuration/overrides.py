@@ -1,12 +1,12 @@
-"""Overrides such as `--config.batch_size=1e3`, made unambiguous before ml_collections applies them.
+"""Reads overrides such as `--config.batch_size=1e3`, and sets the fields of a config.
 
-ml_collections' config_flags decides what an override does. But it reads `--config.flag False` as
-True with an argument left over, `--config.names=x,y` as one string, takes a following flag for the
-value of the one before it, and adds up repeated tuples. Each override is therefore first rewritten
-as `--config.FIELD=VALUE` with a value that can be read in one way only, or refused in one line.
+ml_collections' config_flags applies them, but alone it misreads some without a word: it takes
+`--config.flag False` for True with an argument left over, `--config.names=x,y` for one string, a
+following flag for the value of the one before it, and it adds up repeated tuples. It also refuses
+`1e3` for a whole number and an override ahead of `--config`. So each override is first rewritten as
+`--config.FIELD=VALUE` with a value that can be read in one way only, or refused in one line.
 """
 
-import ast
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flexpool_jax.configuration.fields import FIELDS, field_names
+from flexpool_jax.configuration.fields import FIELDS, KWARGS, field_names
 from flexpool_jax.errors import UserError, closest_name
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
@@ -40,50 +40,14 @@ def is_override(argument: str) -> bool:
     return _OVERRIDE.fullmatch(argument) is not None
 
 
-def split_overrides(arguments: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
-    """Separates a command line's overrides from its other arguments, in either order.
-
-    Args:
-        arguments: The command line without the program's name.
-        config: The config whose fields are to be overridden; it tells the type of each.
-
-    Returns:
-        The overrides, rewritten as `--config.FIELD=VALUE`, and everything else as it was.
-
-    Raises:
-        UserError: For an unknown field, or a value of the wrong type or missing.
-
-    Example:
-        >>> config = ConfigDict({"batch_size": 64, "tensorboard": True})
-        >>> split_overrides(["--config.batch_size=1e3", "--config.tensorboard", "no", "x"], config)
-        (['--config.batch_size=1000', '--config.tensorboard=False'], ['x'])
-    """
-    overrides: dict[str, str] = {}
-    others: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        if not is_override(argument):
-            others.append(argument)
-            continue
-        field, text = _field_and_text(argument, remaining, config)
-        current = _lookup(field, config)
-        if field in overrides and isinstance(current, tuple):
-            # ml_collections would join the two, absl's habit is that the last wins: ask.
-            raise UserError(
-                f"--config.{field} is given twice; write its values once, separated by commas"
-            )
-        overrides[field] = f"--config.{field}={_parse(field, text, current)}"
-    return list(overrides.values()), others
-
-
 def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     """Applies a command line's overrides to a config in place.
 
     Of a field given twice the last value counts, as for every absl flag.
 
     Args:
-        config: The config to change.
+        config: The config to change; it tells the type of each field. A name that is new in the
+            group `KWARGS` is added to it.
         arguments: The command line without the program's name.
 
     Returns:
@@ -93,14 +57,31 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
         UserError: For an unknown field, or a value of the wrong type or missing.
 
     Example:
-        >>> config = ConfigDict({"sac": {"weights": (0.1, 0.2, 0.7)}})
-        >>> apply_overrides(config, ["--config.sac.weights=0.05,0.1,0.85", "--mode=eval"])
+        >>> config = ConfigDict({"batch_size": 64, "sac": {"weights": (0.1, 0.2, 0.7)}})
+        >>> arguments = ["--config.sac.weights=0.05,0.1,0.85", "--config.batch_size", "1e3"]
+        >>> apply_overrides(config, [*arguments, "--mode=eval"])
         ['--mode=eval']
-        >>> config.sac.weights
-        (0.05, 0.1, 0.85)
+        >>> config.batch_size, config.sac.weights
+        (1000, (0.05, 0.1, 0.85))
     """
-    overrides, others = split_overrides(arguments, config)
-    argv = ["config", *overrides]
+    overrides: dict[str, str] = {}
+    others: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not is_override(argument):
+            others.append(argument)
+            continue
+        _add_kwarg(argument, remaining, config)
+        field, text = _field_and_text(argument, remaining, config)
+        current = _lookup(field, config)
+        if field in overrides and isinstance(current, tuple):
+            # ml_collections would join the two, absl's habit is that the last wins: ask.
+            raise UserError(
+                f"--config.{field} is given twice; write its values once, separated by commas"
+            )
+        overrides[field] = f"--config.{field}={_parse(field, text, current)}"
+    argv = ["config", *overrides.values()]
     flag_values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
@@ -108,6 +89,25 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
     return others
+
+
+def _add_kwarg(argument: str, remaining: Sequence[str], config: ConfigDict) -> None:
+    """Gives the optimizer's keyword that an argument names a value of the type that is written."""
+    match = _OVERRIDE.fullmatch(argument)
+    assert match is not None
+    group, _, name = match["field"].rpartition(".")
+    text = match["value"] if match["value"] is not None else "".join(remaining[:1])
+    is_kwarg = group == KWARGS and name.isidentifier()
+    if not is_kwarg or not isinstance(config.get("optimizer"), ConfigDict):
+        return
+    for kind in (int, float):
+        try:
+            value: Any = kind(text)
+            break
+        except ValueError:
+            value = text.lower() == "true" if text.lower() in ("true", "false") else text
+    with config.unlocked():
+        config.optimizer.kwargs = {**config.optimizer.get("kwargs", {}), name: value}
 
 
 def _field_and_text(argument: str, remaining: list[str], config: ConfigDict) -> tuple[str, str]:
@@ -149,7 +149,7 @@ def _lookup(field: str, config: ConfigDict) -> Any:
             )
         node = node[part]
     if isinstance(node, ConfigDict):
-        names = [f"--config.{field}.{name}" for name in field_names(node)]
+        names = [f"--config.{field}.{name}" for name in [*field_names(node)] or ["NAME=VALUE"]]
         raise UserError(f"--config.{field} is a group of fields; allowed: {', '.join(names)}")
     if type(node) not in _KIND_IN_WORDS:
         raise UserError(
@@ -207,19 +207,13 @@ def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
     if parts[-1] == "":
         # A trailing comma, as in `(1,)`, or nothing at all.
         parts.pop()
-    if len(kinds) == 1 and (kind := kinds.pop()) in (bool, int, float, str):
-        values = tuple(
-            _parse_scalar(_unquote(part) if kind is str else part, kind) for part in parts
-        )
-        if kind is float and not all(map(math.isfinite, values)):
-            raise ValueError(text)
-        return values
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        # All that literal_eval is documented to raise: words, then, not literals.
+    kind = kinds.pop() if len(kinds) == 1 else str
+    if kind is str:
         return tuple(map(_unquote, parts))
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    values = tuple(_parse_scalar(part, kind) for part in parts)
+    if kind is float and not all(map(math.isfinite, values)):
+        raise ValueError(text)
+    return values
 
 
 def _unquote(part: str) -> str:

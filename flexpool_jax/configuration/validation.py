@@ -1,12 +1,10 @@
-"""Checks a whole training config: its fields one by one, then what they say together.
+"""Checks a whole training config, its fields one by one and then together, and completes it."""
 
-One field is also filled in: the default of `sac.weights` is the paper's three numbers, and a model
-with another number of stages gets as many.
-"""
-
+import copy
 import itertools
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax.configuration.fields import (
     FIELDS,
+    KWARGS,
     check_field,
     field_names,
     get_field,
@@ -28,44 +27,54 @@ _SAC_SUM_TOLERANCE = 2e-3
 _STAGES_OF_THE_PAPER = 3
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every field's type and range, and that the fields do not contradict each other.
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Checks a training config, and returns it with the one value that depends on others.
 
-    What only the data and the devices can tell is left to `check_pool_reg_stability` and
+    It checks every field's type and range, and that the fields do not contradict each other. What
+    depends on the data and the devices is left to `check_pool_reg_stability` and
     `check_batch_size`.
 
-    With SAC, `sac.weights` at its default becomes `default_sac_weights` of the model's stages, so
-    that whoever trains, and whoever reads config.json, has the weights that are used.
+    With SAC, `sac.weights` at its default, the paper's three numbers, becomes `default_sac_weights`
+    of the model's stages, so that config.json holds the weights that are used.
 
     Args:
-        config: A training config, as configs/default.py has it; changed in place as said above.
+        config: A training config, as configs/default.py has it.
+
+    Returns:
+        A copy, locked.
 
     Raises:
         UserError: For the first mistake found, naming the field, its value and what is allowed.
 
     Example:
         >>> from configs import default
-        >>> config = default.get_config("flexpool,reg")
-        >>> validate(config)
+        >>> config = default.get_config("flexpool,sac,model=vgg11")
+        >>> config.sac.weights, resolve(config).sac.weights
+        ((0.1, 0.2, 0.7), (0.03, 0.06, 0.09, 0.12, 0.7))
         >>> config.learning_rate = -0.1
-        >>> validate(config)
+        >>> resolve(config)
         Traceback (most recent call last):
         ...
         flexpool_jax.errors.UserError: config.learning_rate is -0.1; allowed: a number above 0 and \
 at most 1000
     """
-    _check_names(list(field_names(config)))
-    # The pool comes last, since its check imports JAX: any other mistake is answered at once.
-    for name in sorted(FIELDS, key=lambda name: name == "pool"):
+    config = copy.deepcopy(config).lock()
+    names = list(field_names(config))
+    _check_names(names)
+    # Those whose check imports JAX come last: any other mistake is answered at once.
+    for name in sorted(names, key=lambda name: name in FIELDS and FIELDS[name].imports_jax):
         check_field(name, get_field(config, name))
     _check_dataset(config.dataset)
     _check_pool(config)
+    _check_optimizer(config)
     if config.sac.enabled:
         if config.sac.weights == registry.default_sac_weights(_STAGES_OF_THE_PAPER):
             config.sac.weights = registry.default_sac_weights(registry.num_stages(config.model))
         _check_sac_weights(config.model, config.sac.weights)
     _check_norm_order(config)
     _check_superclass(config)
+    _check_warmup(config)
+    return config
 
 
 def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence[int]]) -> None:
@@ -74,11 +83,13 @@ def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence
     Along the sum of one channel's weights, Eq. 2 is a parabola of curvature 2·H·W·pool_reg.
     Gradient descent with rate lr = learning_rate · pool_learning_rate_scale and momentum μ settles
     on it only while lr·2·H·W·pool_reg < 2·(1 + μ); beyond that it swings ever wider, and the loss
-    is NaN within a few steps. Adam's steps do not grow with the gradient: any value is stable. With
-    SAC every stage is pooled, and the first has the largest map.
+    is NaN within a few steps. With Nesterov's momentum the right side is 2·(1 + μ)/(1 + 2·μ).
+    Adam's steps do not grow with the gradient: any value is stable. Of other optimizers it says on
+    standard error that nothing is checked. With SAC every stage is pooled, and the first has the
+    largest map.
 
     Args:
-        config: A config that `validate` has passed.
+        config: A config that `resolve` returned.
         stage_shapes: Height and width first, e.g. [H, W, C], of each stage's weights, first to
             last.
 
@@ -94,14 +105,24 @@ def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence
         flexpool_jax.errors.UserError: config.pool_reg is 0.1, which SGD cannot hold: with \
 learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable value is 0.037
     """
-    if config.optimizer.name != "sgd" or config.pool_reg == 0:
+    optimizer = config.optimizer
+    if config.pool_reg == 0 or optimizer.name in ("adam", "adamw"):
+        return
+    if optimizer.name != "sgd":
+        print(
+            f"config.pool_reg is {config.pool_reg:g} with optimizer {optimizer.name!r}: whether "
+            "Eq. 2 is stable is known of adam, adamw and sgd only, and not checked here",
+            file=sys.stderr,
+        )
         return
     shapes = list(stage_shapes)
     pooled = shapes if config.sac.enabled else shapes[-1:]
     height, width = max(((shape[0], shape[1]) for shape in pooled), key=math.prod)
-    momentum = config.optimizer.momentum
+    momentum = optimizer.momentum
     scale = config.pool_learning_rate_scale
     bound = (1 + momentum) / (config.learning_rate * scale * height * width)
+    if optimizer.get("kwargs", {}).get("nesterov", False):
+        bound /= 1 + 2 * momentum
     if config.pool_reg >= bound:
         scaled = "" if scale == 1 else f", pool_learning_rate_scale {scale:g}"
         raise UserError(
@@ -115,7 +136,7 @@ def check_batch_size(config: ConfigDict, device_count: int, num_images: int | No
     """Checks that a batch can be dealt out evenly to the devices, and is not more than there is.
 
     Args:
-        config: A config that `validate` has passed.
+        config: A config that `resolve` returned.
         device_count: How many devices share a batch.
         num_images: How many training images there are, where that is known.
 
@@ -161,7 +182,7 @@ def _check_names(names: Sequence[str]) -> None:
     if {"datasets", "seeds"} <= set(names):
         raise UserError("--config describes a sweep of many runs; --mode=sweep runs it")
     for name in names:
-        if name not in FIELDS:
+        if name not in FIELDS and name.rpartition(".")[0] != KWARGS:
             match = closest_name(name, FIELDS)
             hint = f"; did you mean config.{match}?" if match else ""
             raise UserError(f"unknown field config.{name}{hint} (see configs/default.py)")
@@ -208,6 +229,38 @@ def _check_pool(config: ConfigDict) -> None:
             f"config.pool_learning_rate_scale is {config.pool_learning_rate_scale:g} with pool "
             f"{config.pool!r}, which has no weights, so that it has no effect; allowed: 1, or "
             "another pool, e.g. 'flexpool'"
+        )
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    """Builds the optimizer as training will, which is the way to know that Optax accepts it."""
+    optimizer = config.optimizer
+    kwargs = dict(optimizer.get("kwargs", {}))
+    if optimizer.name == "sgd" and "decay" in kwargs:
+        raise UserError(
+            f"config.{KWARGS}.decay is SGD's momentum; set config.optimizer.momentum instead"
+        )
+    # Imported here, since it imports JAX.
+    from flexpool_jax.training.optimizer import make_optimizer
+
+    try:
+        make_optimizer(optimizer.name, lambda step: config.learning_rate, kwargs=kwargs)
+    except UserError as error:
+        field = KWARGS if kwargs else "optimizer.name"
+        raise UserError(f"config.{field}: {error}") from error
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    warmup = config.warmup_epochs
+    if warmup and config.schedule != "warmup_cosine":
+        raise UserError(
+            f"config.warmup_epochs is {warmup} with schedule {config.schedule!r}, where it has no "
+            "effect; allowed: 0, or schedule 'warmup_cosine'"
+        )
+    epochs = min(config.num_epochs, config.superclass.epochs or config.num_epochs)
+    if warmup >= epochs:
+        raise UserError(
+            f"config.warmup_epochs is {warmup}, but there are {epochs} epochs; allowed: fewer"
         )
 
 

@@ -160,7 +160,7 @@ def _check_reg(settings: list[Setting], pool: str, what: str) -> None:
     from flexpool_jax.pooling import POOLS, regularizer_applies
 
     given = any(setting.word.partition("=")[0] == "reg" for setting in settings)
-    # A name that there is not is for `configuration.validate` to tell.
+    # A name that there is not is for `configuration.resolve` to tell.
     if given and pool in POOLS and not regularizer_applies(pool):
         raise UserError(
             f"{what}: 'reg' (Eq. 2) constrains the weights of FlexPool and cannot go "

@@ -27,6 +27,8 @@ _FIXED = (
     "dataset.holdout",
     "batch_size",
     "optimizer.name",
+    "optimizer.kwargs.",
+    "ema_decay",
     "dtype",
     "augment.",
     "superclass.",
@@ -47,7 +49,14 @@ _WITHOUT_EFFECT = (
 # Fields that came after the first release, with the value that means what a run did before: a
 # config.json that was written without them is read as if it held these. The digest leaves them out
 # where they have these values, so that it stays that of the same run before.
-_ADDED_SINCE: dict[str, Any] = {"pool_learning_rate_scale": 1.0, "label_smoothing": 0.0}
+_ADDED_SINCE: dict[str, Any] = {
+    "pool_learning_rate_scale": 1.0,
+    "label_smoothing": 0.0,
+    "optimizer.decay_pool": False,
+    "optimizer.clip_norm": 0.0,
+    "warmup_epochs": 0,
+    "ema_decay": 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +151,15 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
     """
     config = ConfigDict(_with_tuples(values))
     names = set(field_names(config))
+    # Without the group it is not a config of any release, which its checks will say.
+    groups = {"", *(name.rpartition(".")[0] for name in names)}
     with config.unlocked():
         config.update_from_flattened_dict(
-            {name: value for name, value in _ADDED_SINCE.items() if name not in names}
+            {
+                name: value
+                for name, value in _ADDED_SINCE.items()
+                if name not in names and name.rpartition(".")[0] in groups
+            }
         )
     config.lock()
     return config

@@ -136,7 +136,7 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
         try:
             training = _training_config(config, dataset, column, sac, configs_dir)
             training.seed = seed
-            configuration.validate(training)
+            training = configuration.resolve(training)
             configuration.check_files(training)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error

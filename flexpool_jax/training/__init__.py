@@ -48,7 +48,7 @@ def train(
         flexpool_jax.errors.UserError: config.num_epochs is 0; allowed: ...
     """
     folder = Path(workdir).expanduser().absolute()
-    configuration.validate(config)
+    config = configuration.resolve(config)
     configuration.check_files(config)
     configuration.check_workdir(os.fspath(workdir))
     configuration.check_resume(config, folder)

@@ -90,10 +90,11 @@ def _digest(item: Any) -> str:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    return {
-        "model": state.variables,
-        "optimizer": {"step": state.step, "opt_state": state.opt_state},
-    }
+    """The items of a checkpoint: what is evaluated, and what else it takes to train on."""
+    optimizer = {"step": state.step, "opt_state": state.opt_state}
+    if state.ema_params is not None:
+        optimizer["params"] = state.params
+    return {"model": state.variables, "optimizer": optimizer}
 
 
 def save(
@@ -192,11 +193,13 @@ def restore(
     """
     progress, _, sha256 = _read_progress(manager, step)
     items = _restore_items(manager, step, _items(like), sha256)
+    model, optimizer = items["model"], items["optimizer"]
     state = TrainState(
-        step=items["optimizer"]["step"],
-        params=items["model"]["params"],
-        batch_stats=items["model"]["batch_stats"],
-        opt_state=items["optimizer"]["opt_state"],
+        step=optimizer["step"],
+        params=optimizer.get("params", model["params"]),
+        batch_stats=model["batch_stats"],
+        opt_state=optimizer["opt_state"],
+        ema_params=model["params"] if "params" in optimizer else None,
     )
     _check_step(manager, step, int(state.step))
     return state, progress

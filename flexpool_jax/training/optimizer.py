@@ -1,32 +1,63 @@
-"""The learning-rate schedule and the optimiser, both Optax's, built from a few plain values."""
+"""Optimizers and learning-rate schedules by name, built with Optax from a few plain values."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
-from flexpool_jax.errors import unknown_name
+from flexpool_jax.errors import UserError, unknown_name
 
-SCHEDULES = ("onecycle", "cosine", "constant", "step")
-OPTIMIZERS = ("adam", "sgd")
 WEIGHT_DECAY_KINDS = ("l2", "decoupled")
 
 
-def make_schedule(name: str, learning_rate: float, total_steps: int) -> optax.Schedule:
+def _onecycle(learning_rate: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    # With fewer than four steps the warm-up has no step of its own, and Optax divides by zero.
+    if total_steps < 4:
+        return optax.cosine_decay_schedule(learning_rate, total_steps)
+    return optax.cosine_onecycle_schedule(total_steps, learning_rate)
+
+
+def _warmup_cosine(learning_rate: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    first = learning_rate / (warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(first, learning_rate, warmup_steps, total_steps)
+
+
+# Name: a function of learning_rate, total_steps and warmup_steps.
+SCHEDULES: Mapping[str, Callable[[float, int, int], optax.Schedule]] = {
+    "onecycle": _onecycle,
+    "cosine": lambda rate, total, warmup: optax.cosine_decay_schedule(rate, total),
+    "warmup_cosine": _warmup_cosine,
+    "constant": lambda rate, total, warmup: optax.constant_schedule(rate),
+    "step": lambda rate, total, warmup: optax.piecewise_constant_schedule(
+        rate, {total // 2: 0.1, total * 3 // 4: 0.1}
+    ),
+}
+
+
+def make_schedule(
+    name: str, learning_rate: float, total_steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
     """The learning rate as a function of the step.
 
     ``onecycle`` (the paper, section 4.1; Smith & Topin 2017, arXiv 1708.07120): cosine from
     learning_rate/25 up to learning_rate over the first 30 % of the steps, then down to a
     ten-thousandth of where it began, PyTorch's defaults. ``cosine``: half a cosine from
-    learning_rate to 0. ``step``: divided by 10 after 50 % and again after 75 % of the steps (He et
-    al. 2015, section 4.2). ``constant``: learning_rate.
+    learning_rate to 0. ``warmup_cosine``: in a straight line up to learning_rate over
+    warmup_steps, then half a cosine to 0. ``step``: divided by 10 after 50 % and again after 75 %
+    of the steps (He et al. 2015, section 4.2). ``constant``: learning_rate.
 
     Args:
         name: one of `SCHEDULES`.
         learning_rate: its largest value.
         total_steps: of the whole training, at least 1.
+        warmup_steps: of ``warmup_cosine``, below total_steps; the others do not use it.
 
     Returns:
         A function from the step (int scalar) to the rate (float scalar).
@@ -37,24 +68,59 @@ def make_schedule(name: str, learning_rate: float, total_steps: int) -> optax.Sc
     Example:
         >>> round(float(make_schedule("onecycle", 0.1, 100)(30)), 4)
         0.1
+        >>> round(float(make_schedule("warmup_cosine", 0.1, 100, warmup_steps=10)(10)), 4)
+        0.1
     """
-    if name == "onecycle":
-        # With fewer than four steps the warm-up has no step of its own, and Optax divides by zero.
-        if total_steps < 4:
-            return optax.cosine_decay_schedule(learning_rate, total_steps)
-        return optax.cosine_onecycle_schedule(total_steps, learning_rate)
-    if name == "cosine":
-        return optax.cosine_decay_schedule(learning_rate, total_steps)
-    if name == "step":
-        return optax.piecewise_constant_schedule(
-            learning_rate, {total_steps // 2: 0.1, total_steps * 3 // 4: 0.1}
-        )
-    if name == "constant":
-        return optax.constant_schedule(learning_rate)
-    raise unknown_name("schedule", name, SCHEDULES)
+    if name not in SCHEDULES:
+        raise unknown_name("schedule", name, SCHEDULES)
+    return SCHEDULES[name](learning_rate, total_steps, warmup_steps)
 
 
-def is_decayed(params: Any) -> Any:
+def _adam(learning_rate: optax.Schedule, **kwargs: Any) -> optax.GradientTransformation:
+    """Adam's direction; `make_optimizer` adds the decay and the rate."""
+    return optax.scale_by_adam(**kwargs)
+
+
+def _sgd(learning_rate: optax.Schedule, **kwargs: Any) -> optax.GradientTransformation:
+    """The direction of SGD with momentum; `make_optimizer` adds the decay and the rate."""
+    return optax.trace(**kwargs)
+
+
+def _is_optimizer(name: str, value: Any) -> bool:
+    """Whether a public name of Optax is an optimizer that needs nothing but a learning rate."""
+    # scale_by_... are parts of optimizers. The weights that schedule_free_... is to be evaluated
+    # with are in its state, where evaluation does not look for them.
+    if name.startswith(("_", "scale_by_", "schedule_free_")):
+        return False
+    if not inspect.isfunction(value) and not isinstance(value, functools.partial):
+        return False
+    parameters = inspect.signature(value).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = {p.name for p in parameters.values() if p.default is p.empty}
+    required -= {p.name for p in parameters.values() if p.kind in variable}
+    return "learning_rate" in parameters and required <= {"learning_rate"}
+
+
+# Name: a function of learning_rate and keywords that returns a GradientTransformation. Every
+# optimizer that Optax exports, found by its signature; adam and sgd take this project's own decay,
+# and keep the state that they had in its first release.
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": _adam,
+    "sgd": _sgd,
+    **{
+        name: value
+        for module in (optax, optax.contrib)
+        for name, value in sorted(vars(module).items())
+        if _is_optimizer(name, value) and name not in ("adam", "sgd")
+    },
+}
+
+
+def _leaf_name(path: tuple[Any, ...]) -> Any:
+    return getattr(path[-1], "key", None)
+
+
+def is_decayed(params: Any, decay_pool: bool = False) -> Any:
     """Which leaves weight decay acts on: the kernels of convolutions and dense layers.
 
     Norm parameters and biases are left out as is usual; ``w_fp`` is, since decay pulls it to 0
@@ -62,28 +128,84 @@ def is_decayed(params: Any) -> Any:
 
     Args:
         params: a tree of parameters.
+        decay_pool: whether it acts on ``w_fp`` as well.
 
     Returns:
         A tree of bools of the same structure.
     """
-
-    def decayed(path: tuple[Any, ...], leaf: Any) -> bool:
-        return getattr(path[-1], "key", None) == "kernel"
-
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    names = ("kernel", "w_fp") if decay_pool else ("kernel",)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) in names, params)
 
 
 def _scale_w_fp(tx: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
     """Multiplies the updates of every ``w_fp`` leaf; the state is that of `tx`."""
 
     def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf * scale if getattr(path[-1], "key", None) == "w_fp" else leaf
+        return leaf * scale if _leaf_name(path) == "w_fp" else leaf
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         updates, state = tx.update(updates, state, params, **extra)
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
     return tx._replace(update=update)
+
+
+def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
+    """Scales gradients whose global norm is larger down to `norm`; the state is that of `tx`."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, _ = clip.update(updates, optax.EmptyState())
+        return tx.update(updates, state, params, **extra)
+
+    return tx._replace(update=update)
+
+
+def _add(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The sum of the first part's updates and those that the others make of zeros."""
+
+    def init(params: Any) -> Any:
+        return tuple(part.init(params) for part in parts)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        given = (updates, *(zeros for _ in parts[1:]))
+        results = [
+            part.update(value, old, params)
+            for part, value, old in zip(parts, given, state, strict=True)
+        ]
+        total = jax.tree.map(lambda *leaves: sum(leaves), *(result[0] for result in results))
+        return total, tuple(result[1] for result in results)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _from_optax(
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float,
+    weight_decay_kind: str,
+    mask: Callable[[Any], Any],
+    kwargs: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """An optimizer of Optax, with its own weight decay where that can be kept off some weights."""
+    parameters = inspect.signature(OPTIMIZERS[name]).parameters
+    decays = [p for p in parameters if "weight_decay" in p and not p.endswith("mask")]
+    masks = [p for p in parameters if p in ("mask", "weight_decay_mask")]
+    taken = sorted({*decays, *masks, "learning_rate"} & set(kwargs))
+    if taken:
+        raise UserError(f"{', '.join(taken)}: set by optimizer.weight_decay and learning_rate")
+    # Of several decays, as in muon, the mask reaches only one.
+    maskable = len(decays) == 1 and bool(masks)
+    own = weight_decay if maskable else 0.0
+    options: dict[str, Any] = {**dict.fromkeys(decays, own), **dict.fromkeys(masks, mask), **kwargs}
+    tx = OPTIMIZERS[name](learning_rate=schedule, **options)
+    if maskable or not weight_decay:
+        return tx
+    decay = optax.add_decayed_weights(weight_decay, mask=mask)
+    if weight_decay_kind == "l2":
+        return optax.chain(decay, tx)
+    return _add(tx, optax.chain(decay, optax.scale_by_learning_rate(schedule)))
 
 
 def make_optimizer(
@@ -93,46 +215,78 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     weight_decay_kind: str = "l2",
+    decay_pool: bool = False,
+    clip_norm: float = 0.0,
     pool_learning_rate_scale: float = 1.0,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015) or SGD with momentum, with weight decay of a named kind.
+    """Adam (Kingma & Ba 2015), SGD with momentum, or any other optimizer of Optax.
 
     Args:
         name: one of `OPTIMIZERS`.
         schedule: from `make_schedule`.
-        momentum: of SGD; Adam's are its usual 0.9 and 0.999.
+        momentum: of ``sgd``; the others take theirs, if any, from kwargs.
         weight_decay: coefficient; acts on kernels only (`is_decayed`).
         weight_decay_kind: ``"l2"`` adds weight_decay·w to the gradient (PyTorch's
             ``weight_decay``); ``"decoupled"`` shrinks w by rate·weight_decay apart from the
-            gradient (AdamW; Loshchilov & Hutter 2019, arXiv 1711.05101).
+            gradient (AdamW; Loshchilov & Hutter 2019, arXiv 1711.05101). Optimizers that have a
+            maskable weight decay of their own, such as ``adamw``, ``lion`` and ``lamb``, use that
+            one instead.
+        decay_pool: whether weight decay acts on ``w_fp`` as well.
+        clip_norm: gradients whose norm over all parameters is larger are scaled down to it,
+            ahead of everything else; 0 leaves them as they are.
         pool_learning_rate_scale: multiplies the updates of every ``w_fp``, and so its learning
             rate.
+        kwargs: further keywords of the optimizer, plain values.
 
     Returns:
         An Optax gradient transformation.
 
     Raises:
-        UserError: unknown optimiser or kind.
+        UserError: unknown optimizer or kind, or the optimizer does not take these keywords or
+            cannot train with gradients alone.
 
     Example:
         >>> import optax
         >>> tx = make_optimizer("sgd", optax.constant_schedule(0.1), weight_decay=1e-4)
+        >>> tx = make_optimizer("lion", optax.constant_schedule(1e-3), kwargs={"b1": 0.95})
     """
-    if name == "adam":
-        scale = optax.scale_by_adam()
-    elif name == "sgd":
-        scale = optax.trace(decay=momentum)
-    else:
+    kwargs = dict(kwargs or {})
+    if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     if weight_decay_kind not in WEIGHT_DECAY_KINDS:
         raise unknown_name("kind of weight decay", weight_decay_kind, WEIGHT_DECAY_KINDS)
-    l2, decoupled = (
-        optax.add_decayed_weights(weight_decay * (weight_decay_kind == kind), mask=is_decayed)
-        for kind in WEIGHT_DECAY_KINDS
-    )
-    # All four, even where one does nothing: the state's tree must not depend on the coefficients,
-    # or a run could not go on with others.
-    tx = optax.chain(l2, scale, decoupled, optax.scale_by_learning_rate(schedule))
-    # Around the chain and not in it, for the same reason: states of the first release have no link
-    # for it.
+    mask = functools.partial(is_decayed, decay_pool=decay_pool)
+    try:
+        if name in ("adam", "sgd"):
+            options = {"decay": momentum, **kwargs} if name == "sgd" else kwargs
+            scale = OPTIMIZERS[name](schedule, **options)
+            l2, decoupled = (
+                optax.add_decayed_weights(weight_decay * (weight_decay_kind == kind), mask=mask)
+                for kind in WEIGHT_DECAY_KINDS
+            )
+            # All four, even where one does nothing: the state's tree must not depend on the
+            # coefficients, or a run could not continue with others.
+            tx = optax.chain(l2, scale, decoupled, optax.scale_by_learning_rate(schedule))
+        else:
+            tx = _from_optax(name, schedule, weight_decay, weight_decay_kind, mask, kwargs)
+        if name not in ("adam", "sgd") or kwargs:
+            _try(tx)
+    except Exception as error:  # Whatever an optimizer raises at values that it cannot take.
+        given = f" with {kwargs}" if kwargs else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"optimizer {name!r} cannot be used{given}: {reason}") from error
+    # Around the optimizer and not in a chain with it: states of the first release have no link for
+    # either, and both may change in the middle of a run.
+    if clip_norm:
+        tx = _clip(tx, clip_norm)
     return _scale_w_fp(tx, pool_learning_rate_scale)
+
+
+def _try(tx: optax.GradientTransformation) -> None:
+    """Traces an update of a few weights, which shows whether gradients are all that it needs."""
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 2))}, "dense": {"kernel": jnp.zeros((2, 2))}}
+    state = jax.eval_shape(tx.init, params)
+    jax.eval_shape(tx.update, params, state, params)
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise ValueError("its state holds a random key, which a checkpoint cannot")

@@ -47,7 +47,7 @@ class Setup:
     """What a run consists of besides its state.
 
     Attributes:
-        config: validated.
+        config: from `flexpool_jax.configuration.resolve`.
         dataset: what the config names.
         model: from `flexpool_jax.create_model`.
         tx: the optimizer.
@@ -88,7 +88,8 @@ class Setup:
     def init(self) -> TrainState:
         """The state at step 0, on one device."""
         key = jax.random.key(self.config.seed)
-        return create_train_state(self.model, self.tx, key, self.dataset.image_shape)
+        shape, keep_average = self.dataset.image_shape, self.config.ema_decay > 0
+        return create_train_state(self.model, self.tx, key, shape, keep_average)
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of the state, without computing it."""
@@ -120,7 +121,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
     """Builds a run from its config.
 
     Args:
-        config: validated by `flexpool_jax.configuration.validate`.
+        config: from `flexpool_jax.configuration.resolve`.
         dataset: what ``config.dataset`` names.
 
     Raises:
@@ -129,7 +130,10 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
     configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = make_schedule(
-        config.schedule, config.learning_rate, config.num_epochs * steps_per_epoch
+        config.schedule,
+        config.learning_rate,
+        total_steps=config.num_epochs * steps_per_epoch,
+        warmup_steps=config.warmup_epochs * steps_per_epoch,
     )
     tx = make_optimizer(
         config.optimizer.name,
@@ -137,7 +141,10 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         weight_decay_kind=config.optimizer.weight_decay_kind,
+        decay_pool=config.optimizer.decay_pool,
+        clip_norm=config.optimizer.clip_norm,
         pool_learning_rate_scale=config.pool_learning_rate_scale,
+        kwargs=config.optimizer.get("kwargs", {}),
     )
     model = _create_model(config, dataset)
     normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
@@ -153,6 +160,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         label_smoothing=config.label_smoothing,
         pool_reg=config.pool_reg,
         sync_batch_norm=config.sync_batch_norm,
+        ema_decay=config.ema_decay,
     )
     steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
     return Setup(

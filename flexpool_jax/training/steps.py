@@ -36,17 +36,20 @@ class TrainState:
         params: float32 parameters.
         batch_stats: float32 running statistics.
         opt_state: the optimizer's.
+        ema_params: the moving average of ``params``; None where none is kept.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema_params: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What is evaluated: the averaged parameters, where they are kept, and the statistics."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
 class NotFinite(Exception):
@@ -66,6 +69,7 @@ def create_train_state(
     tx: optax.GradientTransformation,
     key: Array,
     image_shape: tuple[int, int, int],
+    keep_average: bool = False,
 ) -> TrainState:
     """Initialises a model and its optimizer.
 
@@ -75,6 +79,7 @@ def create_train_state(
         key: a typed PRNG key.
         image_shape: (H, W, C) of the images it will be trained on; FlexPool's weights have the
             shape of the feature maps that these give.
+        keep_average: whether a moving average of the parameters is kept; it starts as they do.
 
     Returns:
         A `TrainState` at step 0.
@@ -102,6 +107,8 @@ def create_train_state(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(params),
+            # A copy: the state's buffers are donated, each of them once.
+            ema_params=jax.tree.map(jnp.copy, params) if keep_average else None,
         )
 
     return init(key)
@@ -128,6 +135,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
     sync_batch_norm: bool = True,
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
@@ -144,6 +152,7 @@ def make_train_step(
         pool_reg: coefficient of Eq. 2.
         sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
             are averaged over devices, so that the state stays the same on each.
+        ema_decay: of the state's moving average of the parameters, if it keeps one.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
@@ -191,7 +200,10 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        average = state.ema_params
+        if average is not None:
+            average = optax.incremental_update(params, average, step_size=1 - ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step
 

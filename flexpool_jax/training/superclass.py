@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from flexpool_jax.data import Dataset, Split
@@ -79,4 +80,7 @@ def with_new_classifiers(state: TrainState, trained: Mapping[str, Any]) -> Train
         return fresh if any(part.key == "classifier" for part in path) else old
 
     params = jax.tree_util.tree_map_with_path(choose, state.params, trained["params"])
-    return dataclasses.replace(state, params=params, batch_stats=trained["batch_stats"])
+    average = None if state.ema_params is None else jax.tree.map(jnp.array, params)
+    return dataclasses.replace(
+        state, params=params, batch_stats=trained["batch_stats"], ema_params=average
+    )

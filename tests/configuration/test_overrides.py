@@ -46,6 +46,17 @@ def overridden(*arguments):
         (["--config.dataset.raw_dir="], "dataset.raw_dir", ""),
         (["--config.dataset.raw_dir=a=b, c"], "dataset.raw_dir", "a=b, c"),
         (["--config.seed=1", "--config.seed=2"], "seed", 2),
+        (["--config.optimizer.kwargs.b1=0.95"], "optimizer.kwargs.b1", 0.95),
+        (["--config.optimizer.kwargs.ns_steps", "5"], "optimizer.kwargs.ns_steps", 5),
+        (["--config.optimizer.kwargs.eps=1e-3"], "optimizer.kwargs.eps", 1e-3),
+        (["--config.optimizer.kwargs.nesterov=True"], "optimizer.kwargs.nesterov", True),
+        (["--config.optimizer.kwargs.nesterov", "false"], "optimizer.kwargs.nesterov", False),
+        (["--config.optimizer.kwargs.mode=x,y"], "optimizer.kwargs.mode", "x,y"),
+        (
+            ["--config.optimizer.kwargs.b1=1", "--config.optimizer.kwargs.b1=.5"],
+            "optimizer.kwargs.b1",
+            0.5,
+        ),
     ],
 )
 def test_override_means_what_the_user_wrote(arguments, field, expected):
@@ -68,6 +79,10 @@ def test_override_means_what_the_user_wrote(arguments, field, expected):
         (["--config.sac.weights[0]=1"], ["--config.sac.weights"]),
         (["--config.sac=1"], ["group of fields", "--config.sac.enabled"]),
         (["--config.sac"], ["group of fields"]),
+        (["--config.optimizer.kwargs=1"], ["group of fields", "--config.optimizer.kwargs.NAME"]),
+        (["--config.optimizer.kwargs.b1"], ["has no value"]),
+        (["--config.optimizer.kwargs.=1"], ["unknown field"]),
+        (["--config.optimizer.kwargs.a.b=1"], ["unknown field"]),
         (["--config.sac={'enabled': True}"], ["group of fields"]),
         (["--config.batch_size=1.5"], ["batch_size", "'1.5'", "whole number"]),
         (["--config.batch_size=inf"], ["batch_size", "whole number"]),

@@ -12,7 +12,7 @@ from flexpool_jax.configuration import (
     check_batch_size,
     check_files,
     check_pool_reg_stability,
-    validate,
+    resolve,
 )
 from flexpool_jax.configuration.fields import field_names
 from flexpool_jax.errors import UserError
@@ -48,12 +48,24 @@ OUT_OF_RANGE = {
     "batch_size": [0, -1, 1.5, "64", 10**8, NAN, True],
     "num_epochs": [0, -1, 2.0, "ten"],
     "eval_batch_size": [0, -5, None],
-    "optimizer.name": ["adamw", "SGD ", "", None],
+    "optimizer.name": [
+        "adamm",
+        "SGD ",
+        "",
+        None,
+        "apply_updates",
+        "scale_by_adam",
+        "schedule_free_sgd",
+    ],
     "optimizer.momentum": [-0.1, 1.0, NAN, "0.9"],
     "optimizer.weight_decay": [-1e-4, 1.5, NAN, None],
     "optimizer.weight_decay_kind": ["L2", "none", ""],
+    "optimizer.decay_pool": [1, "yes", None],
+    "optimizer.clip_norm": [-1, NAN, INF, "1", None],
     "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
     "schedule": ["one_cycle", "linear", ""],
+    "warmup_epochs": [-1, 0.5, NAN, "1", None],
+    "ema_decay": [-0.1, 1.0, NAN, "0.9", None],
     "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
     "sync_batch_norm": [1, "no"],
@@ -76,7 +88,7 @@ OUT_OF_RANGE = {
 )
 def test_field_of_wrong_type_or_out_of_range(name, value):
     with pytest.raises(UserError) as error:
-        validate(config_with({name: value}))
+        resolve(config_with({name: value}))
     message = str(error.value)
     assert f"config.{name}" in message
     assert "allowed" in message
@@ -112,7 +124,7 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("values", "words"), CONTRADICTIONS)
 def test_fields_that_contradict_each_other(values, words):
     with pytest.raises(UserError) as error:
-        validate(config_with(values))
+        resolve(config_with(values))
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -127,11 +139,11 @@ def test_eq_2_goes_with_every_pool_that_uses_its_weights_as_they_are(pool, monke
 
     monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
     register_pool("mine")(Mine)
-    validate(config_with({"pool": pool, "pool_reg": 0.1, "pool_learning_rate_scale": 0.02}))
+    resolve(config_with({"pool": pool, "pool_reg": 0.1, "pool_learning_rate_scale": 0.02}))
 
 
 def test_the_softmaxs_weights_learn_at_a_rate_of_their_own_too():
-    validate(config_with({"pool": "flexpool_softmax", "pool_learning_rate_scale": 0.02}))
+    resolve(config_with({"pool": "flexpool_softmax", "pool_learning_rate_scale": 0.02}))
 
 
 @pytest.fixture
@@ -147,14 +159,14 @@ def backbones():
 
 def test_sac_needs_a_stage_for_every_weight(backbones):
     with pytest.raises(UserError, match="one_stage has one stage"):
-        validate(config_with({"model": "one_stage", "sac.enabled": True, "sac.weights": (1.0,)}))
+        resolve(config_with({"model": "one_stage", "sac.enabled": True, "sac.weights": (1.0,)}))
     config = config_with({"model": "five_stages", "sac.weights": (0.05, 0.1, 0.85)}, "sac")
     with pytest.raises(UserError, match="five_stages has 5 stages") as error:
-        validate(config)
+        resolve(config)
     suggestion = str(error.value).rpartition("=")[2]
     apply_overrides(config, [f"--config.sac.weights={suggestion}"])
     assert len(config.sac.weights) == 5
-    validate(config)
+    resolve(config)
 
 
 @pytest.mark.parametrize(
@@ -169,22 +181,21 @@ def test_sac_needs_a_stage_for_every_weight(backbones):
 def test_default_sac_weights_are_those_of_the_models_stages(model, weights):
     config = default.get_config("flexpool,sac")
     apply_overrides(config, [f"--config.model={model}"])
-    validate(config)
-    assert config.sac.weights == weights
-    # What config.json will hold is valid again when the run goes on.
-    validate(config)
-    assert config.sac.weights == weights
+    resolved = resolve(config)
+    assert resolved.sac.weights == weights
+    assert config.sac.weights == (0.1, 0.2, 0.7)
+    # What config.json will hold is valid again when the run continues.
+    assert resolve(resolved).to_dict() == resolved.to_dict()
 
 
 def test_sac_weights_that_were_given_are_kept():
     config = config_with({"model": "resnet18", "sac.weights": (0.1, 0.2, 0.3, 0.4)}, "sac")
-    validate(config)
-    assert config.sac.weights == (0.1, 0.2, 0.3, 0.4)
+    assert resolve(config).sac.weights == (0.1, 0.2, 0.3, 0.4)
 
 
 def test_norm_after_relu_is_the_cifar_resnets_own(backbones):
     with pytest.raises(UserError, match=r"config\.norm_after_relu .*resnet20"):
-        validate(config_with({"model": "one_stage", "norm_after_relu": True}))
+        resolve(config_with({"model": "one_stage", "norm_after_relu": True}))
 
 
 @pytest.mark.parametrize(
@@ -201,32 +212,32 @@ def test_norm_after_relu_is_the_cifar_resnets_own(backbones):
     ],
 )
 def test_sound_configs_pass(values, variant):
-    validate(config_with(values, variant))
+    resolve(config_with(values, variant))
 
 
 def test_unknown_and_missing_fields_are_named():
     with pytest.raises(
         UserError, match=r"config\.lerning_rate; did you mean config\.learning_rate"
     ):
-        validate(config_with({"lerning_rate": 0.1}))
+        resolve(config_with({"lerning_rate": 0.1}))
     config = config_with({})
     del config["schedule"]
     with pytest.raises(UserError, match=r"no config\.schedule"):
-        validate(config)
+        resolve(config)
 
 
 def test_a_tfds_set_prepared_under_data_dir_is_a_data_set(tmp_path):
     values = {"dataset.name": "svhn_cropped", "dataset.data_dir": str(tmp_path)}
     with pytest.raises(UserError, match="svhn_cropped"):
-        validate(config_with(values))
+        resolve(config_with(values))
     (tmp_path / "svhn_cropped").mkdir()
-    validate(config_with(values))
+    resolve(config_with(values))
 
 
 def test_missing_mapping_to_superclasses(tmp_path):
     mapping = tmp_path / "animals.json"
     config = config_with({"superclass.epochs": 1, "superclass.mapping": str(mapping)})
-    validate(config)
+    resolve(config)
     with pytest.raises(UserError, match=r"superclass\.mapping"):
         check_files(config)
     mapping.write_text("{}")
@@ -283,10 +294,38 @@ def test_the_largest_pooled_map_decides_and_the_value_named_is_stable():
     check_pool_reg_stability(sgd_config(named, 0.05, 0.9, sac=True), stages)
 
 
-def test_adam_holds_any_pool_reg():
+def test_adam_holds_any_pool_reg(capsys):
     config = sgd_config(1000.0, 0.1, 0.9)
     config.optimizer.name = "adam"
     check_pool_reg_stability(config, [(32, 32, 16)])
+    assert capsys.readouterr().err == ""
+
+
+def test_of_other_optimizers_it_says_that_nothing_is_checked(capsys):
+    config = sgd_config(1000.0, 0.1, 0.9)
+    config.optimizer.name = "rmsprop"
+    check_pool_reg_stability(config, [(32, 32, 16)])
+    assert "'rmsprop'" in capsys.readouterr().err
+
+
+def test_nesterovs_momentum_holds_less():
+    bound = 1.9 / 2.8 / (0.05 * 16)
+    config = sgd_config(1.03 * bound, 0.05, 0.9)
+    check_pool_reg_stability(config, [(4, 4, 8)])
+    with config.unlocked():
+        config.optimizer.kwargs = {"nesterov": True}
+    with pytest.raises(UserError, match="largest stable"):
+        check_pool_reg_stability(config, [(4, 4, 8)])
+    config.pool_reg = 0.97 * bound
+    check_pool_reg_stability(config, [(4, 4, 8)])
+    for factor, converges in ((0.97, True), (1.03, False)):
+        weights, velocity, reg = 1.01, 0.0, factor * bound
+        for _ in range(300):
+            # All 16 positions move alike, so that their sum moves 16 times as far.
+            gradient = 2 * reg * (weights - 1)
+            velocity = 0.9 * velocity + gradient
+            weights -= 0.05 * 16 * (gradient + 0.9 * velocity)
+        assert (abs(weights - 1) < 0.01) is converges
 
 
 @pytest.mark.parametrize(
@@ -314,12 +353,47 @@ def test_fields_are_those_of_the_default_config():
     assert set(FIELDS) == set(field_names(default.get_config()))
 
 
-def test_names_are_those_that_exist():
-    from flexpool_jax.training import optimizer
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("lbfgs", {}, ["config.optimizer.name", "'lbfgs'", "value"]),
+        ("noisy_sgd", {}, ["config.optimizer.name", "random key"]),
+        ("lion", {"b3": 0.9}, ["config.optimizer.kwargs", "'b3'"]),
+        ("adam", {"b1": "high"}, ["config.optimizer.kwargs", "high"]),
+        ("adamw", {"weight_decay": 0.1}, ["by optimizer.weight_decay"]),
+        ("sgd", {"decay": 0.5}, ["config.optimizer.momentum"]),
+        ("lion", {"b1": (0.9,)}, ["config.optimizer.kwargs.b1", "allowed"]),
+        ("lion", {"b1": NAN}, ["config.optimizer.kwargs.b1", "allowed"]),
+        ("lion", {"b1": None}, ["config.optimizer.kwargs.b1", "allowed"]),
+        ("lion", {"group": {"b1": 0.9}}, ["config.optimizer.kwargs.group.b1"]),
+    ],
+)
+def test_an_optimizer_that_cannot_be_built_is_refused(name, kwargs, words):
+    with pytest.raises(UserError) as error:
+        resolve(config_with({"optimizer.name": name, "optimizer.kwargs": kwargs}))
+    for word in words:
+        assert word in str(error.value)
 
-    for field, names in (
-        ("schedule", optimizer.SCHEDULES),
-        ("optimizer.name", optimizer.OPTIMIZERS),
-        ("optimizer.weight_decay_kind", optimizer.WEIGHT_DECAY_KINDS),
-    ):
-        assert set(FIELDS[field].names()) == set(names)
+
+def test_keywords_of_the_optimizer_are_checked_and_kept():
+    config = config_with({"optimizer.name": "lion", "optimizer.kwargs": {"b1": 0.95}})
+    assert resolve(config).optimizer.kwargs.b1 == 0.95
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"warmup_epochs": 1},
+        {"warmup_epochs": 100, "schedule": "warmup_cosine"},
+        {
+            "warmup_epochs": 2,
+            "schedule": "warmup_cosine",
+            "superclass.epochs": 2,
+            "dataset.name": "cifar100",
+        },
+    ],
+)
+def test_a_warmup_that_cannot_take_place_is_refused(values):
+    with pytest.raises(UserError, match=r"config\.warmup_epochs"):
+        resolve(config_with(values))
+    resolve(config_with({"warmup_epochs": 5, "schedule": "warmup_cosine"}))

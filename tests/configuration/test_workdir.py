@@ -49,8 +49,12 @@ OTHER = {
     "optimizer.momentum": 0.5,
     "optimizer.weight_decay": 1e-4,
     "optimizer.weight_decay_kind": "decoupled",
+    "optimizer.decay_pool": True,
+    "optimizer.clip_norm": 1.0,
     "learning_rate": 0.01,
     "schedule": "cosine",
+    "warmup_epochs": 3,
+    "ema_decay": 0.999,
     "label_smoothing": 0.1,
     "dtype": "bfloat16",
     "sync_batch_norm": False,
@@ -68,6 +72,7 @@ OTHER = {
 }
 FIXED = {
     *("seed", "model", "norm_after_relu", "pool", "sac.enabled", "batch_size", "optimizer.name"),
+    *("ema_decay",),
     *("dataset.name", "dataset.image_size", "dataset.holdout", "dtype"),
     *("augment.flip", "augment.scale", "augment.crop", "superclass.epochs", "superclass.mapping"),
 }
@@ -200,6 +205,15 @@ def test_digest_tells_image_folders_apart():
         config.dataset.name = "image_folder"
         config.dataset.raw_dir = folder
     assert digest(one) != digest(other)
+
+
+def test_keywords_of_the_optimizer_cannot_change_and_have_an_effect():
+    one, other = default.get_config(), default.get_config()
+    with other.unlocked():
+        other.optimizer.kwargs = {"b1": 0.8}
+    assert digest(one) != digest(other)
+    with pytest.raises(UserError, match=r"config\.optimizer\.kwargs\.b1 is 0\.8"):
+        compare_with_workdir(other, one)
 
 
 def test_resuming_in_a_workdir(tmp_path):

@@ -130,7 +130,7 @@ def test_pools_are_all_there_are():
 def test_a_columns_words_mean_what_they_mean_after_a_configs_colon(column, fields):
     (cell,) = grid.expand(small_sweep(columns=(column,)), CONFIGS_DIR)
     by_hand = load_config(f"configs/digits.py:{column.replace('+', ',')}", CONFIGS_DIR)
-    configuration.validate(by_hand)
+    configuration.resolve(by_hand)
     assert cell.config.to_dict() == by_hand.to_dict()
     assert cell.name == f"digits/{column}/seed-0"
     assert {name: get_field(cell.config, name) for name in fields} == fields
@@ -216,4 +216,4 @@ def test_single_run_is_no_sweep_and_the_other_way_round():
     with pytest.raises(UserError, match="paper_tables"):
         grid.expand(digits.get_config(), CONFIGS_DIR)
     with pytest.raises(UserError, match="--mode=sweep"):
-        configuration.validate(paper_tables.get_config())
+        configuration.resolve(paper_tables.get_config())

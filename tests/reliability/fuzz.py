@@ -200,7 +200,7 @@ def config_json(folder: Path) -> Reader:
     path = configuration.config_path(folder)
 
     def read() -> object:
-        configuration.validate(configuration.read_config(folder))
+        configuration.resolve(configuration.read_config(folder))
         return True
 
     return "config.json", lambda: [path], read

@@ -1,5 +1,8 @@
 """Checkpoints on a real disk: what is kept, what is found to be damaged, what is never lost."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -42,6 +45,17 @@ def test_restores_every_array_bit_by_bit_and_the_progress(tmp_path):
     np.testing.assert_array_equal(state.params["pool"]["w_fp"], state_at(7).params["pool"]["w_fp"])
     np.testing.assert_array_equal(state.batch_stats["mean"], np.full(3, 7.5))
     assert state.opt_state[0].count == 0
+
+
+def test_averaged_parameters_are_the_model_and_training_continues_from_the_others(tmp_path):
+    state = dataclasses.replace(state_at(7), ema_params=state_at(3).params)
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        checkpoints.save(manager, state, {}, run={})
+        checkpoints.wait(manager)
+        restored, _ = checkpoints.restore(manager, 7, state)
+        model = checkpoints.restore_model(manager, 7, state)
+    jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
+    jax.tree.map(np.testing.assert_array_equal, model["params"], state.ema_params)
 
 
 def test_keeps_the_latest_two_and_the_best(tmp_path):

@@ -38,7 +38,7 @@ def normalise(images):
     return images.astype(jnp.float32) / 255
 
 
-def train_step(model, augment=lambda images, keys: images):
+def train_step(model, augment=lambda images, keys: images, ema_decay=0.0):
     return steps.make_train_step(
         model,
         TX,
@@ -47,13 +47,14 @@ def train_step(model, augment=lambda images, keys: images):
         normalise=normalise,
         sac_weights=(0.3, 0.7),
         pool_reg=0.01,
+        ema_decay=ema_decay,
     )
 
 
 def run(model, indices, steps_per_dispatch=1, **fields):
     """Runs the given steps, [steps, B], from the initial state."""
     program = steps.pmap_train_step(train_step(model, **fields), steps_per_dispatch)
-    state = create_train_state(model, TX, KEY, (4, 4, 3))
+    state = create_train_state(model, TX, KEY, (4, 4, 3), keep_average="ema_decay" in fields)
     collected = []
     for start in range(0, len(indices), steps_per_dispatch):
         chosen = indices[start : start + steps_per_dispatch][None]
@@ -105,6 +106,20 @@ def test_many_steps_a_dispatch_are_the_same_steps():
     assert_trees_close(one.params, three.params, rtol=1e-5, atol=1e-6)
     assert_trees_close(metrics_of_one, metrics_of_three, rtol=1e-5, atol=1e-6)
     assert metrics_of_one["loss"].shape == (6,)
+
+
+def test_the_average_follows_the_parameters_which_do_not_depend_on_it():
+    indices = RNG.permutation(40).astype(np.int32)[:36].reshape(6, 6)
+    history = [run(PLAIN, indices[:n])[0].params for n in range(1, 7)]
+    expected = create_train_state(PLAIN, TX, KEY, (4, 4, 3)).params
+    for params in history:
+        expected = jax.tree.map(lambda a, w: 0.75 * a + 0.25 * w, expected, params)
+    for steps_per_dispatch in (1, 3):
+        state, _ = run(PLAIN, indices, steps_per_dispatch, ema_decay=0.75)
+        assert_trees_close(state.params, history[-1], rtol=1e-5, atol=1e-6)
+        assert_trees_close(state.ema_params, expected, rtol=1e-4, atol=1e-6)
+        assert state.variables["params"] is state.ema_params
+    assert run(PLAIN, indices)[0].ema_params is None
 
 
 def test_the_state_has_no_device_axis_and_its_buffers_are_donated():

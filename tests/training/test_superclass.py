@@ -42,6 +42,16 @@ def test_a_data_set_without_superclasses_wants_a_mapping(tmp_path):
     assert coarse.train.labels.tolist() == [0, 0, 1, 1]
 
 
+def test_an_average_starts_with_the_weights_that_are_carried_over():
+    model = create_model("resnet20", num_classes=2).clone(backbone=ResNetCifar(blocks_per_stage=1))
+    fresh, trained = (
+        create_train_state(model, optax.adam(0.1), jax.random.key(key), (8, 8, 1), keep)
+        for key, keep in ((0, True), (1, False))
+    )
+    result = superclass.with_new_classifiers(fresh, trained.variables)
+    jax.tree.map(np.testing.assert_array_equal, result.ema_params, result.params)
+
+
 def test_everything_but_the_classifiers_is_carried_over():
     def state(num_classes, key):
         model = create_model("resnet20", num_classes=num_classes, sac=True)
