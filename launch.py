@@ -211,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
 def help_text() -> str:
     """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(f"--mode={name}" for name, mode in MODES.items() if mode.takes_step)
+    step_modes = ", ".join(name for name, mode in MODES.items() if mode.takes_step)
     configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
     configs = textwrap.indent(configs, " " * 12).lstrip()
     return f"""\
@@ -229,11 +229,9 @@ flags
             a run that has begun continues with its own if none is given
   --workdir {command_line.FLAGS["workdir"]}
   --step    {command_line.FLAGS["step"]}
-            ({step_modes}; default: {command_line.DEFAULT_STEP})
+            (modes {step_modes}; default: {command_line.DEFAULT_STEP})
   --images  {command_line.FLAGS["images"]}
-            (--mode=predict)
   --top_k   {command_line.FLAGS["top_k"]}
-            (--mode=predict)
   --version --help
 
 configs/    {configs}
