@@ -69,6 +69,17 @@ def probe(command: Command) -> None:
     print(f"see {workdir}/{probing.PROBE_FILE}")
 
 
+def inspect(command: Command) -> None:
+    """Shows what a checkpoint has learned: weights, evidence maps, errors, calibration."""
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.insight import inspection
+
+    print(inspection.summarise(inspection.inspect_workdir(workdir, step, config)))
+    print(f"see {inspection.report_path(workdir)}")
+
+
 def predict(command: Command) -> None:
     """Predicts the classes of image files."""
     if not command.images:
@@ -148,6 +159,7 @@ MODES = {
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
     "report": Mode(report, "tables and figures from the results under --workdir"),
     "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
+    "inspect": Mode(inspect, "weights, evidence maps, errors and calibration, as a page", True),
     "predict": Mode(predict, "the classes of the image files that --images names", True, True),
     "export": Mode(export, "a folder that runs with jax alone, and the weights", True),
 }

@@ -349,9 +349,10 @@ def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:
         >>> sorted(summary)[-1], float(summary["head/pool/sum_mean"])
         ('head/pool/sum_sd', 1.0)
     """
-    found = {}
+    found: dict[str, Array] = {}
     for path, w in _named_w_fp(params):
-        used = None if pool is None else effective_weights(pool, {"w_fp": w}, w.shape)
+        height, width, channels = w.shape
+        used = pool and effective_weights(pool, {"w_fp": w}, (height, width, channels))
         w = jnp.asarray(w if used is None else used, jnp.float32)
         sums = jnp.sum(w, axis=(0, 1))
         size = jnp.sum(w**2)

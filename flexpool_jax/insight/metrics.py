@@ -7,7 +7,7 @@ are one number; `register_metric` adds to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,14 +96,14 @@ class Bin(NamedTuple):
 
     Attributes:
         low, high: low < confidence <= high.
-        count: number of examples.
+        images: how many there are.
         confidence: their mean confidence; None for none.
         accuracy: the share of them that is predicted correctly; None for none.
     """
 
     low: float
     high: float
-    count: int
+    images: int
     confidence: float | None
     accuracy: float | None
 
@@ -119,7 +119,7 @@ def calibration_bins(
     Example:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25]])
         >>> calibration_bins(np.array([0, 1]), probabilities, num_bins=2)[1]
-        Bin(low=0.5, high=1.0, count=2, confidence=0.75, accuracy=0.5)
+        Bin(low=0.5, high=1.0, images=2, confidence=0.75, accuracy=0.5)
     """
     confidences = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
@@ -151,7 +151,7 @@ def calibration_error(
     """
     bins = calibration_bins(labels, probabilities, num_bins)
     total = sum(
-        found.count * abs(found.accuracy - found.confidence)
+        found.images * abs(found.accuracy - found.confidence)
         for found in bins
         if found.accuracy is not None and found.confidence is not None
     )
@@ -194,13 +194,3 @@ def confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) 
     order = np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")
     found: np.ndarray = wrong[order][:count]
     return found
-
-
-def describe(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """All of the above for a report, as numbers and lists."""
-    return {
-        **scores(labels, probabilities),
-        "accuracy_per_class": accuracy_per_class(labels, probabilities),
-        "calibration": [found._asdict() for found in calibration_bins(labels, probabilities)],
-        "confusion": confusion_matrix(labels, probabilities).tolist(),
-    }

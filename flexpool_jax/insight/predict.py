@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from flexpool_jax import files
 from flexpool_jax.data import images
 from flexpool_jax.data.archives import MAX_FILE_BYTES
 from flexpool_jax.data.augment import make_normalise
@@ -85,9 +86,9 @@ def find_images(pattern: str) -> list[Path]:
         return [path]
     # Path.glob takes no absolute pattern.
     found = [str(path)] if path.is_dir() else glob.glob(str(path), recursive=True)  # noqa: PTH207
-    files = {file for match in found for file in _files_of(Path(match))}
-    if files:
-        return sorted(files)
+    matched = {file for match in found for file in _files_of(Path(match))}
+    if matched:
+        return sorted(matched)
     endings = ", ".join(images.SUFFIXES)
     if path.is_dir():
         raise UserError(f"--images={pattern} has no image files; they end in {endings}")
@@ -161,7 +162,7 @@ def predict_files(
         UserError: as of `find_images` and `load_trained`; top_k is not a number of classes; or no
             file can be read.
     """
-    files = find_images(pattern)
+    paths = find_images(pattern)
     trained = load_trained(workdir, step, config)
     num_classes = len(trained.class_names)
     top_k = min(DEFAULT_TOP_K, num_classes) if top_k is None else top_k
@@ -172,18 +173,21 @@ def predict_files(
     folder.mkdir(exist_ok=True)
     first: list[Prediction] = []
     tiles: list[Tile] = []
-    drawn = {round(place) for place in np.linspace(0, len(files) - 1, _MAX_TILES)}
+    drawn = {round(place) for place in np.linspace(0, len(paths) - 1, _MAX_TILES)}
     unreadable = labelled = correct = 0
     temporary = folder / f".{CSV_FILE}.{os.getpid()}"
     try:
-        # Names of files need not be UTF-8.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with (
+            files.naming(folder / CSV_FILE),
+            # Names of files need not be UTF-8.
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        ):
             writer = csv.writer(file)
             ranks = range(1, top_k + 1)
             columns = (name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))
             writer.writerow(["file", "label", *columns, "error"])
             predictions = tqdm(
-                _predict(trained, files, top_k), total=len(files), unit="image", disable=None
+                _predict(trained, paths, top_k), total=len(paths), unit="image", disable=None
             )
             for index, (prediction, image) in enumerate(predictions):
                 writer.writerow(_csv_row(prediction, top_k))
@@ -200,17 +204,14 @@ def predict_files(
                     tiles.append(_tile(prediction, image))
         if unreadable > _MAX_ERRORS:
             print(f"not predicted: {unreadable - _MAX_ERRORS:,} more files", file=sys.stderr)
-        if unreadable == len(files):
-            raise UserError(f"--images={pattern}: none of {len(files):,} files could be read")
+        if unreadable == len(paths):
+            raise UserError(f"--images={pattern}: none of {len(paths):,} files could be read")
         temporary.replace(folder / CSV_FILE)
         if tiles:
-            (folder / SHEET_FILE).write_bytes(images.encode_png(contact_sheet(tiles)))
-    except OSError as error:
-        # Writing to an open file on a full disk does not say which file it was.
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+            files.write_whole(folder / SHEET_FILE, images.encode_png(contact_sheet(tiles)))
     finally:
         temporary.unlink(missing_ok=True)
-    return Predicted(len(files), unreadable, labelled, correct, first, time.monotonic() - started)
+    return Predicted(len(paths), unreadable, labelled, correct, first, time.monotonic() - started)
 
 
 def table(predicted: Predicted) -> str:
@@ -253,12 +254,12 @@ def table(predicted: Predicted) -> str:
 
 
 def _predict(
-    trained: Trained, files: Sequence[Path], top_k: int
+    trained: Trained, paths: Sequence[Path], top_k: int
 ) -> Iterator[tuple[Prediction, np.ndarray | None]]:
     """Yields each file's prediction with its image, None for one that cannot be read."""
     probabilities_of = _network(trained)
     labels = {name.casefold(): name for name in trained.class_names}
-    batch = min(trained.config.eval_batch_size, _MAX_BATCH, len(files))
+    batch = min(trained.config.eval_batch_size, _MAX_BATCH, len(paths))
 
     def read(path: Path) -> np.ndarray | UserError:
         try:
@@ -266,7 +267,7 @@ def _predict(
         except UserError as error:
             return error
 
-    found = zip(files, images.map_in_threads(read, files), strict=True)
+    found = zip(paths, images.map_in_threads(read, paths), strict=True)
     for chunk in _chunks(found, batch):
         # Always as many images, so that the network is compiled once.
         block = np.zeros((batch, *trained.image_shape), np.uint8)

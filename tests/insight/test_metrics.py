@@ -48,19 +48,19 @@ def test_bins_hold_each_example_once_and_their_means_are_those_of_numpy():
     bins = metrics.calibration_bins(LABELS, PROBABILITIES)
     confidences = PROBABILITIES.max(axis=1)
     assert len(bins) == 15
-    assert sum(found.count for found in bins) == 500
+    assert sum(found.images for found in bins) == 500
     for found in bins:
         inside = (confidences > found.low) & (confidences <= found.high)
-        assert found.count == inside.sum()
-        if found.count:
+        assert found.images == inside.sum()
+        if found.images:
             assert found.confidence == pytest.approx(confidences[inside].mean())
             assert found.accuracy == pytest.approx(CORRECT[inside].mean())
-    assert (bins[0].count, bins[0].accuracy) == (0, None)
+    assert (bins[0].images, bins[0].accuracy) == (0, None)
 
 
 def test_confidence_at_an_edge_belongs_to_the_lower_bin_and_0_to_the_first():
     bins = metrics.calibration_bins(np.zeros(3, int), np.array([[0.5, 0.5], [1, 0], [0, 0]]), 2)
-    assert [found.count for found in bins] == [2, 1]
+    assert [found.images for found in bins] == [2, 1]
 
 
 def test_calibration_error_is_0_where_confidences_are_true_and_their_excess_elsewhere():
