@@ -49,9 +49,10 @@ def train(command: Command) -> None:
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
     workdir, step, config = _checkpoint(command)
-    result = flexpool_jax.evaluate(workdir, step, config)
+    result = flexpool_jax.evaluate(workdir, step, config, resize=command.resize)
+    size = f" at {command.resize}x{command.resize} pixels" if command.resize else ""
     print(
-        f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
+        f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
 
@@ -66,6 +67,41 @@ def probe(command: Command) -> None:
     report = probing.probe_workdir(workdir, step, config)
     print(probing.summary(report))
     print(f"see {workdir}/{probing.PROBE_FILE}")
+
+
+def inspect(command: Command) -> None:
+    """Shows what a checkpoint has learned: weights, evidence maps, errors, calibration."""
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.insight import inspection
+
+    print(inspection.summarise(inspection.inspect_workdir(workdir, step, config)))
+    print(f"see {inspection.report_path(workdir)}")
+
+
+def predict(command: Command) -> None:
+    """Predicts the classes of image files."""
+    if not command.images:
+        raise UserError("--mode=predict needs --images=PATH_OR_GLOB, e.g. --images=photos/")
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.insight import predict as predicting
+
+    found = predicting.predict_files(workdir, command.images, command.top_k, step, config)
+    print(predicting.table(found))
+    print(f"see {workdir}/{predicting.FOLDER}")
+
+
+def export(command: Command) -> None:
+    """Writes a checkpoint as a folder that runs without this project."""
+    workdir, step, config = _checkpoint(command)
+    configuration.check_workdir(workdir)
+
+    from flexpool_jax.portable.export import export_workdir
+
+    print(f"see {export_workdir(workdir, step, config)}")
 
 
 def prepare(command: Command) -> None:
@@ -108,11 +144,12 @@ def report(command: Command) -> None:
 
 
 class Mode(NamedTuple):
-    """What a mode runs, the line that --help gives it, and whether it takes --step."""
+    """What a mode runs, the line that --help gives it, and which flags it alone takes."""
 
     run: Callable[[Command], None]
     summary: str
     takes_step: bool = False
+    takes_images: bool = False
 
 
 MODES = {
@@ -122,6 +159,9 @@ MODES = {
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
     "report": Mode(report, "tables and figures from the results under --workdir"),
     "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
+    "inspect": Mode(inspect, "weights, evidence maps, errors and calibration, as a page", True),
+    "predict": Mode(predict, "the classes of the image files that --images names", True, True),
+    "export": Mode(export, "a folder that runs with jax alone, and the weights", True),
 }
 
 
@@ -148,6 +188,15 @@ def run_mode(command: Command) -> None:
     mode = MODES[command.mode]
     if command.step is not None and not mode.takes_step:
         raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
+    taken = {
+        "resize": command.mode == "eval",
+        "images": mode.takes_images,
+        "top_k": mode.takes_images,
+    }
+    for flag, is_taken in taken.items():
+        value = getattr(command, flag)
+        if value is not None and not is_taken:
+            raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
     mode.run(command)
 
 
@@ -179,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
 def help_text() -> str:
     """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(f"--mode={name}" for name, mode in MODES.items() if mode.takes_step)
+    step_modes = ", ".join(name for name, mode in MODES.items() if mode.takes_step)
     configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
     configs = textwrap.indent(configs, " " * 12).lstrip()
     return f"""\
@@ -198,6 +247,9 @@ flags
   --workdir {command_line.FLAGS["workdir"]}
   --step    {command_line.FLAGS["step"]}
             ({step_modes}; default: {command_line.DEFAULT_STEP})
+  --resize  {command_line.FLAGS["resize"]} (eval)
+  --images  {command_line.FLAGS["images"]} (predict)
+  --top_k   {command_line.FLAGS["top_k"]} (predict)
   --version --help
 
 configs/    {configs}

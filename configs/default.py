@@ -35,6 +35,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # False: conv, BatchNorm, ReLU (He et al. 2015). True: BatchNorm after ReLU and convolutions
     # with biases, as in the authors' released code. Only the CIFAR ResNets have it.
     config.norm_after_relu = False
+    # False: parameter-free shortcuts (option A of He et al. 2015, their choice for CIFAR). True:
+    # 1x1 convolutions and norms where the shape changes (option B), as in many published weights.
+    # Only the CIFAR ResNets have the choice.
+    config.projection_shortcuts = False
     # What turns the last stage's map [H, W, C] into a vector [C]: flexpool is the paper's (section
     # 3), flexpool_softmax the released code's, avg the baseline of both tables. All of them are in
     # flexpool_jax/pooling.py, each with its source.
@@ -51,6 +55,14 @@ def get_config(variant: str = "") -> ConfigDict:
     # Probability of dropping an entry of the pooled vector ahead of its classifier. The variant
     # `dropout` sets the paper's 0.25 (section 4.4.1); where it acts is this project's choice.
     config.dropout_rate = 0.0
+
+    # A safetensors file whose weights training starts from: this project's own, as --mode=export
+    # writes it, or PyTorch's as scripts/convert_torch.py makes it (docs/portable.md). Empty: random
+    # weights (the paper's).
+    config.init_from = ""
+    # backbone: only what follows the backbone is trained, its pools and classifiers; BatchNorm uses
+    # its running statistics and does not update them. Empty: everything is trained.
+    config.freeze = ""
 
     # Simple Auxiliary Classifiers: each stage's map is pooled and classified too (section 3.2).
     config.sac = ConfigDict()
@@ -76,6 +88,11 @@ def get_config(variant: str = "") -> ConfigDict:
     # This fraction of the training split (stratified, seeded) stands in for the test split: for
     # choosing values without looking at test images. 0: the official splits (section 4.4).
     config.dataset.holdout = 0.0
+    # Images / 255 are normalised with this mean and standard deviation, one number a channel.
+    # Empty: with those of the training images. With init_from they must be those that the weights
+    # were trained with; files of this project name theirs.
+    config.dataset.mean = ()
+    config.dataset.std = ()
 
     # Images a step, over all devices together. Section 4.2: 1000.
     config.batch_size = 1000

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from flexpool_jax.evaluation import evaluate, load_trained
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
-    from flexpool_jax.pooling import FlexPool, flexpool_regularizer, register_pool
+    from flexpool_jax.pooling import (
+        FlexPool,
+        flexpool_regularizer,
+        register_pool,
+        resize_flexpool,
+    )
+    from flexpool_jax.portable.export import load_exported
+    from flexpool_jax.portable.weights import load_weights
     from flexpool_jax.training import train
 
 __version__ = "0.1.0"
@@ -31,10 +38,13 @@ __all__ = [
     "create_model",
     "evaluate",
     "flexpool_regularizer",
+    "load_exported",
     "load_trained",
+    "load_weights",
     "register_dataset",
     "register_model",
     "register_pool",
+    "resize_flexpool",
     "sac_loss",
     "train",
 ]
@@ -43,6 +53,9 @@ _MODULE_OF = {
     "FlexPool": "flexpool_jax.pooling",
     "flexpool_regularizer": "flexpool_jax.pooling",
     "register_pool": "flexpool_jax.pooling",
+    "resize_flexpool": "flexpool_jax.pooling",
+    "load_exported": "flexpool_jax.portable.export",
+    "load_weights": "flexpool_jax.portable.weights",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",
     "register_dataset": "flexpool_jax.data.registry",

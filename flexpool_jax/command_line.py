@@ -26,6 +26,9 @@ FLAGS = {
     "workdir": "the run's folder: checkpoints, metrics and results",
     "mode": "what to do",
     "step": "which checkpoint to use: best, latest or a step's number",
+    "resize": "side in pixels to which the test images are resized",
+    "images": "what to predict: an image file, a folder of them or a glob",
+    "top_k": "how many classes to give for each image",
 }
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
@@ -39,6 +42,9 @@ class Command:
         mode: One of the modes that exist.
         workdir: Absolute path of the run's folder; empty if none was given.
         step: "best", "latest" or a number, as text; None if not given.
+        resize: A number from 8 to 1024; None if not given.
+        images: The value of `--images`; None if not given.
+        top_k: A number from 1; None if not given.
         config: The config of `--config`, else of the workdir, overrides applied; None if neither
             is there.
         config_given: Whether there was a `--config` or an override, so that the config may be
@@ -48,6 +54,9 @@ class Command:
     mode: str
     workdir: str
     step: str | None
+    resize: int | None
+    images: str | None
+    top_k: int | None
     config: ConfigDict | None
     config_given: bool
 
@@ -73,6 +82,14 @@ def read(
     step = values["step"]
     if step not in (None, "best", "latest") and not (step.isascii() and step.isdigit()):
         raise UserError(f"--step={step}; allowed: best, latest or a step's number")
+    resize = values["resize"]
+    if resize is not None and not (
+        resize.isascii() and resize.isdigit() and 8 <= int(resize) <= 1024
+    ):
+        raise UserError(f"--resize={resize}; allowed: a whole number from 8 to 1024")
+    top_k = values["top_k"]
+    if top_k is not None and not (top_k.isascii() and top_k.isdigit() and int(top_k) >= 1):
+        raise UserError(f"--top_k={top_k}; allowed: a whole number from 1")
     workdir = _expand(values["workdir"] or "")
     overridden = any(map(is_override, arguments))
     config: ConfigDict | None = None
@@ -91,7 +108,16 @@ def read(
             "or the --workdir of a run that has begun"
         )
     config_given = values["config"] is not None or overridden
-    return Command(values["mode"], workdir, step, config, config_given)
+    return Command(
+        mode=values["mode"],
+        workdir=workdir,
+        step=step,
+        resize=None if resize is None else int(resize),
+        images=values["images"],
+        top_k=None if top_k is None else int(top_k),
+        config=config,
+        config_given=config_given,
+    )
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

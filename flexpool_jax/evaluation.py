@@ -94,19 +94,35 @@ def evaluate(
     step: str = "latest",
     config: ConfigDict | None = None,
     dataset: Dataset | None = None,
+    resize: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the test split; arguments and errors as for `restore_workdir`.
 
+    Args:
+        workdir: for `restore_workdir`, as the next three are.
+        step: likewise.
+        config: likewise.
+        dataset: likewise.
+        resize: side in pixels of the images that it is evaluated at; None for those that it was
+            trained at. See `flexpool_jax.portable.resolution`.
+
     Returns:
         ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats) and ``accuracy``
-        in [0, 1]; written to the workdir's evaluation.json as well, where that can be done.
+        in [0, 1], and ``resize`` if it is given; written to the workdir's evaluation.json as well,
+        where that can be done.
     """
     restored = restore_workdir(workdir, step, config, dataset)
+    label = {}
+    if resize is not None:
+        from flexpool_jax.portable.resolution import at_resolution
+
+        restored, label = at_resolution(restored, resize), {"resize": resize}
     setup = restored.setup
     test = on_devices(setup.dataset.test)
     report = {
         "step": restored.step,
         "split": setup.split_name,
+        **label,
         "examples": len(setup.dataset.test),
         **evaluate_split(setup, replicate(restored.variables), test).metrics,
     }

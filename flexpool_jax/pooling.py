@@ -268,18 +268,28 @@ class ChannelScale(nn.Module):
         return jnp.broadcast_to(w_fp / (shape[0] * shape[1]), shape)
 
 
-def _w_fp_leaves(params: Any) -> list[Array]:
-    def name(path: tuple[Any, ...]) -> Any:
-        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
-        # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
-        return names[-2] if names[1:] and names[-1] == "value" else names[-1] if names else None
+def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys on the way to a leaf."""
+    names = tuple(getattr(part, "key", getattr(part, "name", None)) for part in path)
+    # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
+    return names[:-1] if names[1:] and names[-1] == "value" else names
 
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = [leaf for path, leaf in leaves if name(path) == "w_fp"]
-    for w in found:
-        if jnp.ndim(w) != 3:
-            raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(w)}")
+
+def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
+    """Every w_fp of a tree, with the path of what holds it, such as "head/pool/"."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = _names(path)
+        if names[-1:] != ("w_fp",):
+            continue
+        if jnp.ndim(leaf) != 3:
+            raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(leaf)}")
+        found.append(("".join(f"{name}/" for name in names[:-1]), leaf))
     return found
+
+
+def _w_fp_leaves(params: Any) -> list[Array]:
+    return [w for _, w in _named_w_fp(params)]
 
 
 def flexpool_regularizer(params: Any) -> Array:
@@ -309,6 +319,51 @@ def flexpool_regularizer(params: Any) -> Array:
     for w in _w_fp_leaves(params):
         total = total + jnp.sum((jnp.sum(w, axis=(0, 1)) - 1.0) ** 2)
     return total
+
+
+def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:
+    """Describes the weights of every FlexPool in a tree of parameters by a few numbers.
+
+    For each parameter ``PATH/w_fp``, with the weights w [H, W, C] and the channels' sums s:
+
+    - ``PATH/sum_mean`` and ``PATH/sum_sd``: mean and standard deviation of s. Eq. 2 pulls all of it
+      to 1.
+    - ``PATH/negative_share``: the share of weights below 0.
+    - ``PATH/deviation_share``: ``Σ (w[i, j, k] − s[k] / (H · W))² / Σ w²``, how much of the weights
+      depends on the position: 0 for average pooling.
+
+    Args:
+        params: any pytree, as for `flexpool_regularizer`.
+        pool: one of `POOLS`; its `effective_weights` are described. None describes the parameters
+            as they are stored.
+
+    Returns:
+        Float32 scalars by name; empty where there is no ``w_fp``. It may be jitted.
+
+    Raises:
+        ValueError: a ``w_fp`` is not three-dimensional, or the pool is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> summary = pool_summary({"head": {"pool": {"w_fp": jnp.full((2, 2, 3), 0.25)}}})
+        >>> sorted(summary)[-1], float(summary["head/pool/sum_mean"])
+        ('head/pool/sum_sd', 1.0)
+    """
+    found: dict[str, Array] = {}
+    for path, w in _named_w_fp(params):
+        height, width, channels = w.shape
+        used = pool and effective_weights(pool, {"w_fp": w}, (height, width, channels))
+        w = jnp.asarray(w if used is None else used, jnp.float32)
+        sums = jnp.sum(w, axis=(0, 1))
+        size = jnp.sum(w**2)
+        deviation = jnp.sum((w - jnp.mean(w, axis=(0, 1))) ** 2)
+        found |= {
+            f"{path}sum_mean": jnp.mean(sums),
+            f"{path}sum_sd": jnp.std(sums),
+            f"{path}negative_share": jnp.mean((w < 0).astype(jnp.float32)),
+            f"{path}deviation_share": deviation / jnp.where(size > 0, size, 1.0),
+        }
+    return found
 
 
 def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
@@ -343,6 +398,69 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
     resized = resized * (height * width / (size[0] * size[1]))
     error = jnp.sum(w_fp, axis=(0, 1)) - jnp.sum(resized, axis=(0, 1))
     return (resized + error / (size[0] * size[1])).astype(w_fp.dtype)
+
+
+def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = None) -> Any:
+    """Resamples every ``w_fp`` of a tree of parameters to feature maps of another size.
+
+    Bilinear in position, as `resample_weights`; each channel keeps the sum of its weights, so that
+    features keep their scale. Weights whose map keeps its size stay as they are, bit for bit.
+
+    Args:
+        params: any pytree, such as linen's parameters or variables, or an ``nnx.State``; its leaves
+            named ``w_fp`` are float ``[H, W, C]``, with a length of 1 where weights are shared.
+        like: a tree of the same names with the new shapes: arrays, `jax.ShapeDtypeStruct` or tuples
+            of ints, e.g. ``jax.eval_shape(model.init, key, images)["params"]``.
+        constraint: that of the pools. ``"softmax"`` resamples `softmax_weights` of w_fp and stores
+            their logarithm: the weights used stay positive, and each channel's sum stays 1.
+
+    Returns:
+        The same tree with the resampled weights, of their dtype; all other leaves are those given.
+
+    Raises:
+        ValueError: a ``w_fp`` is not in `like`, or has another number of channels there; another
+            leaf has another shape there; or the constraint is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"pool": {"w_fp": jnp.full((8, 8, 64), 1 / 64)}}
+        >>> resized = resize_flexpool(params, like={"pool": {"w_fp": (7, 5, 64)}})
+        >>> resized["pool"]["w_fp"].shape, round(float(resized["pool"]["w_fp"][:, :, 0].sum()), 4)
+        ((7, 5, 64), 1.0)
+    """
+    if constraint not in (None, "softmax"):
+        raise ValueError(f"unknown FlexPool constraint {constraint!r}; allowed: None, 'softmax'")
+
+    def is_shape(node: Any) -> bool:
+        return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
+
+    shapes = {
+        _names(path): tuple(getattr(leaf, "shape", leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like, is_leaf=is_shape)
+    }
+
+    def resize(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = _names(path)
+        where = "/".join(map(str, names))
+        old, new = tuple(jnp.shape(leaf)), shapes.get(names)
+        if names[-1:] != ("w_fp",):
+            if new not in (None, old):
+                raise ValueError(f"{where} is {old} and would be {new}: only w_fp can be resized")
+            return leaf
+        if new is None:
+            raise ValueError(f"{where} has no new shape: it is not in the tree `like`")
+        if new == old:
+            return leaf
+        if len(old) != 3 or len(new) != 3 or old[2] != new[2]:
+            raise ValueError(f"{where} is {old} and would be {new}: H and W alone may change")
+        if constraint != "softmax":
+            return resample_weights(leaf, new[:2])
+        # Not `resample_weights`, whose correction of the sums could make a small weight negative.
+        weights = jax.image.resize(softmax_weights(leaf), new, "bilinear")
+        weights = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
+        return jnp.log(weights / jnp.sum(weights, axis=(0, 1))).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(resize, params)
 
 
 def avg_pool(x: Array) -> Array:

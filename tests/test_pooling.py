@@ -24,7 +24,9 @@ from flexpool_jax.pooling import (
     gem_pool,
     lse_pool,
     max_pool,
+    pool_summary,
     resample_weights,
+    resize_flexpool,
     soft_pool,
     softmax_weights,
 )
@@ -199,6 +201,71 @@ def test_resampled_weights_keep_each_channels_sum(size):
     np.testing.assert_allclose(
         resampled.sum(axis=(0, 1)), WEIGHTS.sum(axis=(0, 1)), rtol=1e-4, atol=1e-5
     )
+
+
+TWO_POOLS = {
+    "head": {"pool": {"w_fp": jnp.asarray(WEIGHTS)}, "classifier": {"kernel": jnp.ones((6, 2))}},
+    "aux_head": {"pool": {"w_fp": jnp.asarray(WEIGHTS[:, :, :1])}},
+}
+
+
+def shapes_of_two_pools(size):
+    return {
+        "head": {"pool": {"w_fp": (*size, 6)}},
+        "aux_head": {"pool": {"w_fp": jax.ShapeDtypeStruct((*size, 1), jnp.float32)}},
+    }
+
+
+def test_resizing_a_tree_resamples_each_w_fp_and_leaves_the_rest():
+    resized = resize_flexpool(TWO_POOLS, like=shapes_of_two_pools((9, 7)))
+    for owner, pool in (("head", WEIGHTS), ("aux_head", WEIGHTS[:, :, :1])):
+        w = resized[owner]["pool"]["w_fp"]
+        assert w.shape == (9, 7, pool.shape[2])
+        np.testing.assert_allclose(w.sum((0, 1)), pool.sum((0, 1)), rtol=1e-4, atol=1e-5)
+    assert resized["head"]["classifier"]["kernel"] is TWO_POOLS["head"]["classifier"]["kernel"]
+
+
+@pytest.mark.parametrize("constraint", [None, "softmax"])
+def test_resizing_to_the_same_size_changes_nothing(constraint):
+    same = resize_flexpool(
+        TWO_POOLS, like=shapes_of_two_pools(WEIGHTS.shape[:2]), constraint=constraint
+    )
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (same, TWO_POOLS)), strict=True))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (9, 7)])
+def test_resized_softmax_weights_stay_positive_sum_to_one_and_keep_their_shape(size):
+    # Concentrated on few positions, where a correction by addition would go below zero.
+    stored = jnp.asarray(WEIGHTS) * 10
+    resized = resize_flexpool({"w_fp": stored}, like={"w_fp": (*size, 6)}, constraint="softmax")
+    used = softmax_weights(resized["w_fp"])
+    assert float(used.min()) > 0
+    np.testing.assert_allclose(used.sum((0, 1)), 1, rtol=1e-5)
+    shape = jax.image.resize(softmax_weights(stored), used.shape, "bilinear")
+    np.testing.assert_allclose(used, shape / shape.sum((0, 1)), rtol=1e-3, atol=1e-7)
+
+
+def test_resizing_reads_an_nnx_state_of_shapes():
+    state = nnx.State({"pool": {"w_fp": nnx.Param(jnp.asarray(WEIGHTS))}})
+    like = jax.eval_shape(lambda: nnx.State({"pool": {"w_fp": nnx.Param(jnp.zeros((3, 3, 6)))}}))
+    resized = resize_flexpool(state, like=like)
+    np.testing.assert_array_equal(
+        resized["pool"]["w_fp"][...], resample_weights(jnp.asarray(WEIGHTS), (3, 3))
+    )
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"pool": {"w_fp": (5, 4, 7)}}, "pool/w_fp is .* H and W alone"),
+        ({"other": {"w_fp": (5, 4, 6)}}, "pool/w_fp has no new shape"),
+        ({"pool": {"w_fp": (5, 4, 6)}, "kernel": (3, 2)}, "kernel is .* only w_fp"),
+    ],
+)
+def test_what_cannot_be_resized_is_named(like, message):
+    params = {"pool": {"w_fp": jnp.asarray(WEIGHTS)}, "kernel": jnp.ones((6, 2))}
+    with pytest.raises(ValueError, match=message):
+        resize_flexpool(params, like=like)
 
 
 def test_resampled_average_pooling_is_average_pooling():
@@ -555,3 +622,34 @@ def test_regularizer_finds_partitioned_weights_of_linen():
 def test_regularizer_refuses_weights_of_another_rank():
     with pytest.raises(ValueError, match=r"\[H, W, C\]; got shape \(4, 3\)"):
         flexpool_regularizer({"w_fp": jnp.ones((4, 3))})
+
+
+def test_pool_summary_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(3, 4, 5)), np.zeros((2, 2, 1))
+    params = {"head": {"pool": {"w_fp": w}}, "aux": {"w_fp": v}, "other": {"kernel": w}}
+    found = jax.jit(pool_summary)(params)
+    sums = w.sum(axis=(0, 1))
+    expected = {
+        "head/pool/sum_mean": sums.mean(),
+        "head/pool/sum_sd": sums.std(),
+        "head/pool/negative_share": np.mean(w < 0),
+        "head/pool/deviation_share": np.sum((w - sums / 12) ** 2) / np.sum(w**2),
+        "aux/sum_mean": 0,
+        "aux/sum_sd": 0,
+        "aux/negative_share": 0,
+        "aux/deviation_share": 0,
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_pool_summary_describes_the_weights_that_the_pool_uses():
+    stored = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    found = pool_summary({"w_fp": stored}, "flexpool_softmax")
+    assert float(found["sum_mean"]) == pytest.approx(1)
+    assert float(found["negative_share"]) == 0
+    scale = pool_summary({"w_fp": np.full((1, 1, 5), 2.0)}, "channel_scale")
+    assert (float(scale["sum_mean"]), float(scale["deviation_share"])) == (2, 0)
+    assert pool_summary({"p": np.float32(3)}, "gem") == {}

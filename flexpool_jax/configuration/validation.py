@@ -71,7 +71,8 @@ at most 1000
         if config.sac.weights == registry.default_sac_weights(_STAGES_OF_THE_PAPER):
             config.sac.weights = registry.default_sac_weights(registry.num_stages(config.model))
         _check_sac_weights(config.model, config.sac.weights)
-    _check_norm_order(config)
+    _check_cifar_options(config)
+    _check_start(config)
     _check_superclass(config)
     _check_warmup(config)
     return config
@@ -169,9 +170,15 @@ evenly; allowed: multiples of 8, e.g. 96 or 104
 def check_files(config: ConfigDict) -> None:
     """Checks that the files a training run reads are there; evaluation does without them.
 
+    Where `init_from` is a file that names the normalisation that its weights were trained with,
+    and `dataset.mean` and `dataset.std` are empty, they are set to it.
+
     Raises:
-        UserError: When the mapping to superclasses is missing.
+        UserError: When the mapping to superclasses or the weights to start from are missing, or
+            nothing says how images were normalised for these weights.
     """
+    if config.init_from:
+        _check_initial_weights(config)
     mapping = config.superclass.mapping
     if mapping and not _path(mapping).is_file():
         raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")
@@ -286,13 +293,49 @@ def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
         raise UserError(f"{given}, which sum to {sum(weights):g}; {allowed}")
 
 
-def _check_norm_order(config: ConfigDict) -> None:
+def _check_cifar_options(config: ConfigDict) -> None:
     cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
-    if config.norm_after_relu and config.model not in cifar_resnets:
+    for name in registry.CIFAR_OPTIONS:
+        if config[name] and config.model not in cifar_resnets:
+            raise UserError(
+                f"config.{name} is True with model {config.model!r}; allowed: False, or one "
+                f"of {', '.join(cifar_resnets)}"
+            )
+
+
+def _check_start(config: ConfigDict) -> None:
+    mean, std = config.dataset.mean, config.dataset.std
+    if len(mean) != len(std):
         raise UserError(
-            f"config.norm_after_relu is True with model {config.model!r}; allowed: False, or one "
-            f"of {', '.join(cifar_resnets)}"
+            f"config.dataset.mean is {mean!r} and config.dataset.std is {std!r}; allowed: as many "
+            "numbers in both, one for each channel, or none"
         )
+    if config.freeze and not config.init_from:
+        raise UserError(
+            f"config.freeze is {config.freeze!r} without init_from, so that random weights would "
+            "stay as they are; allowed: a file in config.init_from, or freeze empty"
+        )
+
+
+def _check_initial_weights(config: ConfigDict) -> None:
+    # Imported here, because it imports NumPy.
+    from flexpool_jax.portable.weights import read_header
+
+    try:
+        header = read_header(config.init_from)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+    if config.dataset.mean:
+        return
+    if not header.mean:
+        origin = "is not of this project and" if header.foreign else "was saved without it and"
+        raise UserError(
+            f"config.init_from: {header.path} {origin} does not say how images were normalised for "
+            "its weights; with another normalisation the accuracy would be wrong without a sign of "
+            "it. Give the mean and deviation of images / 255 that its source names, e.g. "
+            "--config.dataset.mean=0.485,0.456,0.406 --config.dataset.std=0.229,0.224,0.225"
+        )
+    config.dataset.mean, config.dataset.std = header.mean, header.std
 
 
 def _check_superclass(config: ConfigDict) -> None:

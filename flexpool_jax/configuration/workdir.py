@@ -20,11 +20,15 @@ _FIXED = (
     "seed",
     "model",
     "norm_after_relu",
+    "projection_shortcuts",
     "pool",
+    "init_from",
     "sac.enabled",
     "dataset.name",
     "dataset.image_size",
     "dataset.holdout",
+    "dataset.mean",
+    "dataset.std",
     "batch_size",
     "optimizer.name",
     "optimizer.kwargs.",
@@ -56,6 +60,11 @@ _ADDED_SINCE: dict[str, Any] = {
     "optimizer.clip_norm": 0.0,
     "warmup_epochs": 0,
     "ema_decay": 0.0,
+    "projection_shortcuts": False,
+    "init_from": "",
+    "freeze": "",
+    "dataset.mean": (),
+    "dataset.std": (),
 }
 
 

@@ -143,22 +143,23 @@ def encode_png(image: np.ndarray | Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def resize(image: Image.Image, size: int) -> Image.Image:
-    """Resizes to size × size: by area averaging when it shrinks, else linearly.
+def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Resizes to size × size, or to (H, W): by area averaging when it shrinks, else linearly.
 
-    An image that is not square is stretched, so that nothing of it is cut off.
+    An image of other proportions is stretched, so that nothing of it is cut off.
 
     Example:
         >>> image = Image.fromarray(np.array([[0, 100], [100, 200]], dtype=np.uint8))
         >>> resize(image, 1).getpixel((0, 0))
         100
     """
-    if image.size == (size, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.size == (width, height):
         return image
-    shrinks = size <= image.width and size <= image.height
+    shrinks = width <= image.width and height <= image.height
     # Pillow's box filter weighs each source pixel by the area of it that a new pixel covers.
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return image.resize((size, size), method)
+    return image.resize((width, height), method)
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

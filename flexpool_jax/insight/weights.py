@@ -89,11 +89,18 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
     With v and V as in `interventions`, |·| the root of the sum of squares over all entries, and
     A the mean feature map:
 
+    - ``mean`` and ``sd`` of all entries of w.
     - ``channel_sums``: ``s[k] = Σ_ij w[i, j, k]``: ``mean``, ``sd`` (over the channels, divided
       by C), ``min``, ``max`` and all ``values``. Eq. 2 pulls them to 1.
     - ``negative_share``: the share of entries of w below 0.
     - ``deviation_share``: ``|v|² / |w|²``; 0 for spatially constant weights.
     - ``singular_values`` of V, largest first; min(H · W, C) of them.
+    - ``effective_rank`` of V: ``exp(−Σ p log p)`` of the singular values' shares p of their sum
+      (Roy & Vetterli 2007, "The effective rank"); about how many maps the channels' are mixtures
+      of.
+    - ``entropy``: the mean over channels of ``−Σ_ij q log q / log(H · W)`` with
+      ``q = |w[i, j, k]| / Σ_ij |w[i, j, k]|``: 1 for even weights, 0 for a single position.
+      Channels whose weights are all 0 do not count.
     - ``mirror_correlation``: ``Σ_ijk v[i, j, k] · v[i, W + 1 − j, k] / |v|²``, the correlation over
       all entries of v with its left-right mirror image; equal to the mean of the channels'
       correlations weighted by their shares of |v|². 1 for symmetric weights.
@@ -119,7 +126,12 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
     sums = w.sum(axis=(0, 1))
     size = np.sum(v**2)
     correlations = _correlations(np.abs(v), np.asarray(mean_map, np.float64))
+    singular_values = np.linalg.svd(v.reshape(-1, v.shape[2]), compute_uv=False)
+    sizes = np.abs(w).reshape(-1, w.shape[2])
+    entropies = _entropy(sizes[:, sizes.sum(axis=0) > 0])
     return {
+        "mean": float(w.mean()),
+        "sd": float(w.std()),
         "channel_sums": {
             "mean": float(sums.mean()),
             "sd": float(sums.std()),
@@ -129,11 +141,19 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
         },
         "negative_share": float(np.mean(w < 0)),
         "deviation_share": _ratio(size, np.sum(w**2)),
-        "singular_values": np.linalg.svd(v.reshape(-1, v.shape[2]), compute_uv=False).tolist(),
+        "singular_values": singular_values.tolist(),
+        "effective_rank": float(np.exp(_entropy(singular_values))) if size else None,
+        "entropy": _ratio(entropies.sum(), len(entropies) * np.log(len(sizes))),
         "mirror_correlation": _ratio(np.sum(v * v[:, ::-1]), size),
         "activation_correlation": _ratio(correlations.sum(), len(correlations)),
         "activation_channels": len(correlations),
     }
+
+
+def _entropy(x: np.ndarray) -> np.ndarray:
+    """Shannon's entropy along the first axis, in nats, of non-negative numbers' shares."""
+    shares = x / x.sum(axis=0)
+    return -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=0)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -56,6 +56,8 @@ class Classifier(nn.Module):
         num_classes, pool, dropout_rate, hidden_features, dtype: of the heads, see `Head`; the
             hidden layers are the last head's alone: an auxiliary classifier is simple.
         sac: whether the earlier stages have classifiers.
+        freeze_backbone: use the running statistics in training too, and let no gradient into the
+            backbone.
         backbone_name: for messages.
         num_stages: of the maps that the backbone must return; None for any number.
     """
@@ -67,6 +69,7 @@ class Classifier(nn.Module):
     dropout_rate: float = 0.0
     hidden_features: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    freeze_backbone: bool = False
     backbone_name: str = ""
     num_stages: int | None = None
 
@@ -79,8 +82,11 @@ class Classifier(nn.Module):
         """
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, C]; got shape {tuple(images.shape)}")
-        stages = self.backbone(images.astype(self.dtype), train=train)
+        train_backbone = train and not self.freeze_backbone
+        stages = self.backbone(images.astype(self.dtype), train=train_backbone)
         self._check_stages(stages, images.shape[0])
+        if self.freeze_backbone:
+            stages = {name: jax.lax.stop_gradient(stage) for name, stage in stages.items()}
         *earlier, last = stages.items()
         if self.sac and (train or self.is_initializing()):
             for name, feature_map in earlier:

@@ -40,6 +40,9 @@ MODELS: dict[str, Entry] = {
     **_family("inception", "inception", num_stages=3),
 }
 
+# Options of the CIFAR ResNets that are fields of a config by the same name.
+CIFAR_OPTIONS = ("norm_after_relu", "projection_shortcuts")
+
 
 def register_model(
     name: str, *, num_stages: int, head_features: tuple[int, ...] = ()
@@ -170,7 +173,7 @@ def create_model(
         dtype: compute dtype, float32 by default; parameters and statistics are float32 throughout.
         norm_axis_name: pmapped axis over which BatchNorm statistics are synchronised; None for
             none.
-        **options: the backbone's own, such as ``norm_after_relu`` of the CIFAR ResNets.
+        **options: the backbone's own, such as `CIFAR_OPTIONS` of the CIFAR ResNets.
 
     Returns:
         A Flax module with collections ``params`` and ``batch_stats``.

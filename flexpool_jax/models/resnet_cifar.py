@@ -2,7 +2,8 @@
 
 6n + 2 layers: a 3×3 stem of 16 channels and three stages of n two-convolution blocks with 16, 32
 and 64 channels. conv–BN–ReLU, no convolution bias, parameter-free option-A shortcuts.
-``norm_after_relu=True`` gives the order of the FlexPool authors' release instead.
+``norm_after_relu=True`` gives the order of the FlexPool authors' release instead, and
+``projection_shortcuts=True`` the shortcuts of many published weights.
 """
 
 from __future__ import annotations
@@ -23,13 +24,23 @@ ModuleDef = Callable[..., Any]
 STAGE_FEATURES = (16, 32, 64)
 
 
-def option_a_shortcut(x: Array, features: int, stride: int) -> Array:
+def option_a_shortcut(x: Array, features: int, stride: int, name: str = "") -> Array:
     """Option A of He et al.: every ``stride``-th pixel, zeros for the new channels."""
     if stride == 1 and x.shape[-1] == features:
         return x
     x = x[:, ::stride, ::stride]
     missing = features - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+
+def projection_shortcut(
+    x: Array, features: int, stride: int, name: str, conv: ModuleDef, norm: ModuleDef
+) -> Array:
+    """Option B of He et al.: where the shape changes, a 1×1 convolution and a norm."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    x = conv(features, (1, 1), strides=stride, name=f"{name}_projection_conv")(x)
+    return norm(name=f"{name}_projection_norm")(x)
 
 
 class ResNetCifar(nn.Module):
@@ -39,12 +50,14 @@ class ResNetCifar(nn.Module):
         blocks_per_stage: n; the depth is 6n + 2.
         norm_after_relu: conv–ReLU–BN with biased convolutions, and BN after the block's last ReLU,
             as in the authors' release.
+        projection_shortcuts: option B instead of option A.
         dtype: compute dtype.
         norm_axis_name: axis over which batch statistics are synchronised, if any.
     """
 
     blocks_per_stage: int
     norm_after_relu: bool = False
+    projection_shortcuts: bool = False
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     norm_axis_name: str | None = None
 
@@ -55,6 +68,9 @@ class ResNetCifar(nn.Module):
             BatchNorm, not train, dtype=self.dtype, axis_name=self.norm_axis_name
         )
         block = block_of_the_release if self.norm_after_relu else residual_block
+        shortcut: ModuleDef = option_a_shortcut
+        if self.projection_shortcuts:
+            shortcut = functools.partial(projection_shortcut, conv=conv, norm=norm)
         stem_norm = norm(name="stem_norm")
         x = conv(STAGE_FEATURES[0], name="stem_conv")(images)
         x = stem_norm(relu(x)) if self.norm_after_relu else relu(stem_norm(x))
@@ -62,16 +78,22 @@ class ResNetCifar(nn.Module):
         for stage, features in enumerate(STAGE_FEATURES, start=1):
             for number in range(1, self.blocks_per_stage + 1):
                 stride = 2 if stage > 1 and number == 1 else 1
-                x = block(x, features, stride, f"stage{stage}_block{number}", conv, norm)
+                x = block(x, features, stride, f"stage{stage}_block{number}", conv, norm, shortcut)
             stages[f"stage{stage}"] = x
         return stages
 
 
 def residual_block(
-    x: Array, features: int, stride: int, name: str, conv: ModuleDef, norm: ModuleDef
+    x: Array,
+    features: int,
+    stride: int,
+    name: str,
+    conv: ModuleDef,
+    norm: ModuleDef,
+    shortcut_of: ModuleDef,
 ) -> Array:
     """The block of He et al. 2015, Fig. 2: ``[B, H, W, C] -> [B, H', W', features]``."""
-    shortcut = option_a_shortcut(x, features, stride)
+    shortcut = shortcut_of(x, features, stride, name)
     x = conv(features, strides=stride, name=f"{name}_1_conv")(x)
     x = norm(name=f"{name}_1_norm")(x)
     x = relu(x)
@@ -81,10 +103,16 @@ def residual_block(
 
 
 def block_of_the_release(
-    x: Array, features: int, stride: int, name: str, conv: ModuleDef, norm: ModuleDef
+    x: Array,
+    features: int,
+    stride: int,
+    name: str,
+    conv: ModuleDef,
+    norm: ModuleDef,
+    shortcut_of: ModuleDef,
 ) -> Array:
     """The same block in the order of the authors' release, where each norm follows its ReLU."""
-    shortcut = option_a_shortcut(x, features, stride)
+    shortcut = shortcut_of(x, features, stride, name)
     x = conv(features, strides=stride, name=f"{name}_1_conv")(x)
     x = relu(x)
     x = norm(name=f"{name}_1_norm")(x)

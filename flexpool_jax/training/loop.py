@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
+from flexpool_jax.portable.weights import start_from
 from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, console, metrics, superclass
 from flexpool_jax.training.identity import Identity, begin
@@ -138,6 +139,8 @@ def _restore_or_init(
     state = setup.init()
     if pretrained is not None:
         state = superclass.with_new_classifiers(state, pretrained)
+    elif setup.config.init_from:
+        state = _load_initial_weights(setup, state)
     restored = checkpoints.restore_latest(manager, state, identity.check)
     if restored is None:
         return state, Progress()
@@ -162,6 +165,27 @@ def _restore_or_init(
     if step == setup.total_steps and any(change["field"] == "num_epochs" for change in changes):
         progress.evaluated = False
     return state, progress
+
+
+def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
+    """The state at step 0 with the weights of ``config.init_from``."""
+    file = setup.config.init_from
+    variables, new = start_from(file, jax.device_get(state.variables))
+    if new:
+        print(
+            f"{file} is for another number of classes: {', '.join(new)} begins anew, for "
+            f"{setup.dataset.num_classes}",
+            file=sys.stderr,
+        )
+    params = variables["params"]
+    # An optimizer may keep a copy of the parameters.
+    return dataclasses.replace(
+        state,
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=jax.jit(setup.tx.init)(params),
+        ema_params=None if state.ema_params is None else params,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
+from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.training import steps
 from flexpool_jax.training.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training.steps import TrainState, create_train_state
@@ -127,6 +128,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
     Raises:
         UserError: the config does not fit the data or the devices.
     """
+    dataset = _with_normalisation(config, dataset)
     configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = make_schedule(
@@ -161,6 +163,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         pool_reg=config.pool_reg,
         sync_batch_norm=config.sync_batch_norm,
         ema_decay=config.ema_decay,
+        freeze_backbone=config.freeze == "backbone",
     )
     steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
     return Setup(
@@ -174,9 +177,24 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
     )
 
 
+def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+    """The data set with the mean and deviation that the config gives in the place of its own."""
+    mean, std = (
+        np.asarray(values, np.float32) for values in (config.dataset.mean, config.dataset.std)
+    )
+    if not mean.size:
+        return dataset
+    if mean.shape != dataset.mean.shape:
+        raise UserError(
+            f"config.dataset.mean is {config.dataset.mean!r}, and images of {dataset.name} have "
+            f"{dataset.image_shape[2]} channels; allowed: one number for each channel"
+        )
+    return dataclasses.replace(dataset, mean=mean, std=std)
+
+
 def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
     """Creates the model, and checks it against the images and Eq. 2 before anything is compiled."""
-    options = {"norm_after_relu": True} if config.norm_after_relu else {}
+    options = {name: True for name in CIFAR_OPTIONS if config[name]}
     model = create_model(
         config.model,
         num_classes=dataset.num_classes,

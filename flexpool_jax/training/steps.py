@@ -136,6 +136,7 @@ def make_train_step(
     pool_reg: float = 0.0,
     sync_batch_norm: bool = True,
     ema_decay: float = 0.0,
+    freeze_backbone: bool = False,
 ) -> TrainStep:
     """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
@@ -153,6 +154,8 @@ def make_train_step(
         sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
             are averaged over devices, so that the state stays the same on each.
         ema_decay: of the state's moving average of the parameters, if it keeps one.
+        freeze_backbone: leave the backbone's parameters and running statistics as they are, and
+            normalise by the latter.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
@@ -160,6 +163,8 @@ def make_train_step(
         derives from it, the step and the example's position in the whole batch (for augmentation)
         or the device (for dropout). metrics: float32 scalars averaged over all devices' examples.
     """
+    if freeze_backbone:
+        model = model.clone(freeze_backbone=True)
 
     def loss_fn(
         params: Any, batch_stats: Any, images: Array, labels: Array, key: Array
@@ -198,6 +203,9 @@ def make_train_step(
         if not sync_batch_norm:
             batch_stats = jax.lax.pmean(batch_stats, AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        if freeze_backbone:
+            # Its gradients are zero, but weight decay and momentum would still move it.
+            updates = updates | {"backbone": jax.tree.map(jnp.zeros_like, updates["backbone"])}
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params

@@ -31,10 +31,13 @@ OTHER = {
     "seed": 1,
     "model": "resnet32",
     "norm_after_relu": True,
+    "projection_shortcuts": True,
     "pool": "avg",
     "pool_reg": 0.2,
     "pool_learning_rate_scale": 0.02,
     "dropout_rate": 0.5,
+    "init_from": "other.safetensors",
+    "freeze": "backbone",
     "sac.enabled": True,
     "sac.weights": (0.05, 0.1, 0.85),
     "dataset.name": "cifar100",
@@ -42,6 +45,8 @@ OTHER = {
     "dataset.raw_dir": "downloads",
     "dataset.image_size": 64,
     "dataset.holdout": 0.1,
+    "dataset.mean": (0.5, 0.5, 0.5),
+    "dataset.std": (0.25, 0.25, 0.25),
     "batch_size": 128,
     "num_epochs": 7,
     "eval_batch_size": 10,
@@ -73,7 +78,8 @@ OTHER = {
 FIXED = {
     *("seed", "model", "norm_after_relu", "pool", "sac.enabled", "batch_size", "optimizer.name"),
     *("ema_decay",),
-    *("dataset.name", "dataset.image_size", "dataset.holdout", "dtype"),
+    *("dataset.name", "dataset.image_size", "dataset.holdout", "dataset.mean", "dataset.std"),
+    *("projection_shortcuts", "init_from", "dtype"),
     *("augment.flip", "augment.scale", "augment.crop", "superclass.epochs", "superclass.mapping"),
 }
 WITHOUT_EFFECT = {

@@ -137,3 +137,31 @@ def test_statistics_are_numpys(w):
 def test_symmetric_weights_have_mirror_correlation_one(w):
     assert weights.weight_statistics(w + w[:, ::-1], w)["mirror_correlation"] == pytest.approx(1)
     assert weights.weight_statistics(w - w[:, ::-1], w)["mirror_correlation"] == pytest.approx(-1)
+
+
+def test_entropy_is_1_for_even_weights_and_0_for_a_single_position():
+    even = np.full((3, 4, 2), -0.2)
+    assert weights.weight_statistics(even, even)["entropy"] == pytest.approx(1)
+    single = np.zeros((3, 4, 2))
+    single[1, 2] = (5.0, 0.0)  # the second channel has no weights, and does not count
+    assert weights.weight_statistics(single, even)["entropy"] == 0
+    half = np.zeros((2, 2, 1))
+    half[0] = 0.5
+    assert weights.weight_statistics(half, half)["entropy"] == pytest.approx(0.5)
+    assert weights.weight_statistics(np.zeros((2, 2, 1)), half)["entropy"] is None
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_effective_rank_is_the_rank_of_equally_strong_maps(rank):
+    basis = np.linalg.qr(np.c_[np.ones(16), np.random.default_rng(0).normal(size=(16, 3))])[0]
+    w = (basis[:, 1 : rank + 1] @ np.eye(rank, 6)).reshape(4, 4, 6) + 1 / 16
+    assert weights.weight_statistics(w, w)["effective_rank"] == pytest.approx(rank)
+    even = np.full((4, 4, 6), 1 / 16)
+    assert weights.weight_statistics(even, even)["effective_rank"] is None
+
+
+def test_mean_and_spread_are_numpys():
+    w = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    found = weights.weight_statistics(w, w)
+    assert found["mean"] == pytest.approx(w.mean(dtype=np.float64))
+    assert found["sd"] == pytest.approx(w.std(dtype=np.float64))

@@ -1,0 +1,92 @@
+"""Exact evidence maps: how much each position of the last feature map adds to each logit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flexpool_jax.pooling import effective_weights
+
+
+def pool_weights(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> Any:
+    """The weights of a pool that is a weighted sum over positions, learned or not.
+
+    Args:
+        pool: one of `flexpool_jax.pooling.POOLS`.
+        params: of that pool alone; ``{}`` where it has none.
+        shape: (H, W, C) of the feature map.
+
+    Returns:
+        [H, W, C]; None for a pool that is not such a sum.
+
+    Example:
+        >>> float(pool_weights("avg", {}, (2, 2, 3))[0, 0, 0]), pool_weights("max", {}, (2, 2, 3))
+        (0.25, None)
+    """
+    if pool == "avg":
+        return np.full(shape, 1 / (shape[0] * shape[1]))
+    return effective_weights(pool, params, shape)
+
+
+def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> str:
+    """Says why a head's logits are not sums over positions; "" where they are.
+
+    Args:
+        pool: one of `flexpool_jax.pooling.POOLS`.
+        params: of the head: ``pool``, ``classifier`` and the hidden layers, if any.
+        shape: (H, W, C) of the feature map.
+
+    Example:
+        >>> why_not_exact("max", {"classifier": {}}, (2, 2, 3))
+        'the pool max is not a weighted sum over positions'
+    """
+    if any(name.startswith("hidden") for name in params):
+        return "hidden dense layers between the pool and the classifier mix the positions"
+    if pool != "flatten" and pool_weights(pool, params.get("pool", {}), shape) is None:
+        return f"the pool {pool} is not a weighted sum over positions"
+    return ""
+
+
+def evidence_maps(pool: str, params: Mapping[str, Any], feature_map: np.ndarray) -> np.ndarray:
+    """Splits logits into what each position adds to them.
+
+    ``E[i, j, n] = Σ_k f[i, j, k] · w[i, j, k] · A[k, n]``: f is the feature map, w the pool's
+    weights and A the classifier's kernel. Since the logit n is ``Σ_ij E[i, j, n]`` plus the
+    classifier's bias, the map is not an approximation. HiResCAM (Draelos & Carin 2020, arXiv
+    2011.08891) equals it here; Grad-CAM does not, since it averages position-dependent weights. Of
+    `flatten`, whose kernel has a row for each position and channel, it is
+    ``E[i, j, n] = Σ_k f[i, j, k] · A[i, j, k, n]``.
+
+    Args:
+        pool: one of `flexpool_jax.pooling.POOLS`.
+        params: of the head.
+        feature_map: [B, H, W, C], floating.
+
+    Returns:
+        float64 [B, H, W, num_classes].
+
+    Raises:
+        ValueError: the logits are not sums over positions; see `why_not_exact`.
+
+    Example:
+        >>> params = {"classifier": {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}}
+        >>> evidence_maps("avg", params, np.ones((1, 2, 2, 3)))[0, :, :, 0]
+        array([[0.75, 0.75],
+               [0.75, 0.75]])
+    """
+    height, width, channels = feature_map.shape[1:]
+    shape = (height, width, channels)
+    reason = why_not_exact(pool, params, shape)
+    if reason:
+        raise ValueError(f"there is no exact evidence map: {reason}")
+    f = np.asarray(feature_map, np.float64)
+    kernel = np.asarray(params["classifier"]["kernel"], np.float64)
+    if pool == "flatten":
+        maps = np.einsum("bijk,ijkn->bijn", f, kernel.reshape(*shape, -1))
+    else:
+        w = np.asarray(pool_weights(pool, params.get("pool", {}), shape), np.float64)
+        maps = (f * w) @ kernel
+    found: np.ndarray = maps
+    return found

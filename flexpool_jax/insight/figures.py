@@ -1,0 +1,181 @@
+"""Draws what an inspection finds, as PNGs: weights, evidence maps, confusion and reliability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from flexpool_jax.data import Split
+from flexpool_jax.insight.contact_sheet import scaled
+from flexpool_jax.insight.metrics import Bin
+
+if TYPE_CHECKING:
+    from flexpool_jax.insight.inspection import Evidence
+
+# Blue below and red above a light middle; told apart with every common kind of colour blindness.
+DIVERGING = "RdBu_r"
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "text.color": "#1f2933",
+    "axes.labelcolor": "#1f2933",
+}
+# More numbers than these cannot be read.
+_MAX_NUMBERED, _MAX_NAMED = 256, 40
+_EVIDENCE_ROWS = 12
+_TAKES, _ADDS = np.array([43, 131, 255], np.uint8), np.array([224, 44, 40], np.uint8)
+
+
+def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
+    """Draws the maps of all channels on one colour scale, centred at 1 / (H · W).
+
+    Args:
+        w: [H, W, C]; if all channels share one map, it is drawn once.
+        path: of the PNG.
+        title: of the figure.
+    """
+    w = np.asarray(w, np.float64)
+    shared = bool((w == w[..., :1]).all()) and w.shape[2] > 1
+    maps = w[..., :1] if shared else w
+    height, width, channels = maps.shape
+    across = max(1, math.ceil(math.sqrt(channels * height / width)))
+    down = math.ceil(channels / across)
+    gap = max(1, max(height, width) // 8)
+    mosaic = np.full((down * (height + 2 * gap), across * (width + gap)), np.nan)
+    places = [divmod(channel, across) for channel in range(channels)]
+    corners = [(row * (height + 2 * gap) + 2 * gap, col * (width + gap)) for row, col in places]
+    for channel, (top, left) in enumerate(corners):
+        mosaic[top : top + height, left : left + width] = maps[..., channel]
+    norm = _around(1 / (height * width), maps)
+    with rc_context(_STYLE):
+        size = min(14.0, max(5.0, 0.9 * across))
+        figure = Figure(
+            figsize=(size + 1, size * mosaic.shape[0] / mosaic.shape[1] + 1), layout="constrained"
+        )
+        axes = figure.subplots()
+        axes.imshow(mosaic, cmap=DIVERGING, norm=norm, interpolation="nearest")
+        axes.axis("off")
+        if channels <= _MAX_NUMBERED and not shared:
+            points = 72 * size / mosaic.shape[1]
+            for channel, (top, left) in enumerate(corners):
+                axes.text(
+                    left - 0.5,
+                    top - 0.7,
+                    str(channel),
+                    fontsize=min(9, max(3, 1.7 * gap * points)),
+                    va="bottom",
+                )
+        channels_text = "one map for all channels" if shared else f"{channels} channels"
+        axes.set_title(f"Weights of {title}: {channels_text}, {height} × {width} positions")
+        bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=axes, shrink=0.7)
+        bar.set_label(f"weight; the middle is 1/(HW) = {1 / (height * width):.4g}")
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def _around(centre: float, values: np.ndarray) -> Normalize:
+    """A scale of equal length on both sides of its centre, with all values on it."""
+    reach = float(np.abs(values - centre).max()) or abs(centre) or 1.0
+    return Normalize(centre - reach, centre + reach)
+
+
+def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: Path) -> None:
+    """Draws images beside the evidence for their predicted and for their true class.
+
+    Each row has one scale, centred at 0, so that its two maps can be compared.
+    """
+    rows = min(_EVIDENCE_ROWS, len(evidence.positions))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 1.9 * rows + 0.6), layout="constrained")
+        panels = figure.subplots(rows, 3, squeeze=False)
+        for row in range(rows):
+            index = evidence.positions[row]
+            label = int(split.labels[index])
+            classes = list(evidence.classes[row])
+            picture = np.asarray(scaled(split.images[index], 256))
+            kept = [0, classes.index(label)]
+            reach = float(np.abs(evidence.maps[row, kept]).max()) or 1.0
+            panels[row, 0].imshow(picture)
+            panels[row, 0].set_title(f"image {index}: {names[label]}")
+            for panel, place, word in zip(
+                panels[row, 1:], kept, ("predicted", "true"), strict=True
+            ):
+                panel.imshow(picture)
+                shown = evidence.maps[row, place]
+                # Clear where the evidence is 0.
+                panel.imshow(
+                    np.where(shown[..., None] < 0, _TAKES, _ADDS),
+                    alpha=0.85 * np.abs(shown) / reach,
+                    extent=(-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5),
+                    interpolation="nearest",
+                )
+                logit = evidence.logits[row, place]
+                panel.set_title(f"{word}: {names[classes[place]]} ({logit:.2f})")
+            for panel in panels[row]:
+                panel.axis("off")
+        figure.suptitle(
+            "Evidence for a class (its logit): red adds, blue takes away", x=0.02, ha="left"
+        )
+        figure.savefig(path, dpi=110)
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draws the confusion matrix [K, K], a row for each class and a column for each prediction."""
+    count = len(names)
+    with rc_context(_STYLE):
+        side = min(12.0, max(4.5, 0.45 * count))
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(
+            np.where(confusion > 0, confusion, np.nan),
+            cmap="Blues",
+            norm=LogNorm(1, max(2, int(confusion.max()))),
+        )
+        axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix: images")
+        if count <= _MAX_NAMED:
+            axes.set_xticks(range(count), names, rotation=90)
+            axes.set_yticks(range(count), names)
+        if count <= _MAX_NAMED // 2:
+            dark = math.sqrt(max(1, int(confusion.max())))
+            for row, column in np.argwhere(confusion):
+                value = int(confusion[row, column])
+                colour = "white" if value > dark else "black"
+                axes.text(column, row, str(value), ha="center", va="center", color=colour)
+        figure.colorbar(image, ax=axes, shrink=0.7)
+        figure.savefig(path, dpi=110)
+
+
+def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
+    """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds."""
+    used = [found for found in bins if found.images]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 5.2), layout="constrained")
+        axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
+        axes.plot([0, 1], [0, 1], color="#8b96a3", linestyle="--", label="perfectly calibrated")
+        axes.plot(
+            [found.confidence for found in used],
+            [found.accuracy for found in used],
+            marker="o",
+            color="#2f7fb5",
+            label="this network",
+        )
+        axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title(f"Reliability; expected calibration error {error:.4f}")
+        axes.legend(frameon=False)
+        below.bar(
+            [found.low for found in bins],
+            [found.images for found in bins],
+            width=1 / len(bins),
+            align="edge",
+            color="#2f7fb5",
+        )
+        below.set(xlabel="confidence", ylabel="images")
+        figure.savefig(path, dpi=110)

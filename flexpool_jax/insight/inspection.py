@@ -1,0 +1,397 @@
+"""Shows what a trained network has learned: its pools' weights, evidence maps, and its errors.
+
+`inspect_workdir` writes a workdir's inspect/: inspect.json, PNGs and one page, index.html;
+docs/inspect.md describes them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from flexpool_jax import configuration, files
+from flexpool_jax.data import Dataset
+from flexpool_jax.data.augment import make_normalise
+from flexpool_jax.evaluation import Restored, restore_workdir
+from flexpool_jax.insight import figures, metrics, page
+from flexpool_jax.insight.contact_sheet import INK, WRONG, Tile, contact_sheet
+from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
+from flexpool_jax.insight.weights import weight_statistics
+from flexpool_jax.models.layers import cpu_kernels
+from flexpool_jax.pooling import effective_weights
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+
+FOLDER = "inspect"
+REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
+_MAX_ERRORS, _MAX_IMAGES = 48, 24
+# Of each image's evidence; all classes where there are no more.
+_MAX_CLASSES = 20
+
+
+class Outputs(NamedTuple):
+    """What a network makes of a split.
+
+    Attributes:
+        logits: float32 [N, num_classes].
+        mean_maps: of each stage, float64 [H, W, C]: the mean over the images.
+    """
+
+    logits: np.ndarray
+    mean_maps: dict[str, np.ndarray]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 [N, num_classes]."""
+        shifted = self.logits - self.logits.max(axis=1, keepdims=True).astype(np.float64)
+        exponentials = np.exp(shifted)
+        found: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return found
+
+
+class Evidence(NamedTuple):
+    """The evidence maps of some images, for the classes that are most probable.
+
+    Attributes:
+        positions: int [M], of the images in the split.
+        classes: int [M, n], most probable first; the image's own class is among them.
+        maps: float64 [M, n, H, W].
+        logits: float32 [M, n].
+        bias: float32 [M, n], the part of the logits that belongs to no position.
+        largest_difference: over all M · num_classes logits, between a logit and the sum of its map
+            plus the bias: rounding.
+    """
+
+    positions: np.ndarray
+    classes: np.ndarray
+    maps: np.ndarray
+    logits: np.ndarray
+    bias: np.ndarray
+    largest_difference: float
+
+
+def inspect_workdir(
+    workdir: str | os.PathLike[str],
+    step: str = "latest",
+    config: ml_collections.ConfigDict | None = None,
+) -> dict[str, Any]:
+    """Inspects a checkpoint and writes the workdir's folder ``inspect``.
+
+    Arguments and errors are those of `flexpool_jax.evaluation.restore_workdir`.
+
+    Returns:
+        What inspect.json holds; see docs/inspect.md.
+    """
+    started = time.monotonic()
+    restored = restore_workdir(workdir, step, config)
+    folder = restored.workdir / FOLDER
+    folder.mkdir(exist_ok=True)
+    model, variables = restored.setup.model, restored.variables
+    test, names = restored.setup.dataset.test, restored.setup.dataset.class_names
+    outputs = run_network(restored)
+    probabilities, labels = outputs.probabilities, test.labels
+    pools = stage_weights(model, variables, outputs.mean_maps)
+    last_shape = list(outputs.mean_maps.values())[-1].shape
+    reason = why_not_exact(model.pool, variables["params"]["head"], last_shape)
+    evidence = None if reason else find_evidence(restored, outputs)
+    errors = metrics.confident_errors(labels, probabilities, _MAX_ERRORS)
+    confusion = metrics.confusion_matrix(labels, probabilities)
+    summary, flops = summarise_model(model, restored.setup.dataset.image_shape)
+    report = {
+        "step": restored.step,
+        "split": restored.setup.split_name,
+        "examples": len(test),
+        "dataset": restored.setup.dataset.name,
+        "model": restored.setup.config.model,
+        "pool": restored.setup.config.pool,
+        "sac": bool(restored.setup.config.sac.enabled),
+        "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "flops": flops,
+        "class_names": list(names),
+        "metrics": {
+            "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
+            "loss": _cross_entropy(outputs.logits, labels),
+            **metrics.scores(labels, probabilities),
+        },
+        "accuracy_per_class": metrics.accuracy_per_class(labels, probabilities),
+        "calibration": [
+            found._asdict() for found in metrics.calibration_bins(labels, probabilities)
+        ],
+        "confusion": [
+            [int(row), int(column), int(confusion[row, column])]
+            for row, column in np.argwhere(confusion)
+        ],
+        "errors": [_describe_image(index, labels, probabilities) for index in errors],
+        "pools": {
+            stage: {"shape": list(w.shape), **weight_statistics(w, outputs.mean_maps[stage])}
+            for stage, w in pools.items()
+        },
+        "evidence": _describe_evidence(evidence, reason, labels, probabilities),
+        "seconds": time.monotonic() - started,
+    }
+    files.write_json(folder / REPORT_FILE, report)
+    with files.naming(folder):
+        for old in folder.glob("*.png"):  # Of another step, which need not have all of today's.
+            old.unlink()
+        _write_pictures(folder, report, outputs, pools, evidence, restored.setup.dataset)
+    files.write_whole(folder / SUMMARY_FILE, summary.encode())
+    page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
+    return report
+
+
+def summarise(report: Mapping[str, Any]) -> str:
+    """Writes a report of `inspect_workdir` as a few lines.
+
+    Example:
+        >>> pools = {"stage3": {"channel_sums": {"mean": 1.0, "sd": 0.25}, "negative_share": 0.5}}
+        >>> report = {"metrics": {"accuracy": 0.75, "loss": 1.0}, "pools": pools}
+        >>> print(summarise(report))
+        accuracy 0.75, loss 1
+        weights of stage3: channel sums 1.000 ± 0.250, 50.0 % negative
+    """
+    lines = [", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items())]
+    for stage, found in report["pools"].items():
+        sums = found["channel_sums"]
+        lines.append(
+            f"weights of {stage}: channel sums {sums['mean']:.3f} ± {sums['sd']:.3f}, "
+            f"{100 * found['negative_share']:.1f} % negative"
+        )
+    return "\n".join(lines)
+
+
+def run_network(restored: Restored) -> Outputs:
+    """Runs the network over the evaluation split, every example once, on one device."""
+    forward = _forward(restored)
+    images = restored.setup.dataset.test.images
+    batch = min(restored.setup.config.eval_batch_size, len(images))
+
+    @jax.jit
+    def step(variables: Variables, block: Array, valid: Array) -> tuple[Array, dict[str, Array]]:
+        logits, stages = forward(variables, block)
+        sums = {
+            name: jnp.einsum("b,b...->...", valid, stage.astype(jnp.float32))
+            for name, stage in stages.items()
+        }
+        return logits, sums
+
+    variables = jax.device_put(restored.variables)
+    logits: list[np.ndarray] = []
+    totals: dict[str, np.ndarray] = {}
+    for start in range(0, len(images), batch):
+        block = images[start : start + batch]
+        count = len(block)
+        # Always as many images, so that the network is compiled once.
+        block = np.pad(block, [(0, batch - count), (0, 0), (0, 0), (0, 0)])
+        valid = (np.arange(batch) < count).astype(np.float32)
+        part, sums = jax.device_get(step(variables, block, valid))
+        logits.append(part[:count])
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0) + value.astype(np.float64)
+    return Outputs(
+        np.concatenate(logits), {name: total / len(images) for name, total in totals.items()}
+    )
+
+
+def _forward(restored: Restored) -> Any:
+    """A function of variables and uint8 images to float32 logits and all stage maps."""
+    model, dataset = restored.setup.model, restored.setup.dataset
+    normalise = make_normalise(dataset.mean, dataset.std, model.dtype)
+
+    def forward(variables: Variables, block: Array) -> tuple[Array, dict[str, Array]]:
+        images = normalise(block)
+        of_backbone = {
+            collection: values["backbone"]
+            for collection, values in variables.items()
+            if "backbone" in values
+        }
+        stages: Any = model.backbone.apply(of_backbone, images, train=False)
+        # XLA computes the backbone once for both.
+        logits: Any = model.apply(variables, images, train=False)
+        return logits.astype(jnp.float32), dict(stages)
+
+    return forward
+
+
+def stage_weights(
+    model: nn.Module, variables: Variables, mean_maps: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The effective weights of every pool that has learned some: of all stages with SAC.
+
+    Args:
+        model: from `flexpool_jax.create_model`.
+        variables: its ``params`` are used.
+        mean_maps: one [H, W, C] for each stage, for the shapes.
+
+    Returns:
+        [H, W, C] by the name of the stage, first stage first; empty for pools without weights.
+    """
+    params = variables["params"]
+    last = list(mean_maps)[-1]
+    found = {}
+    for stage, mean_map in mean_maps.items():
+        head = params["head"] if stage == last else params.get(f"aux_head_{stage}", {})
+        if "pool" in head:
+            w = effective_weights(model.pool, head["pool"], mean_map.shape)
+            if w is not None:
+                found[stage] = np.asarray(w)
+    return found
+
+
+def find_evidence(restored: Restored, outputs: Outputs) -> Evidence:
+    """Computes the evidence maps of the most confident errors and of one right image per class."""
+    labels, probabilities = restored.setup.dataset.test.labels, outputs.probabilities
+    positions = _choose_images(labels, probabilities)
+    forward = jax.jit(_forward(restored))
+    logits, stages = jax.device_get(
+        forward(restored.variables, restored.setup.dataset.test.images[positions])
+    )
+    head = restored.variables["params"]["head"]
+    feature_map = list(stages.values())[-1]
+    maps = evidence_maps(restored.setup.model.pool, head, feature_map)
+    bias = np.asarray(head["classifier"]["bias"])
+    difference = np.abs(maps.sum(axis=(1, 2)) + bias - logits).max()
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :_MAX_CLASSES]
+    for row, label in zip(order, labels[positions], strict=True):
+        if label not in row:
+            row[-1] = label
+    rows = np.arange(len(positions))[:, None]
+    return Evidence(
+        positions,
+        order,
+        np.moveaxis(maps, -1, 1)[rows, order],
+        logits[rows, order],
+        bias[order],
+        float(difference),
+    )
+
+
+def _choose_images(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Half of the images wrong, where there are so many; the right ones take turns by class."""
+    wrong = metrics.confident_errors(labels, probabilities, _MAX_IMAGES // 2)
+    right = np.flatnonzero(probabilities.argmax(axis=1) == labels)
+    turn = np.zeros(len(right), int)
+    for label in np.unique(labels[right]):
+        members = labels[right] == label
+        turn[members] = np.arange(members.sum())
+    chosen = right[np.lexsort((labels[right], turn))][: _MAX_IMAGES - len(wrong)]
+    return np.concatenate([wrong, chosen]).astype(int)
+
+
+def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, int | None]:
+    """Describes a model's layers for one image.
+
+    Args:
+        model: from `flexpool_jax.create_model`.
+        image_shape: (H, W, C).
+
+    Returns:
+        Flax's table of the layers with their shapes, parameters and FLOPs; and the FLOPs of all, a
+        multiplication and an addition counting as two, or None where XLA does not count them. They
+        include the convolutions, which XLA counts only without this project's kernels.
+    """
+    images = jnp.zeros((1, *image_shape), model.dtype)
+    with cpu_kernels(False):
+        table = nn.tabulate(
+            model,
+            jax.random.key(0),
+            compute_flops=True,
+            depth=2,
+            console_kwargs={"force_terminal": False, "width": 160},
+        )(images)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        cost = jax.jit(model.apply).lower(variables, images).cost_analysis()
+    flops = cost.get("flops") if isinstance(cost, Mapping) else None
+    lines = (line.rstrip() for line in table.strip("\n").splitlines())
+    return "\n".join(lines) + "\n", None if flops is None else int(flops)
+
+
+def _write_pictures(
+    folder: Path,
+    report: Mapping[str, Any],
+    outputs: Outputs,
+    pools: Mapping[str, np.ndarray],
+    evidence: Evidence | None,
+    dataset: Dataset,
+) -> None:
+    test, names = dataset.test, dataset.class_names
+    for stage, w in pools.items():
+        figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
+    figures.draw_confusion(
+        metrics.confusion_matrix(test.labels, outputs.probabilities),
+        names,
+        folder / "confusion.png",
+    )
+    bins = metrics.calibration_bins(test.labels, outputs.probabilities)
+    error = metrics.calibration_error(test.labels, outputs.probabilities)
+    figures.draw_reliability(bins, error, folder / "reliability.png")
+    tiles = [
+        Tile(
+            test.images[found["index"]],
+            [
+                (f"{names[found['prediction']]}  {100 * found['confidence']:.1f} %", WRONG),
+                (f"is {names[found['label']]}", INK),
+            ],
+        )
+        for found in report["errors"]
+    ]
+    if tiles:
+        contact_sheet(tiles).save(folder / "errors.png")
+    if evidence is not None:
+        figures.draw_evidence(evidence, test, names, folder / "evidence.png")
+
+
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    log_sums = np.log(np.exp(wide).sum(axis=1))
+    return float(np.mean(log_sums - wide[np.arange(len(labels)), labels]))
+
+
+def _describe_image(
+    index: int, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, int | float]:
+    prediction = int(probabilities[index].argmax())
+    return {
+        "index": int(index),
+        "label": int(labels[index]),
+        "prediction": prediction,
+        "confidence": float(probabilities[index, prediction]),
+    }
+
+
+def _describe_evidence(
+    evidence: Evidence | None, reason: str, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Any]:
+    if evidence is None:
+        return {"exact": False, "reason": reason, "images": []}
+    images = []
+    for row, index in enumerate(evidence.positions):
+        image = _describe_image(index, labels, probabilities)
+        kept = [
+            {
+                "class": int(label),
+                "logit": float(evidence.logits[row, place]),
+                "bias": float(evidence.bias[row, place]),
+                "map": evidence.maps[row, place].tolist(),
+            }
+            for place, label in enumerate(evidence.classes[row])
+            if label in (image["label"], image["prediction"])
+        ]
+        images.append(image | {"evidence": kept})
+    return {"exact": True, "largest_difference": evidence.largest_difference, "images": images}
+
+
+def report_path(workdir: str | os.PathLike[str]) -> Path:
+    """Where `inspect_workdir` writes its page."""
+    return Path(workdir) / FOLDER / PAGE_FILE

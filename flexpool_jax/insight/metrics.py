@@ -1,0 +1,196 @@
+"""Metrics of a classifier beside its accuracy, computed from the probabilities that it gives.
+
+``labels`` are int [N] and ``probabilities`` floating [N, K] throughout. `METRICS` holds those that
+are one number; `register_metric` adds to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from flexpool_jax.errors import UserError
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+NUM_BINS = 15
+# With fewer classes the five most probable ones are right too easily to say anything.
+MIN_CLASSES_FOR_TOP5 = 20
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(name: str) -> Callable[[Metric], Metric]:
+    """Registers a function ``(labels [N], probabilities [N, K]) -> float`` as a metric.
+
+    Args:
+        name: what reports call it.
+
+    Raises:
+        UserError: another metric has the name.
+
+    Example:
+        >>> @register_metric("mean_confidence")
+        ... def mean_confidence(labels, probabilities):
+        ...     return float(probabilities.max(axis=1).mean())
+        >>> scores(np.array([0, 1]), np.array([[0.75, 0.25], [0.5, 0.5]]))["mean_confidence"]
+        0.625
+        >>> del METRICS["mean_confidence"]
+    """
+
+    def register(metric: Metric) -> Metric:
+        other = METRICS.get(name)
+        # The same definition may come again, as when a notebook's cell is run twice.
+        if other is not None and (other.__module__, other.__qualname__) != (
+            metric.__module__,
+            metric.__qualname__,
+        ):
+            raise UserError(f"a metric named {name!r} is registered already")
+        METRICS[name] = metric
+        return metric
+
+    return register
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Computes every registered metric; top-5 accuracy from 20 classes on.
+
+    Example:
+        >>> scores(np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+        {'calibration_error': 0.0}
+    """
+    few = probabilities.shape[1] < MIN_CLASSES_FOR_TOP5
+    return {
+        name: float(metric(labels, probabilities))
+        for name, metric in METRICS.items()
+        if not (few and metric is top5_accuracy)
+    }
+
+
+@register_metric("top5_accuracy")
+def top5_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The share of examples whose class is among the five most probable ones.
+
+    Of equally probable classes the one with the lower index comes first, as in argmax.
+    """
+    return top_k_accuracy(labels, probabilities, 5)
+
+
+def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
+    """The share of examples whose class is among the k most probable ones.
+
+    Example:
+        >>> probabilities = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+        >>> top_k_accuracy(np.array([1, 2]), probabilities, k=2)
+        0.5
+    """
+    # A stable order, so that k = 1 is the accuracy of argmax.
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float(np.mean(np.any(best == labels[:, None], axis=1)))
+
+
+class Bin(NamedTuple):
+    """The examples whose confidence is in one interval.
+
+    Attributes:
+        low, high: low < confidence <= high.
+        images: how many there are.
+        confidence: their mean confidence; None for none.
+        accuracy: the share of them that is predicted correctly; None for none.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def calibration_bins(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
+) -> list[Bin]:
+    """Sorts examples into equally wide intervals of confidence, the highest probability.
+
+    The interval b of n is ((b − 1) / n, b / n]: what a reliability diagram shows (Guo, Pleiss, Sun
+    & Weinberger 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599).
+
+    Example:
+        >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25]])
+        >>> calibration_bins(np.array([0, 1]), probabilities, num_bins=2)[1]
+        Bin(low=0.5, high=1.0, images=2, confidence=0.75, accuracy=0.5)
+    """
+    confidences = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, num_bins + 1)
+    place = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
+    bins = []
+    for index in range(num_bins):
+        inside = place == index
+        count = int(inside.sum())
+        means = (float(confidences[inside].mean()), float(correct[inside].mean())) if count else ()
+        bins.append(
+            Bin(float(edges[index]), float(edges[index + 1]), count, *(means or (None,) * 2))
+        )
+    return bins
+
+
+@register_metric("calibration_error")
+def calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
+) -> float:
+    """The expected calibration error, ``Σ_b n_b / N · |accuracy_b − confidence_b|``, in [0, 1].
+
+    Over 15 equally wide bins of confidence by default; Guo et al. 2017, Eq. 3. See
+    `calibration_bins`.
+
+    Example:
+        >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
+        0.25
+    """
+    bins = calibration_bins(labels, probabilities, num_bins)
+    total = sum(
+        found.images * abs(found.accuracy - found.confidence)
+        for found in bins
+        if found.accuracy is not None and found.confidence is not None
+    )
+    return total / len(labels)
+
+
+def accuracy_per_class(labels: np.ndarray, probabilities: np.ndarray) -> list[float | None]:
+    """The share of each class's examples that are predicted as it; None for a class without any.
+
+    Example:
+        >>> accuracy_per_class(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]]))
+        [0.5, None]
+    """
+    correct = probabilities.argmax(axis=1) == labels
+    found = (correct[labels == index] for index in range(probabilities.shape[1]))
+    return [float(part.mean()) if len(part) else None for part in found]
+
+
+def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Counts examples: int64 [K, K], a row for each class and a column for each prediction.
+
+    Example:
+        >>> confusion_matrix(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]])).tolist()
+        [[1, 1], [0, 0]]
+    """
+    classes = probabilities.shape[1]
+    pairs = labels.astype(np.int64) * classes + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the wrong predictions with the highest confidence, most confident first.
+
+    Example:
+        >>> probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.8, 0.2]])
+        >>> confident_errors(np.array([1, 1, 0]), probabilities, count=5)
+        array([1, 0])
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    order = np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")
+    found: np.ndarray = wrong[order][:count]
+    return found

@@ -1,0 +1,136 @@
+"""Restores a trained network from its workdir alone, without the data that it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from flexpool_jax import configuration
+from flexpool_jax.data import Dataset, Split
+from flexpool_jax.errors import UserError
+from flexpool_jax.training import checkpoints
+from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity
+from flexpool_jax.training.setup import set_up, use_compilation_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network, and what it takes to use it on other images.
+
+    Attributes:
+        workdir: absolute.
+        step: of the checkpoint.
+        config: of the run.
+        model: from `flexpool_jax.create_model`.
+        variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
+        class_names: a logit's index is one of its class.
+        image_shape: (H, W, C) of the images that the model takes.
+        mean, std: float32 [C], of images / 255, for
+            `flexpool_jax.data.augment.make_normalise`.
+    """
+
+    workdir: Path
+    step: int
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def load_trained(
+    workdir: str | os.PathLike[str],
+    step: str = "latest",
+    config: ml_collections.ConfigDict | None = None,
+) -> Trained:
+    """Restores a checkpoint of a run with the help of its data.json; writes nothing.
+
+    Args:
+        workdir: of a run.
+        step: ``"best"``, ``"latest"`` or the number of a saved step.
+        config: replaces the workdir's; it must describe the same model and data.
+
+    Raises:
+        UserError: there is no such workdir or step, there is no data.json, or a file is damaged or
+            of another run.
+    """
+    workdir = Path(workdir).expanduser().absolute()
+    saved = configuration.read_config(workdir)
+    config = saved if config is None else config
+    configuration.compare_with_workdir(config, saved)
+    data = _read_json(workdir / DATA_FILE)
+    if data is None:
+        raise UserError(
+            f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
+            f"`python launch.py --workdir={workdir}` once: a finished run adds the file and does "
+            "not train"
+        )
+    dataset = _described(data, workdir / DATA_FILE)
+    run = _read_json(workdir / RUN_FILE) or {}
+    use_compilation_cache(config.compilation_cache)
+    setup = set_up(config, dataset)
+    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+        number = checkpoints.choose_step(manager, step)
+        try:
+            identity = Identity(run.get("id"), config, data["digest"])
+            identity.check(number, checkpoints.read_run(manager, number))
+            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
+        except checkpoints.DamagedCheckpoint as error:
+            raise UserError(f"cannot use {manager.directory}: {error}") from error
+    return Trained(
+        workdir,
+        number,
+        config,
+        setup.model,
+        variables,
+        dataset.class_names,
+        dataset.image_shape,
+        dataset.mean,
+        dataset.std,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object; None where there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it does not hold an object")
+    return value
+
+
+def _described(data: dict[str, Any], path: Path) -> Dataset:
+    """A data set as data.json describes it. Its images are black and take no memory."""
+    try:
+        height, width, channels = map(int, data["image_shape"])
+        class_names = tuple(map(str, data["class_names"]))
+        mean, std = (np.asarray(data[name], np.float32) for name in ("mean", "std"))
+        counts = [int(data[name]) for name in ("train_images", "test_images")]
+        str(data["digest"])
+        whole = mean.shape == std.shape == (channels,) and np.isfinite([mean, std]).all()
+        if not whole or not class_names or min(height, width, channels, *counts) < 1:
+            raise ValueError("its numbers do not fit together")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is damaged: {reason}") from error
+    train, test = (
+        Split(
+            np.broadcast_to(np.uint8(0), (count, height, width, channels)),
+            np.broadcast_to(np.int32(0), count),
+        )
+        for count in counts
+    )
+    return Dataset(str(data.get("name")), train, test, class_names, mean, std)

@@ -1,0 +1,60 @@
+"""FlexPool for Flax NNX, with the parameter and the numbers of the linen module of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flexpool_jax.pooling import Constraint, flex_pool, softmax_weights
+
+
+class FlexPool(nnx.Module):
+    """Global pooling by a learned weighted average: ``[B, H, W, C] -> [B, C]``.
+
+    The parameter ``w_fp`` is float32 ``[H, W, C]`` and starts at 1/(H·W), so that the layer begins
+    as global average pooling. `flexpool_jax.flexpool_regularizer` and
+    `flexpool_jax.resize_flexpool` take the model's ``nnx.state``. See
+    `flexpool_jax.pooling.FlexPool` for the source and its relatives.
+
+    Args:
+        shape: (H, W, C) of the feature maps.
+        constraint: ``None`` uses w_fp as it is, ``"softmax"`` its softmax over positions.
+        rngs: not used, since the start is not random; NNX's layers all take it.
+
+    Raises:
+        ValueError: unknown constraint, a shape that is not three positive sizes, or feature maps of
+            another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> pool = FlexPool((8, 8, 64))
+        >>> pool(jnp.ones((2, 8, 8, 64))).shape, pool.w_fp.shape
+        ((2, 64), (8, 8, 64))
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        constraint: Constraint | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        if constraint not in (None, "softmax"):
+            raise ValueError(
+                f"unknown FlexPool constraint {constraint!r}; allowed: None, 'softmax'"
+            )
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(
+                f"FlexPool's shape is {tuple(shape)}; allowed: (H, W, C), all positive"
+            )
+        self.constraint = constraint
+        self.w_fp = nnx.Param(jnp.full(tuple(shape), 1 / (shape[0] * shape[1]), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools a floating feature map ``[B, H, W, C]``; the result has its dtype."""
+        w = self.w_fp[...]
+        return flex_pool(x, softmax_weights(w) if self.constraint == "softmax" else w)

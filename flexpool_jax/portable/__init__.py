@@ -1,0 +1,1 @@
+"""Weights in and out: safetensors files, PyTorch's names, and exported programs."""

@@ -1,0 +1,159 @@
+"""Writes the README.md of an exported network: a model card with measured numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+import flexpool_jax
+from flexpool_jax import configuration
+from flexpool_jax.insight.trained import Trained
+from flexpool_jax.training.identity import DATA_FILE
+from flexpool_jax.training.steps import parameter_count
+
+# What CITATION.cff says as well; a test compares the two.
+CITATION = """\
+@inproceedings{ali2023flexpooling,
+  title = {FlexPooling with Simple Auxiliary Classifiers in Deep Networks},
+  author = {Ali, M. A. and Alsuwaidi, A. and Khan, S.},
+  booktitle = {Proceedings of the 18th International Joint Conference on Computer Vision, Imaging
+               and Computer Graphics Theory and Applications (VISAPP)},
+  year = {2023},
+  pages = {497--505},
+  note = {arXiv:2606.14926}
+}"""
+
+
+def model_card(trained: Trained) -> str:
+    """Returns the card in Markdown, with the front matter that the Hugging Face Hub reads."""
+    config = trained.config
+    height, width, channels = trained.image_shape
+    sac = ", trained with Simple Auxiliary Classifiers" if config.sac.enabled else ""
+    classes = ", ".join(trained.class_names[:20])
+    if len(trained.class_names) > 20:
+        classes += f" and {len(trained.class_names) - 20} more (config.json has all)"
+    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    dataset = re.sub(r"[^\w.-]", "-", config.dataset.name)
+    return f"""\
+---
+tags:
+- image-classification
+- flexpool
+- jax
+library_name: flexpool_jax
+license: apache-2.0
+datasets:
+- {dataset}
+metrics:
+- accuracy
+---
+# {config.model} with the pool {config.pool} on {config.dataset.name}
+
+An image classifier{sac}: {parameter_count(trained.variables["params"]):,} parameters, images of
+{height}×{width} pixels ({colours}), {len(trained.class_names)} classes: {classes}.
+
+## Measured
+
+{_measured(trained)}
+
+The weights are those of step {trained.step:,} of a run of {config.num_epochs} epochs in batches of
+{config.batch_size} with seed {config.seed}; the digest of its config is
+`{configuration.digest(config)}`.
+
+## Use
+
+With jax and flatbuffers alone, `model.jax` takes uint8 images [b, {height}, {width}, {channels}]
+and returns probabilities [b, {len(trained.class_names)}]:
+
+```python
+from jax import export
+
+program = export.deserialize(bytearray(open("model.jax", "rb").read()))
+probabilities = program.call(images)
+```
+
+With flexpool_jax, `flexpool_jax.load_exported(folder)` first checks every file against
+`check.json`, and `flexpool_jax.load_weights("model.safetensors", variables)` loads the weights for
+further training. JAX reads `model.jax` for six months of its releases; `model.safetensors` lasts.
+
+Images of another size must be resized to {height}×{width} pixels. The network gives every image one
+of its classes, whatever the image shows.
+
+## Licence and citation
+
+Apache 2.0, as flexpool_jax {flexpool_jax.__version__}, which trained it. The data have a licence of
+their own.
+
+```bibtex
+{CITATION}
+```
+"""
+
+
+def _measured(trained: Trained) -> str:
+    """A table of the measurements of this very checkpoint, or how to make one."""
+    rows = [
+        f"| {source} | {split} | {count:,} | {_percent(accuracy, count)} | {loss:.4f} |"
+        for source, split, count, accuracy, loss in _measurements(trained)
+    ]
+    if not rows:
+        return (
+            f"This checkpoint has not been measured: neither `result.json` nor `evaluation.json` "
+            f"is of step {trained.step}. `--mode=eval --step={trained.step}` measures it."
+        )
+    return "\n".join(
+        [
+            "| from | images | n | accuracy in % (95 % interval) | cross-entropy |",
+            "| --- | --- | ---: | ---: | ---: |",
+            *rows,
+            "",
+            "The interval (Wilson's) is that of drawing n images; one run says nothing about other "
+            "seeds.",
+        ]
+    )
+
+
+def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
+    """File, images, n, accuracy and loss of each measurement of this step."""
+    found = []
+    result, data, evaluation = (
+        _read(trained.workdir / name) for name in ("result.json", DATA_FILE, "evaluation.json")
+    )
+    keys = {
+        "result.json": (result, data, "test_images", "final_test_accuracy", "final_test_loss"),
+        "evaluation.json": (evaluation, evaluation, "examples", "accuracy", "loss"),
+    }
+    for name, (report, counted, count, accuracy, loss) in keys.items():
+        if report.get("step") != trained.step or report.get("resize"):
+            continue
+        try:
+            split = {"test": "test", "validation": "held-out training"}[report["split"]]
+            row = (name, split, int(counted[count]), float(report[accuracy]), float(report[loss]))
+        except (KeyError, TypeError, ValueError):
+            continue  # Damaged, or written by hand.
+        if row[2] > 0 and 0 <= row[3] <= 1:
+            found.append(row)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _percent(accuracy: float, count: int) -> str:
+    """An accuracy with Wilson's 95 % interval.
+
+    Example:
+        >>> _percent(0.9, 100)
+        '90.00 (82.56 to 94.48)'
+    """
+    interval = stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+    return f"{accuracy * 100:.2f} ({interval.low * 100:.2f} to {interval.high * 100:.2f})"

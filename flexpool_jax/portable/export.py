@@ -1,0 +1,276 @@
+"""Writes a trained network as a folder that runs without this project, and loads such a folder.
+
+The folder holds ``model.jax`` (a program with its weights, by `jax.export`), ``model.safetensors``
+(the weights alone), ``config.json`` (in the layout of timm's folders on the Hugging Face Hub),
+``README.md`` (a model card) and ``check.json`` (a digest of each file, and images with the
+probabilities that they should get).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import export
+
+from flexpool_jax.data.augment import make_normalise
+from flexpool_jax.errors import UserError
+from flexpool_jax.insight.trained import Trained, load_trained
+from flexpool_jax.models.layers import cpu_kernels
+from flexpool_jax.models.registry import CIFAR_OPTIONS
+from flexpool_jax.portable.card import model_card
+from flexpool_jax.portable.weights import save_weights
+
+FOLDER = "export"
+PROGRAM, WEIGHTS, CONFIG, CARD = "model.jax", "model.safetensors", "config.json", "README.md"
+CHECK = "check.json"
+PLATFORMS = ("cpu", "cuda")
+
+# How far a probability may be from the one that check.json holds: devices and versions of XLA round
+# differently, and GPUs multiply float32 with the precision of TF32.
+_TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2}
+
+
+def export_workdir(
+    workdir: str | os.PathLike[str],
+    step: str = "latest",
+    config: ml_collections.ConfigDict | None = None,
+) -> Path:
+    """Writes the folder ``export`` of a workdir; needs none of the data it was trained on.
+
+    Args:
+        workdir: of a run.
+        step: ``"best"``, ``"latest"`` or the number of a saved step.
+        config: replaces the workdir's; it must describe the same model and data.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the workdir, the step or a file in it is not usable, as `load_trained` says; or
+            something that is not a folder is in the way.
+    """
+    trained = load_trained(workdir, step, config)
+    folder = trained.workdir / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is in the way; allowed: a folder, or nothing")
+    folder.mkdir(exist_ok=True)
+    # Written last, so that a folder that was left half-written is not loaded.
+    (folder / CHECK).unlink(missing_ok=True)
+    program = export_program(trained)
+    (folder / PROGRAM).write_bytes(program)
+    save_weights(folder / WEIGHTS, trained.variables, mean=trained.mean, std=trained.std)
+    _write_json(folder / CONFIG, hub_config(trained))
+    (folder / CARD).write_text(model_card(trained), encoding="utf-8")
+    images = probe_images(trained.image_shape)
+    check: dict[str, Any] = {
+        "sha256": {name: _sha256(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},
+        "probe": {
+            "shape": images.shape,
+            "dtype": "uint8",
+            "input": base64.b64encode(images.tobytes()).decode(),
+            "output": np.asarray(_run(program, images)).tolist(),
+            "tolerance": _TOLERANCE[trained.config.dtype],
+        },
+    }
+    _write_json(folder / CHECK, check | {"check": _digest_of(check)})
+    return folder
+
+
+def export_program(trained: Trained) -> bytes:
+    """Serializes the network: uint8 images ``[b, H, W, C]`` to float32 probabilities ``[b, K]``.
+
+    Normalisation and softmax are part of the program, the weights are its constants, and b may be
+    any number from 1.
+
+    Returns:
+        For `jax.export.deserialize`, which needs jax and flatbuffers only.
+    """
+    normalise = make_normalise(trained.mean, trained.std, jnp.dtype(trained.config.dtype))
+
+    def predict(images: jax.Array) -> jax.Array:
+        logits: Any = trained.model.apply(trained.variables, normalise(images), train=False)
+        return jax.nn.softmax(logits)
+
+    batch = export.symbolic_shape("b")
+    # Custom calls cannot be exported.
+    with cpu_kernels(False):
+        exported = export.export(jax.jit(predict), platforms=PLATFORMS)(
+            jax.ShapeDtypeStruct((*batch, *trained.image_shape), jnp.uint8)
+        )
+    return bytes(exported.serialize())
+
+
+def hub_config(trained: Trained) -> dict[str, Any]:
+    """Describes a network as config.json does in timm's folders on the Hugging Face Hub.
+
+    ``pretrained_cfg`` names sizes channels first, as timm does; ``model_args`` are the keywords of
+    `flexpool_jax.create_model`.
+    """
+    height, width, channels = trained.image_shape
+    config = trained.config
+    model_args = {"pool": config.pool, "sac": config.sac.enabled}
+    model_args |= {name: True for name in CIFAR_OPTIONS if config[name]}
+    kernel = trained.variables["params"]["head"]["classifier"]["kernel"]
+    return {
+        "architecture": config.model,
+        "num_classes": len(trained.class_names),
+        "num_features": kernel.shape[0],
+        "global_pool": config.pool,
+        "label_names": list(trained.class_names),
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "input_size": [channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": [float(value) for value in trained.mean],
+            "std": [float(value) for value in trained.std],
+            "num_classes": len(trained.class_names),
+            "classifier": "head.classifier",
+        },
+    }
+
+
+def probe_images(image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Makes three images of growing contrast out of noise: uint8 [3, H, W, C]."""
+    noise = np.random.default_rng(0).uniform(-1, 1, (3, *image_shape))
+    contrast = np.array([16, 64, 127]).reshape(3, 1, 1, 1)
+    return np.round(128 + contrast * noise).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An exported network: called with uint8 images [B, H, W, C], it gives probabilities [B, K].
+
+    Attributes:
+        class_names: of the K columns.
+        image_shape: (H, W, C).
+        config: what config.json holds.
+        program: what ``model.jax`` holds.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    config: dict[str, Any]
+    program: export.Exported = dataclasses.field(repr=False)
+
+    def __call__(self, images: Any) -> jax.Array:
+        """Predicts.
+
+        Args:
+            images: uint8 [B, H, W, C], values 0 to 255; B is at least 1.
+
+        Returns:
+            float32 [B, K], each row summing to 1.
+
+        Raises:
+            UserError: the images are of another dtype or shape.
+        """
+        shape, dtype = np.shape(images), getattr(images, "dtype", None)
+        if dtype != np.uint8 or shape[1:] != self.image_shape or not shape[0]:
+            raise UserError(
+                f"images are {dtype} {list(shape)}; allowed: uint8 [B, "
+                f"{', '.join(map(str, self.image_shape))}] with B at least 1"
+            )
+        probabilities: jax.Array = self.program.call(jnp.asarray(images))
+        return probabilities
+
+
+def load_exported(folder: str | os.PathLike[str]) -> Exported:
+    """Loads a network that ``--mode=export`` wrote, once it is known to be what was written.
+
+    The SHA-256 of every file must be the one that check.json holds, and the probe's images must
+    get the probabilities that it holds.
+
+    Args:
+        folder: with the five files.
+
+    Returns:
+        A function of uint8 images [B, H, W, C] with probabilities [B, K], see `Exported`.
+
+    Raises:
+        UserError: a file is missing or is not what was written, or the probe's output differs.
+
+    Example:
+        >>> model = load_exported("runs/digits/export")  # doctest: +SKIP
+        >>> model(uint8_images).argmax(axis=1)  # doctest: +SKIP
+    """
+    folder = Path(folder).expanduser()
+    check = _read_check(folder)
+    altered = [name for name, sha in check["sha256"].items() if _sha256(folder / name) != sha]
+    if altered:
+        raise UserError(
+            f"{folder} is not what was exported: {', '.join(altered)} differs from its digest in "
+            f"{CHECK}; export it again"
+        )
+    config = json.loads((folder / CONFIG).read_bytes())
+    channels, height, width = config["pretrained_cfg"]["input_size"]
+    try:
+        program = export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+        model = Exported(tuple(config["label_names"]), (height, width, channels), config, program)
+        probe = check["probe"]
+        images = np.frombuffer(base64.b64decode(probe["input"]), np.uint8).reshape(probe["shape"])
+        difference = np.abs(np.asarray(model(images)) - np.asarray(probe["output"])).max()
+    except Exception as error:  # jax.export raises many kinds for what its release cannot read.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder / PROGRAM} does not run with jax {jax.__version__}: {reason}; the weights in "
+            f"{WEIGHTS} can be loaded by flexpool_jax.load_weights all the same"
+        ) from error
+    if not difference <= probe["tolerance"]:
+        raise UserError(
+            f"{folder / PROGRAM} computes something else here than when it was exported: "
+            f"probabilities of the images in {CHECK} differ by up to {difference:.2g}; allowed: "
+            f"{probe['tolerance']:g}"
+        )
+    return model
+
+
+def _read_check(folder: Path) -> dict[str, Any]:
+    path = folder / CHECK
+    try:
+        check = json.loads(path.read_bytes())
+        own = check.pop("check")
+        is_whole = own == _digest_of(check) and set(check["sha256"]) >= {PROGRAM, CONFIG}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not an export: it has no {CHECK}; write one by --mode=export"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not is_whole:
+        raise UserError(f"{path} is not what was exported; export it again")
+    return dict(check)
+
+
+def _digest_of(check: Mapping[str, Any]) -> str:
+    """SHA-256 of what check.json holds beside this digest."""
+    return hashlib.sha256(json.dumps(check, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """Of a file's content; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _run(program: bytes, images: np.ndarray) -> jax.Array:
+    output: jax.Array = export.deserialize(bytearray(program)).call(jnp.asarray(images))
+    return output
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,199 @@
+"""An exported folder computes what the network computes, anywhere, or is refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import launch
+from flexpool_jax import load_exported, load_weights
+from flexpool_jax.configuration import read_config
+from flexpool_jax.data import load_dataset
+from flexpool_jax.errors import UserError
+from flexpool_jax.insight.trained import load_trained
+from flexpool_jax.portable import card
+from flexpool_jax.portable.export import export_workdir
+from flexpool_jax.training import identity
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples/run_exported.py"
+FILES = ["README.md", "check.json", "config.json", "model.jax", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_dataset("digits", str(tmp_path_factory.mktemp("data")), image_size=8)
+
+
+@pytest.fixture(scope="module")
+def workdir(dataset, tmp_path_factory):
+    """A trained run with a data.json, as later releases than 0.1 write it."""
+    source = ROOT / "tests/fixtures/workdir_0_1"
+    folder = shutil.copytree(source, tmp_path_factory.mktemp("run") / "run")
+    identity.begin(folder, read_config(folder), dataset)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(workdir):
+    assert launch.main(["--mode=export", f"--workdir={workdir}"]) == 0
+    return workdir / "export"
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def expected(workdir, dataset):
+    """Probabilities of the first seven test images, normalised here and computed by the model."""
+    trained = load_trained(workdir)
+    x = (dataset.test.images[:7] / np.float32(255) - trained.mean) / trained.std
+    logits = trained.model.apply(trained.variables, jnp.asarray(x, jnp.float32))
+    return np.asarray(jax.nn.softmax(logits))
+
+
+def test_holds_the_files_of_the_contract(folder):
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_probabilities_are_those_of_the_model_for_any_batch(folder, dataset, expected, batch):
+    probabilities = load_exported(folder)(dataset.test.images[:batch])
+    np.testing.assert_allclose(probabilities, expected[:batch], rtol=1e-5, atol=1e-6)
+
+
+def test_runs_with_jax_and_flatbuffers_alone(folder, dataset, expected, tmp_path):
+    np.save(tmp_path / "images.npy", dataset.test.images[:7])
+    # None in the place of a module makes importing it an error.
+    script = (
+        "import runpy, sys\n"
+        "for name in ('flexpool_jax', 'flax', 'optax', 'orbax', 'safetensors', 'PIL'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = ['', {str(folder)!r}, 'images.npy']\n"
+        f"runpy.run_path({str(EXAMPLE)!r})\n"
+    )
+    output = subprocess.check_output(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, text=True
+    ).splitlines()
+    here = np.asarray(load_exported(folder)(dataset.test.images[:7]))
+    there = np.array([line.split()[1:] for line in output], np.float32)
+    np.testing.assert_array_equal(there, here)
+    assert [line.split()[0] for line in output] == [str(c) for c in expected.argmax(axis=1)]
+
+
+def test_the_example_is_short():
+    assert len(EXAMPLE.read_text().splitlines()) <= 20
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.95])
+def test_a_flipped_byte_is_refused(copy, name, place):
+    content = bytearray((copy / name).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_exported(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_exported(copy)
+
+
+def test_a_program_that_computes_something_else_is_refused(copy):
+    from flexpool_jax.portable import export
+
+    check = json.loads((copy / "check.json").read_text())
+    del check["check"]
+    check["probe"]["output"][0].reverse()
+    export._write_json(copy / "check.json", check | {"check": export._digest_of(check)})
+    with pytest.raises(UserError, match="computes something else here"):
+        load_exported(copy)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 8, 8, 1), np.float32),
+        np.zeros((8, 8, 1), np.uint8),
+        np.zeros((0, 8, 8, 1), "u1"),
+    ],
+    ids=["floating", "no batch", "empty"],
+)
+def test_other_images_than_the_models_are_refused(folder, images):
+    with pytest.raises(UserError, match=r"allowed: uint8 \[B, 8, 8, 1\]"):
+        load_exported(folder)(images)
+
+
+def test_its_weights_are_those_of_the_checkpoint(folder, workdir):
+    trained = load_trained(workdir)
+    zeros = jax.tree.map(np.zeros_like, trained.variables)
+    loaded = load_weights(folder / "model.safetensors", zeros)
+    jax.tree.map(np.testing.assert_array_equal, loaded, trained.variables)
+
+
+def test_config_has_the_layout_of_timms_hub_folders(folder, workdir):
+    config = json.loads((folder / "config.json").read_text())
+    data = json.loads((workdir / "data.json").read_text())
+    assert config["architecture"] == read_config(workdir).model
+    assert config["num_classes"] == 10
+    assert config["label_names"] == data["class_names"]
+    assert config["global_pool"] == read_config(workdir).pool
+    assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
+    np.testing.assert_allclose(config["pretrained_cfg"]["mean"], data["mean"])
+    np.testing.assert_allclose(config["pretrained_cfg"]["std"], data["std"])
+
+
+def test_card_tells_what_was_measured_of_this_checkpoint(folder, workdir):
+    result = json.loads((workdir / "result.json").read_text())
+    text = (folder / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["license"], front["datasets"]) == ("apache-2.0", ["digits"])
+    row = next(line for line in text.splitlines() if line.startswith("| result.json"))
+    count = json.loads((workdir / "data.json").read_text())["test_images"]
+    assert f"| test | {count} | {result['final_test_accuracy'] * 100:.2f} (" in row
+
+
+def test_card_takes_no_number_of_another_step_or_size(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    result = json.loads((copy / "result.json").read_text())
+    (copy / "result.json").write_text(json.dumps(result | {"step": result["step"] + 1}))
+    report = {"step": result["step"], "split": "test", "examples": 9, "accuracy": 1.0, "loss": 0}
+    trained = load_trained(copy)
+    (copy / "evaluation.json").write_text(json.dumps(report | {"resize": 12}))
+    assert "has not been measured" in card.model_card(trained)
+    (copy / "evaluation.json").write_text(json.dumps(report))
+    assert "| evaluation.json | test | 9 | 100.00 (70.09 to 100.00) |" in card.model_card(trained)
+
+
+def test_citation_is_that_of_citation_cff():
+    paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    text = " ".join(card.CITATION.split())
+    authors = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    parts = [paper["title"], paper["collection-title"], str(paper["year"]), " and ".join(authors)]
+    parts += [f"{paper['start']}--{paper['end']}", paper["identifiers"][0]["value"]]
+    assert [part for part in parts if part not in text] == []
+
+
+def test_a_folder_that_is_not_an_export_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"not an export: it has no check\.json"):
+        load_exported(tmp_path)
+
+
+def test_what_is_in_the_way_is_named(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    (copy / "export").write_text("mine")
+    with pytest.raises(UserError, match="export is in the way"):
+        export_workdir(copy)

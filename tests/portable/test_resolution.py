@@ -1,0 +1,79 @@
+"""Evaluation at another resolution: the images are resized, the weights resampled, both said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from flexpool_jax import configuration, create_model, evaluate, resize_flexpool
+from flexpool_jax.data import load_dataset
+from flexpool_jax.insight.trained import load_trained
+from flexpool_jax.training import identity
+
+SOURCE = Path(__file__).parents[1] / "fixtures/workdir_0_1"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def dataset(data_dir):
+    return load_dataset("digits", data_dir, image_size=8)
+
+
+@pytest.fixture
+def workdir(dataset, tmp_path):
+    folder = shutil.copytree(SOURCE, tmp_path / "run")
+    identity.begin(folder, configuration.read_config(folder), dataset)
+    return folder
+
+
+def test_the_same_size_gives_the_same_numbers(workdir, dataset):
+    plain, labelled = (
+        evaluate(workdir, dataset=dataset),
+        evaluate(workdir, dataset=dataset, resize=8),
+    )
+    assert labelled == plain | {"resize": 8}
+
+
+def test_images_are_resized_and_weights_resampled(workdir, data_dir, dataset, capsys):
+    arguments = [f"--workdir={workdir}", f"--config.dataset.data_dir={data_dir}", "--mode=eval"]
+    assert launch.main([*arguments, "--resize=12"]) == 0
+    assert "accuracy at 12x12 pixels" in capsys.readouterr().out
+    report = json.loads((workdir / "evaluation.json").read_text())
+    assert report["resize"] == 12
+    # Once more by hand: Pillow, then the model with resampled weights.
+    trained = load_trained(workdir)
+    pixels = [
+        np.asarray(Image.fromarray(image[..., 0]).resize((12, 12), Image.Resampling.BILINEAR))
+        for image in dataset.test.images
+    ]
+    x = (np.stack(pixels)[..., None] / np.float32(255) - trained.mean) / trained.std
+    model = create_model("resnet20", pool="flexpool")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x[:1])["params"]
+    params = {part: trained.variables["params"][part] for part in ("backbone", "head")}
+    resized = {**trained.variables, "params": resize_flexpool(params, like=shapes)}
+    logits = model.apply(resized, jnp.asarray(x, jnp.float32))
+    correct = np.mean(np.asarray(logits).argmax(axis=1) == dataset.test.labels)
+    assert report["accuracy"] == pytest.approx(correct, abs=1.5 / len(x))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--resize=7", "allowed: a whole number from 8 to 1024"),
+        ("--resize=large", "allowed: a whole number"),
+        ("--mode=probe --resize=12", "--resize=12 has no meaning for --mode=probe"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(workdir, flag, message, capsys):
+    assert launch.main([f"--workdir={workdir}", "--mode=eval", *flag.split()]) == 2
+    assert message in capsys.readouterr().err
