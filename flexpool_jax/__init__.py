@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexpool_jax.data.registry import register_dataset
-    from flexpool_jax.evaluation import evaluate, load_trained
+    from flexpool_jax.evaluation import evaluate
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
     from flexpool_jax.pooling import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from flexpool_jax.portable.export import load_exported
     from flexpool_jax.portable.weights import load_weights
+    from flexpool_jax.trained import load_trained
     from flexpool_jax.training import train
 
 __version__ = "0.1.0"
@@ -61,7 +62,7 @@ _MODULE_OF = {
     "register_dataset": "flexpool_jax.data.registry",
     "register_model": "flexpool_jax.models.registry",
     "evaluate": "flexpool_jax.evaluation",
-    "load_trained": "flexpool_jax.evaluation",
+    "load_trained": "flexpool_jax.trained",
     "train": "flexpool_jax.training",
 }
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
-from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.identity import recall
@@ -132,37 +127,3 @@ def evaluate(
         # The folder may be another user's, or its disk full: the result is returned all the same.
         print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)
     return report
-
-
-class Trained(NamedTuple):
-    """A trained model, ready to be applied.
-
-    Attributes:
-        model: from `flexpool_jax.create_model`.
-        variables: ``params`` and ``batch_stats``, NumPy arrays.
-        preprocess: uint8 images [B, H, W, C] to what the model takes.
-        class_names: of the indices of the logits.
-    """
-
-    model: nn.Module
-    variables: dict[str, Any]
-    preprocess: Callable[[jax.Array], jax.Array]
-    class_names: tuple[str, ...]
-
-
-def load_trained(
-    workdir: str | os.PathLike[str], step: str = "latest", dataset: Dataset | None = None
-) -> Trained:
-    """Loads the model of a run; arguments and errors as for `restore_workdir`.
-
-    Example:
-        >>> trained = load_trained("runs/digits")  # doctest: +SKIP
-        >>> images = trained.preprocess(uint8_images)  # doctest: +SKIP
-        >>> logits = trained.model.apply(trained.variables, images, train=False)  # doctest: +SKIP
-        >>> trained.class_names[logits[0].argmax()]  # doctest: +SKIP
-        '7'
-    """
-    restored = restore_workdir(workdir, step, dataset=dataset)
-    config, data = restored.setup.config, restored.setup.dataset
-    preprocess = make_normalise(data.mean, data.std, jnp.dtype(config.dtype))
-    return Trained(restored.setup.model, restored.variables, preprocess, data.class_names)

@@ -24,10 +24,9 @@ from tqdm import tqdm
 from flexpool_jax import files
 from flexpool_jax.data import images
 from flexpool_jax.data.archives import MAX_FILE_BYTES
-from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.contact_sheet import INK, RIGHT, WRONG, Tile, contact_sheet
-from flexpool_jax.insight.trained import Trained, load_trained
+from flexpool_jax.trained import Trained, load_trained
 
 FOLDER = "predict"
 CSV_FILE, SHEET_FILE = "predictions.csv", "contact_sheet.png"
@@ -287,7 +286,7 @@ def _predict(
 
 def _network(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
     """uint8 images [B, H, W, C] to the probabilities of the classes, float32 [B, num_classes]."""
-    normalise = make_normalise(trained.mean, trained.std, trained.model.dtype)
+    normalise = trained.preprocess
     variables = jax.device_put(trained.variables)
 
     @jax.jit

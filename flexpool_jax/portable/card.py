@@ -11,7 +11,7 @@ from scipy import stats
 
 import flexpool_jax
 from flexpool_jax import configuration
-from flexpool_jax.insight.trained import Trained
+from flexpool_jax.trained import Trained
 from flexpool_jax.training.identity import DATA_FILE
 from flexpool_jax.training.steps import parameter_count
 

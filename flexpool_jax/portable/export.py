@@ -23,13 +23,12 @@ import ml_collections
 import numpy as np
 from jax import export
 
-from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError
-from flexpool_jax.insight.trained import Trained, load_trained
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.portable.card import model_card
 from flexpool_jax.portable.weights import save_weights
+from flexpool_jax.trained import Trained, load_trained
 
 FOLDER = "export"
 PROGRAM, WEIGHTS, CONFIG, CARD = "model.jax", "model.safetensors", "config.json", "README.md"
@@ -96,7 +95,7 @@ def export_program(trained: Trained) -> bytes:
     Returns:
         For `jax.export.deserialize`, which needs jax and flatbuffers only.
     """
-    normalise = make_normalise(trained.mean, trained.std, jnp.dtype(trained.config.dtype))
+    normalise = trained.preprocess
 
     def predict(images: jax.Array) -> jax.Array:
         logits: Any = trained.model.apply(trained.variables, normalise(images), train=False)

@@ -17,7 +17,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.insight import predict
 from flexpool_jax.insight.contact_sheet import INK, RIGHT, WRONG, Tile, contact_sheet
 from flexpool_jax.insight.predict import find_images, predict_files, read_image
-from flexpool_jax.insight.trained import load_trained
+from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,9 @@ from flexpool_jax import load_exported, load_weights
 from flexpool_jax.configuration import read_config
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.insight.trained import load_trained
 from flexpool_jax.portable import card
 from flexpool_jax.portable.export import export_workdir
+from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
 ROOT = Path(__file__).parents[2]

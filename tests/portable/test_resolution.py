@@ -13,7 +13,7 @@ from PIL import Image
 import launch
 from flexpool_jax import configuration, create_model, evaluate, resize_flexpool
 from flexpool_jax.data import load_dataset
-from flexpool_jax.insight.trained import load_trained
+from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
 SOURCE = Path(__file__).parents[1] / "fixtures/workdir_0_1"

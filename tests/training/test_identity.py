@@ -279,12 +279,12 @@ def test_arrays_from_a_program_are_not_taken_for_the_set_of_that_name(
 
 
 def test_a_trained_model_predicts_what_its_run_did(workdir, make_config):
-    model, variables, preprocess, class_names = load_trained(workdir)
+    trained = load_trained(workdir)
     test = load_dataset("digits", make_config().dataset.data_dir, image_size=8).test
-    logits = model.apply(variables, preprocess(test.images), train=False)
+    logits = trained.model.apply(trained.variables, trained.preprocess(test.images))
     with np.load(workdir / "predictions.npz") as file:
         np.testing.assert_array_equal(np.argmax(logits, -1), file["predictions"])
-    assert class_names == tuple("0123456789")
+    assert trained.class_names == tuple("0123456789")
 
 
 def test_the_digest_of_the_checkpoint_holds_where_data_json_is_missing(

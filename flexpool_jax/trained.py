@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
 
 from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, Split
+from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity
 from flexpool_jax.training.setup import set_up, use_compilation_cache
+
+Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +38,7 @@ class Trained:
         variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
         class_names: a logit's index is one of its class.
         image_shape: (H, W, C) of the images that the model takes.
-        mean, std: float32 [C], of images / 255, for
-            `flexpool_jax.data.augment.make_normalise`.
+        mean, std: float32 [C], of images / 255.
     """
 
     workdir: Path
@@ -45,6 +50,11 @@ class Trained:
     image_shape: tuple[int, int, int]
     mean: np.ndarray
     std: np.ndarray
+
+    @property
+    def preprocess(self) -> Callable[[Array], Array]:
+        """Turns uint8 images [B, H, W, C] into what the model takes."""
+        return make_normalise(self.mean, self.std, jnp.dtype(self.config.dtype))
 
 
 def load_trained(
@@ -62,6 +72,13 @@ def load_trained(
     Raises:
         UserError: there is no such workdir or step, there is no data.json, or a file is damaged or
             of another run.
+
+    Example:
+        >>> trained = load_trained("runs/digits")  # doctest: +SKIP
+        >>> images = trained.preprocess(uint8_images)  # doctest: +SKIP
+        >>> logits = trained.model.apply(trained.variables, images)  # doctest: +SKIP
+        >>> trained.class_names[logits[0].argmax()]  # doctest: +SKIP
+        '7'
     """
     workdir = Path(workdir).expanduser().absolute()
     saved = configuration.read_config(workdir)
