@@ -137,19 +137,25 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         image = axes.imshow(
             np.where(confusion > 0, confusion, np.nan),
             cmap="Blues",
-            norm=LogNorm(1, max(2, int(confusion.max()))),
+            # From below 1, so that a single image is not white.
+            norm=LogNorm(0.5, max(2, int(confusion.max()))),
         )
         axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix: images")
         if count <= _MAX_NAMED:
-            axes.set_xticks(range(count), names, rotation=90)
-            axes.set_yticks(range(count), names)
+            shown = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+            axes.set_xticks(range(count), shown, rotation=90)
+            axes.set_yticks(range(count), shown)
         if count <= _MAX_NAMED // 2:
             dark = math.sqrt(max(1, int(confusion.max())))
             for row, column in np.argwhere(confusion):
                 value = int(confusion[row, column])
                 colour = "white" if value > dark else "black"
                 axes.text(column, row, str(value), ha="center", va="center", color=colour)
-        figure.colorbar(image, ax=axes, shrink=0.7)
+        bar = figure.colorbar(image, ax=axes, shrink=0.7)
+        ticks = [m * 10**power for power in range(9) for m in (1, 2, 5)]
+        ticks = [tick for tick in ticks if tick <= confusion.max()]
+        bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+        bar.minorticks_off()
         figure.savefig(path, dpi=110)
 
 

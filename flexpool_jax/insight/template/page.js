@@ -27,6 +27,7 @@ function number(value, digits = 4) {
 }
 
 const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
+const compact = (value) => (value === null ? "–" : value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }));
 const words = (name) => name.replaceAll("_", " ");
 
 function section(id, title, ...children) {
@@ -191,7 +192,7 @@ document.getElementById("what").textContent =
 
 function overview() {
   const facts = Object.entries(report.metrics).map(([name, value]) => [words(name), /accuracy/.test(name) ? percent(value, 2) : number(value)]);
-  facts.push(["parameters", number(report.parameters)], ["FLOPs per image", number(report.flops)], ["classes", number(names.length)]);
+  facts.push(["parameters", number(report.parameters)], ["FLOPs per image", compact(report.flops)], ["classes", number(names.length)]);
   section("overview", "Overview", el("dl", { class: "facts" },
     ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
 }
@@ -441,7 +442,7 @@ function probes() {
 }
 
 function layers() {
-  section("model", "Model", el("p", {}, `${number(report.parameters)} parameters; ${number(report.flops)} FLOPs for an image, convolutions included.`),
+  section("model", "Model", el("p", {}, `${number(report.parameters)} parameters; ${report.flops === null ? "the number of FLOPs is not known" : `${number(report.flops)} FLOPs for an image, convolutions included`}.`),
     el("details", {}, el("summary", {}, "All layers"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All layers" }, el("pre", {}, data.summary))));
 }
 
