@@ -119,8 +119,8 @@ def prepare(command: Command) -> None:
 
 def sweep(command: Command) -> None:
     """Trains every run of a grid that is not finished yet, each in a process of its own."""
-    from flexpool_jax.experiments import grid
-    from flexpool_jax.experiments.sweep import run_sweep
+    from flexpool_jax.sweeps import grid
+    from flexpool_jax.sweeps.sweep import run_sweep
 
     config, workdir = _config(command), _workdir(command)
     cells = grid.expand(config, CONFIGS_DIR)
@@ -130,8 +130,8 @@ def sweep(command: Command) -> None:
 
 def report(command: Command) -> None:
     """Writes tables and figures from the results under the workdir."""
-    from flexpool_jax.experiments import grid
-    from flexpool_jax.experiments.report import write_report
+    from flexpool_jax.report.page import write_report
+    from flexpool_jax.sweeps import grid
 
     workdir = _workdir(command)
     # A workdir's own config.json is of a single run and says nothing of others.

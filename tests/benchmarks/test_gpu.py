@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import paper_tables
-from flexpool_jax.experiments import grid
+from flexpool_jax.sweeps import grid
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"

@@ -200,7 +200,8 @@ def test_the_network_is_compiled_once_for_all_images_and_once_for_all_pools(data
         probe(setup, variables)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert sum("run" in str(name) for name in compiled) == 2, compiled
+    # The name that JAX gives a pmapped program depends on its version.
+    assert sum("_fun" in str(name) or "run" in str(name) for name in compiled) == 2, compiled
 
 
 def test_probe_of_a_workdir_agrees_with_its_evaluation(dataset, tmp_path, capsys):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import launch
-from tests.experiments.conftest import small_sweep
+from tests.sweeps.conftest import small_sweep
 
 SWEEP = "--config=configs/paper_tables.py"
 MISTAKES = [

@@ -1,10 +1,10 @@
-"""Runs the cells of a sweep one after the other, each in a process of its own.
+"""Runs the cells of a sweep one after the other, each in its own process.
 
-A process for each run costs some seconds of start-up, and compiled programs come from XLA's cache.
-In exchange a run that crashes, or that the system kills for its memory, takes no other with it, and
-every run starts with the memory of its device free. What a cell's processes run is what a user
-would type, `launch.py --workdir=CELL` and then, if the sweep probes its runs, the same with
-`--mode=probe`, so that any cell can also be resumed by hand.
+A process for each run costs some seconds of start-up; compiled programs come from XLA's cache. In
+exchange a run that crashes, or that the system kills for its memory, does not end the others, and
+every run starts with its device's memory free. A cell's command is the one that a user would type,
+`launch.py --workdir=CELL`, and `--mode=probe` after it if the sweep probes its runs. So any cell
+can also be resumed by hand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
-from flexpool_jax.experiments.grid import Cell
+from flexpool_jax.sweeps.grid import Cell
 
 
 class _Stage(NamedTuple):
@@ -37,7 +37,7 @@ class _Stage(NamedTuple):
     flags: tuple[str, ...] = ()
 
     def is_done(self, cell: Cell, folder: Path) -> bool:
-        """Whether the file is there and is of this very config."""
+        """Whether the file is there and of this config."""
         return self.read(folder).get("config_digest") == cell.digest
 
     def read(self, folder: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def run_sweep(
         UserError: A cell's folder holds a run of another config; nothing has been run then.
         SweepFailed: Some cells failed; all others are finished.
         Interrupted: The process was told to stop; the cell that was running has saved its state.
-        KeyboardInterrupt: Told so twice; the last checkpoint of that cell stands.
+        KeyboardInterrupt: Interrupted twice; that cell keeps its last checkpoint.
     """
     workdir = Path(workdir)
     remaining = [cell for cell in cells if not is_finished(cell, workdir, probe=probe)]
@@ -95,7 +95,7 @@ def run_sweep(
                 finished = before + i - len(failures) + (reason is None)
                 raise Interrupted(
                     f"told to stop: {finished} of {len(cells)} cells are finished; "
-                    "the same command goes on from there"
+                    "the same command continues from there"
                 )
     now = len(remaining) - len(failures)
     _say(f"{len(cells)} cells: {before} finished before, {now} now, {len(failures)} failed")
@@ -105,11 +105,11 @@ def run_sweep(
 
 
 def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:
-    """Whether a cell's folder holds the result of this very config, and its probe if one is wanted.
+    """Whether a cell's folder holds the result of this config, and its probe if one is wanted.
 
     Raises:
-        UserError: The folder holds a run of another config. Such a run could go on with some other
-            rates or epochs, but what came out would be neither the one experiment nor the other.
+        UserError: The folder holds a run of another config. Continued with this one, its result
+            would belong to neither.
     """
     folder = Path(workdir) / cell.name
     saved = _saved_config(folder)
@@ -137,7 +137,7 @@ def _differences(cell: Cell, saved: ConfigDict) -> str:
 
 
 class _Running:
-    """The process that runs at the moment, and whether the sweep has been told to stop."""
+    """The running process, and whether the sweep has been told to stop."""
 
     def __init__(self) -> None:
         self.told_to_stop = False
@@ -159,7 +159,7 @@ def _stop_on_signals() -> Iterator[_Running]:
     running = _Running()
     signals = (signal.SIGTERM, signal.SIGINT)
     handlers = {number: signal.signal(number, running.stop) for number in signals}
-    # Whoever else watches for signals would end this process and leave the run without it.
+    # Another watcher of signals would end this process before the run has saved its state.
     watcher = signal.set_wakeup_fd(-1)
     try:
         yield running
@@ -172,7 +172,7 @@ def _stop_on_signals() -> Iterator[_Running]:
 def _run_cell(
     cell: Cell, folder: Path, train: Sequence[str], running: _Running, stages: Sequence[_Stage]
 ) -> str | None:
-    """Runs what a cell lacks. Returns None once all of it is there, else why not, in a line."""
+    """Runs the stages that a cell lacks. Returns None on success, else the reason, in a line."""
     if configuration.config_path(folder).exists() and _saved_config(folder) is None:
         return f"{configuration.config_path(folder)} is damaged"
     try:
@@ -197,7 +197,7 @@ def _run_cell(
 
 
 def _failure(command: Sequence[str], running: _Running) -> str | None:
-    """Runs a command. Returns None if it succeeds, else why not, in a line."""
+    """Runs a command. Returns None on success, else the reason, in a line."""
     status, last_line = _run(command, running)
     # Told twice by Ctrl-C at a terminal, the process has left at once.
     if running.told_to_stop and status in (130, -signal.SIGINT):
@@ -233,10 +233,7 @@ def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
 def _time_left(
     remaining: Sequence[Cell], cells: Sequence[Cell], workdir: Path, stages: Sequence[_Stage]
 ) -> str:
-    """The time that cells still need, in words, by those of the same data set that are finished.
-
-    Unknown while nothing tells it for some data set.
-    """
+    """Estimates the time left, in words, from the finished cells of the same data sets."""
     known: dict[tuple[str, _Stage], list[float]] = defaultdict(list)
     for cell, stage in itertools.product(cells, stages):
         seconds = stage.read(workdir / cell.name).get("seconds")
@@ -255,6 +252,6 @@ def _time_left(
 
 
 def _say(line: str) -> None:
-    # A sweep outlives the terminal, or the pipe, that it was started from.
+    # The terminal or pipe that the sweep was started from may be closed.
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)

@@ -12,11 +12,11 @@ import pytest
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
-from flexpool_jax.experiments import grid
-from flexpool_jax.experiments.sweep import is_finished, run_sweep
+from flexpool_jax.sweeps import grid
+from flexpool_jax.sweeps.sweep import is_finished, run_sweep
 from flexpool_jax.training.interrupts import stop_on_signals
-from tests.experiments import trainer
-from tests.experiments.conftest import CONFIGS_DIR, small_sweep
+from tests.sweeps import trainer
+from tests.sweeps.conftest import CONFIGS_DIR, small_sweep
 
 TRAINER = Path(trainer.__file__)
 

@@ -7,9 +7,10 @@ from flexpool_jax import configuration, pooling
 from flexpool_jax.configuration import apply_overrides, load_config
 from flexpool_jax.configuration.fields import get_field
 from flexpool_jax.errors import UserError
-from flexpool_jax.experiments import grid, paper
-from flexpool_jax.experiments.results import Arm
-from tests.experiments.conftest import CONFIGS_DIR, small_sweep
+from flexpool_jax.report import paper
+from flexpool_jax.report.results import Arm
+from flexpool_jax.sweeps import grid
+from tests.sweeps.conftest import CONFIGS_DIR, small_sweep
 
 # Read before any test runs, since tests register pools of their own.
 POOL_NAMES = tuple(pooling.POOLS)

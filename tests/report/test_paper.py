@@ -5,7 +5,7 @@ import re
 import pytest
 
 from flexpool_jax.configuration import load_config
-from flexpool_jax.experiments import paper
+from flexpool_jax.report import paper
 
 
 @pytest.mark.parametrize("dataset", paper.TABLE_1)

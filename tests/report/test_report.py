@@ -12,10 +12,10 @@ from scipy import stats
 from configs import lambda_ablation, paper_tables, pools
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
-from flexpool_jax.experiments import grid
-from flexpool_jax.experiments.report import write_report
-from flexpool_jax.experiments.results import find_runs, read_curve
-from tests.experiments.conftest import CONFIGS_DIR, small_sweep, write_run
+from flexpool_jax.report.page import write_report
+from flexpool_jax.report.results import find_runs, read_curve
+from flexpool_jax.sweeps import grid
+from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
 AVG, FLEXPOOL = "digits/avg", "digits/flexpool"
 
@@ -70,7 +70,7 @@ def test_table_holds_means_intervals_and_paired_tests(write_sweep):
         assert shown == f"{mean:+.2f}"
         assert p_value == ("p < 0.001" if test.pvalue < 0.001 else f"p = {test.pvalue:.3f}")
     assert "No run belongs to this table." in path.read_text()
-    assert "3 differences are tested" in path.read_text()
+    assert "4 differences are tested" in path.read_text()
     record = read_csv(path.parent / "table1.csv")[1]
     assert float(record["accuracy"]) == pytest.approx(np.mean(accuracies["flexpool"]))
     assert (record["column"], record["paper"], record["n"]) == ("FlexPool", "92.35", "5")
@@ -291,8 +291,8 @@ def test_asterisks_are_holms(write_sweep):
 
     path, _ = write_report(write_sweep(sweep, accuracy))
     rows = tables_of(path)["Digits: every setting"]
-    assert [row[1] for row in rows if row[4].endswith("*")] == ["GeM"]
-    assert "13 differences are tested" in path.read_text()
+    assert [row[1] for row in rows if row[4].endswith("*")] == ["gem"]
+    assert "14 differences are tested" in path.read_text()
 
 
 def test_figures_are_pictures_and_the_same_each_time(write_sweep):
@@ -344,8 +344,8 @@ def test_lines_within_an_epoch_become_the_mean_over_its_steps(write_sweep):
             for step, epoch, loss in lines
         )
     )
-    assert read_curve(run, "train", "loss") == ([1.0, 2.0], [5.0, 2.0])
-    assert read_curve(run, "test", "loss") == ([], [])
+    assert read_curve(run, "train", "loss") == {1: 5.0, 2: 2.0}
+    assert read_curve(run, "test", "loss") == {}
 
 
 def test_seeds_that_are_all_alike_say_so(write_sweep):
@@ -364,3 +364,57 @@ def test_without_a_result_there_is_no_report(tmp_path):
     with pytest.raises(UserError, match="damaged"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def edit_result(folder, **fields):
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_runs_of_other_source_code_are_marked_and_not_averaged(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1, 2))
+    folder = write_sweep(sweep, accuracy_of)
+    for path in folder.glob("digits/*/seed-*"):
+        edit_result(path, source_hash="new" if path.name == "seed-2" else "old")
+    path, skipped = write_report(folder, grid.expand(sweep, CONFIGS_DIR))
+    assert skipped == []
+    rows = {row[0]: row[2:] for row in tables_of(path)["Table 1: one classifier"] if row[0]}
+    assert rows["Digits (source code old)"][0].endswith("(n = 2); without seed 2")
+    assert "(n = 1, no interval)" in rows["Digits (source code new)"][0]
+    assert "not averaged or compared with others" in " ".join(path.read_text().split())
+
+
+def test_runs_that_changed_midway_are_marked_and_not_averaged(write_sweep):
+    change = {"step": 40, "field": "learning_rate", "from": 0.1, "to": 0.01}
+    folder = write_sweep(
+        small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1, 2, 3)), accuracy_of
+    )
+    for seed in (2, 3):
+        edit_result(folder / AVG / f"seed-{seed}", config_changes=[change])
+    rows = {
+        row[0]: row[2]
+        for row in tables_of(write_report(folder)[0])["Table 1: one classifier"]
+        if row[0]
+    }
+    assert len(rows) == 3
+    assert "(n = 2)" in rows["Digits"]
+    marked = "Digits (changed midway, seed 3: learning_rate from 0.1 to 0.01 at step 40)"
+    assert "(n = 1, no interval)" in rows[marked]
+
+
+def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
+    columns = ("avg", "avg+dropout", "flexpool", "flexpool+reg", "flexpool+reg+dropout")
+    accuracies = dict(zip(columns, (0.90, 0.91, 0.93, 0.97, 0.98), strict=True))
+    sweep = small_sweep(num_epochs=1, columns=columns, seeds=(0, 1, 2))
+
+    def accuracy(cell):
+        _, column, seed = cell.name.split("/")
+        return accuracies[column] + 0.001 * (int(seed[-1]) - 1) * (1 + len(column) % 3)
+
+    path, _ = write_report(write_sweep(sweep, accuracy))
+    rows = {row[1].partition(" (")[0]: row for row in tables_of(path)["Digits: every setting"]}
+    assert rows["FlexPool + Reg"][5].startswith("FlexPool: +4")
+    assert rows["FlexPool + Reg + Dropout"][5].startswith("AvgPool + Dropout: +7")
+    assert [rows[name][5] for name in ("AvgPool", "AvgPool + Dropout", "FlexPool")] == ["–"] * 3
+    record = next(r for r in read_csv(path.parent / "settings.csv") if r["to_control"])
+    assert float(record["to_control_p_holm"]) >= float(record["to_control_p"])

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import paper_tables
 from flexpool_jax import configuration, files
-from flexpool_jax.experiments import grid
+from flexpool_jax.sweeps import grid
 from flexpool_jax.training import metrics
 
 CONFIGS_DIR = "configs"

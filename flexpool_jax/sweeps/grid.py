@@ -1,9 +1,8 @@
-"""A sweep's config in, the runs it stands for out: a name and a training config for each.
+"""Expands a sweep's config into its runs: a name and a training config for each.
 
-The files of configs/ that describe sweeps (paper_tables.py, lambda_ablation.py, pool_reg.py,
-pools.py) have the fields of `FIELDS`. Every run is one data set's own config file with a variant,
-as on the command line, and with the fields that a column or the sweep sets besides; so a cell of a
-sweep and the same run started by hand are one.
+Configs of sweeps, such as configs/paper_tables.py, have the fields of `FIELDS`. Every run has the
+config file of one data set with a variant, as on the command line, and the fields that a column or
+the sweep sets. So a cell of a sweep is the same as that run started by hand.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Names the config by what it computes."""
+        """The digest of the config, see `configuration.digest`."""
         return configuration.digest(self.config)
 
 
@@ -157,7 +156,7 @@ def _folder(column: str, sac: str) -> str:
 def _training_config(
     sweep: ConfigDict, dataset: str, column: str, sac: str, configs_dir: str | os.PathLike[str]
 ) -> ConfigDict:
-    """The data set's config with what the sweep says; the overrides come last, and so count."""
+    """The data set's config with the sweep's fields; the overrides come last and win."""
     overrides = _split_overrides(sweep.overrides)
     _check_column(column, sweep, sac, overrides)
     words = [*column.split("+"), *["sac"] * (sac != "off")]

@@ -1,8 +1,8 @@
-"""Reads what finished runs left in their folders, and tells which of them may be compared.
+"""Reads the results of finished runs, and tells which of them may be compared.
 
-Runs are known by what their result.json says, not by where it lies: by their arm (what the tables
-compare: pool, Eq. 2, dropout, SAC), their seed and their recipe, which is all the rest. Numbers of
-different recipes are never averaged.
+A run is identified by what its result.json says and not by its folder: by its arm (what the tables
+compare: pool, Eq. 2, dropout, SAC), its seed and its group: all other fields, the source code, and
+whether fields changed midway. Accuracies of different groups are never averaged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError
-from flexpool_jax.experiments import paper
+from flexpool_jax.report import paper
 
 _ARM_FIELDS: dict[str, Any] = {
     "pool": "avg",
@@ -31,35 +31,22 @@ _ARM_FIELDS: dict[str, Any] = {
     "sac.weights": (),
     "pool_learning_rate_scale": 1.0,
 }
-_POOL_TITLES = {
-    "avg": "AvgPool",
-    "max": "MaxPool",
-    "avgmax": "(Avg + Max) / 2",
-    "gem": "GeM",
-    "lse": "LSE",
-    "softpool": "SoftPool",
-    "attention": "Attention",
-    "flexpool": "FlexPool",
-    "flexpool_softmax": "Soft FlexPool",
-    "channel_scale": "Channel scale",
-    "flexpool_shared": "FlexPool, one map",
-    "gdconv": "GDConv",
-    "flatten": "Flatten",
-}
-# Folders that hold no runs' folders.
+# As in the paper. Other pools go by the names that they have in configs.
+_POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
+# Folders without runs in them.
 _PASSED_OVER = ("checkpoints", "tensorboard", "report")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Arm:
-    """What the runs of a table differ in.
+    """The fields in which the runs of a table differ.
 
     Attributes:
         sac: The weights of Eq. 3, first stage first; empty without auxiliary classifiers.
-        pool: As in the config.
+        pool: The pool's name in the config.
         pool_reg: The coefficient of Eq. 2.
         dropout_rate: In [0, 1).
-        pool_learning_rate_scale: Of the pool's weights; 1 if they learn as all others do.
+        pool_learning_rate_scale: The factor on the pool's learning rate.
     """
 
     sac: tuple[float, ...]
@@ -81,8 +68,7 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """Its name as in the tables, without SAC, e.g. "FlexPool + Reg"."""
-        # A pool that a program of one's own has registered goes by its name.
+        """The arm's name in the tables, without SAC, e.g. "FlexPool + Reg"."""
         pool = _POOL_TITLES.get(self.pool) or self.pool.replace("_", " ")
         if self.pool_learning_rate_scale != 1:
             pool += f" (pool rate ×{self.pool_learning_rate_scale:g})"
@@ -91,13 +77,43 @@ class Arm:
         return " + ".join(parts)
 
     @property
+    def label(self) -> str:
+        """The arm in one line, with the strengths of Eq. 2 and of Eq. 3."""
+        text = self.title
+        if self.pool_reg:
+            text = text.replace("+ Reg", f"+ Reg {self.pool_reg:g}")
+        return text + (f", SAC {'/'.join(f'{w:g}' for w in self.sac)}" if self.sac else "")
+
+    @property
     def column(self) -> str | None:
-        """The column of the paper's tables that it belongs to, None if to none of them."""
+        """The column of the paper's tables to which the arm belongs, or None."""
         return self.title if self.pool in _POOL_TITLES and self.title in paper.COLUMNS else None
+
+    @property
+    def baselines(self) -> dict[str, Arm]:
+        """The arms with which this one is compared, by name.
+
+        - "avgpool": average pooling with the same SAC, without dropout, as in the paper;
+        - "control": the arm without its last addition: FlexPool for FlexPool + Reg; with dropout,
+          average pooling with the same dropout;
+        - "one_classifier": the same arm without SAC.
+        """
+        avgpool = Arm(self.sac, "avg", 0.0, 0.0)
+        control = dataclasses.replace(avgpool, dropout_rate=self.dropout_rate)
+        if self.pool_reg and not self.dropout_rate:
+            control = dataclasses.replace(self, pool_reg=0.0)
+        found = {
+            "avgpool": avgpool,
+            "control": control,
+            "one_classifier": dataclasses.replace(self, sac=()),
+        }
+        if control == avgpool:
+            del found["control"]
+        return {name: arm for name, arm in found.items() if arm != self}
 
 
 def recipe_of(config: ConfigDict) -> str:
-    """Names all that runs must have in common to be compared: their configs but for arm and seed.
+    """Returns a digest of a config without its arm and seed; equal for runs that may be compared.
 
     Example:
         >>> from configs import digits
@@ -118,10 +134,10 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: Where its files are.
-        config: What it was run with.
-        accuracy: On the test split after the last epoch, in per cent.
-        best_accuracy: The highest of all epochs, likewise; chosen by looking at test images.
+        folder: The folder of its files.
+        config: Its config.
+        accuracy: On the evaluation split after the last epoch, in per cent.
+        best_accuracy: The highest of all epochs, in per cent; chosen by looking at that split.
         result: All of result.json.
     """
 
@@ -133,7 +149,7 @@ class Run:
 
     @property
     def arm(self) -> Arm:
-        """What the tables compare."""
+        """The fields that the tables compare."""
         return Arm.of(self.config)
 
     @property
@@ -142,14 +158,38 @@ class Run:
         return self.config.seed
 
     @property
+    def source(self) -> str:
+        """The hash of the source code that trained it; empty for results that do not have one."""
+        source = self.result.get("source_hash")
+        return source if isinstance(source, str) else ""
+
+    @property
+    def changes(self) -> str:
+        """The fields that changed between two starts of the run, in words; empty if none did."""
+        found = self.result.get("config_changes") or ()
+        if not isinstance(found, list | tuple) or not all(isinstance(c, dict) for c in found):
+            return "fields that its result does not name"
+        return ", ".join(
+            f"{change.get('field')} from {change.get('from')} to {change.get('to')} "
+            f"at step {change.get('step')}"
+            for change in found
+        )
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """What runs must share to be averaged. A run that changed midway is its own group."""
+        changes = self.changes and f"seed {self.seed}: {self.changes}"
+        return recipe_of(self.config), self.source, changes
+
+    @property
     def seconds(self) -> float:
-        """How long it took, 0 where the result does not say."""
+        """The duration of the training; 0 where the result does not have it."""
         seconds = self.result.get("seconds")
         return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     @property
     def device(self) -> str:
-        """What it ran on, in words."""
+        """The number and kind of its devices, in words."""
         number, kind, platform = (
             self.result.get(name, "unknown") for name in ("devices", "device", "platform")
         )
@@ -157,7 +197,7 @@ class Run:
 
     @property
     def versions(self) -> str:
-        """The packages that matter most, in words."""
+        """The versions of the main packages, in words."""
         versions = self.result.get("versions")
         if not isinstance(versions, dict):
             return "unknown versions"
@@ -167,11 +207,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What there is under a folder.
+    """The runs under a folder.
 
     Attributes:
         runs: The finished runs whose results could be read, by path.
-        skipped: What could not be used and why, a line each.
+        skipped: A line on each result that could not be used.
         unfinished: Folders of runs that have begun and have no result.
     """
 
@@ -181,13 +221,13 @@ class Found:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> Found:
-    """Reads every result.json under a folder; those that are damaged are named and skipped.
+    """Reads every result.json under a folder; damaged ones are named and skipped.
 
     Args:
-        folder: Searched whole, links aside.
+        folder: Searched recursively; symbolic links are not followed.
     """
     found = Found([], [], [])
-    seen: dict[tuple[str, Arm, int], Run] = {}
+    seen: dict[tuple[object, ...], Run] = {}
     for path, names in _walk(Path(folder)):
         if "result.json" not in names:
             if "config.json" in names:
@@ -198,12 +238,11 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         except UserError as error:
             found.skipped.append(str(error))
             continue
-        key = (recipe_of(run.config), run.arm, run.seed)
-        if key in seen:
-            found.skipped.append(f"{path}: the same run as {seen[key].folder}, with the same seed")
-        else:
-            seen[key] = run
+        first = seen.setdefault((run.group, run.arm, run.seed), run)
+        if first is run:
             found.runs.append(run)
+        else:
+            found.skipped.append(f"{path}: the same run as {first.folder}, with the same seed")
     return found
 
 
@@ -227,7 +266,7 @@ def read_run(folder: Path) -> Run:
         config = configuration.config_from_json(result["config"])
         for name in configuration.FIELDS:
             value = get_field(config, name)
-            # Those that a program of one's own has registered are not known here.
+            # Names that the user's own program registered are not known here.
             if name not in ("model", "pool"):
                 check_field(name, value)
             elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
@@ -251,27 +290,26 @@ def _accuracy(value: object) -> float:
     return 100 * float(value)
 
 
-def read_curve(run: Run, split: str, value: str) -> tuple[list[float], list[float]]:
-    """Reads a curve from a run's metrics.jsonl: a point for each epoch.
+def read_curve(run: Run, split: str, value: str) -> dict[int, float]:
+    """Reads a curve from a run's metrics.jsonl: a value for each epoch.
 
     Several lines of one epoch, each a mean over the steps since the line before, become their mean
     over all of these steps.
 
     Args:
-        run: Whose.
+        run: A finished run.
         split: "train", "test" or "validation".
         value: Such as "accuracy" or "loss".
 
     Returns:
-        Epochs completed, and the value at each; empty where there is no such file. Lines that are
-        torn, and values that are null, are left out.
+        The value by completed epochs; empty where there is no such file. Torn lines and values that
+        are null are left out.
     """
     try:
         lines = (run.folder / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    sums: dict[int, float] = {}
-    steps: dict[int, float] = {}
+    points: dict[int, list[tuple[float, float]]] = {}
     last_step = 0.0
     for line in lines:
         try:
@@ -279,10 +317,11 @@ def read_curve(run: Run, split: str, value: str) -> tuple[list[float], list[floa
             step, epoch, point = float(row["step"]), float(row["epoch"]), float(row[value])
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if row.get("split") != split or not all(map(math.isfinite, (step, epoch, point))):
-            continue
-        weight, last_step = max(step - last_step, 1.0), step
-        at = math.ceil(epoch - 1e-9)
-        sums[at] = sums.get(at, 0.0) + weight * point
-        steps[at] = steps.get(at, 0.0) + weight
-    return [float(at) for at in sums], [total / steps[at] for at, total in sums.items()]
+        if row.get("split") == split and all(map(math.isfinite, (step, epoch, point))):
+            points.setdefault(math.ceil(epoch - 1e-9), []).append((point, max(step - last_step, 1)))
+            last_step = step
+    return {at: _weighted_mean(found) for at, found in points.items()}
+
+
+def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:
+    return math.fsum(v * weight for v, weight in points) / math.fsum(w for _, w in points)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.experiments import curves, figures, paper, records, tables
-from flexpool_jax.experiments.grid import Cell
-from flexpool_jax.experiments.results import Arm, Found, find_runs
-from flexpool_jax.experiments.statistics import Estimate
-from flexpool_jax.experiments.tables import Comparisons, Row, avgpool_of, without_sac
+from flexpool_jax.report import curves, figures, paper, tables
+from flexpool_jax.report.analysis import Estimate
+from flexpool_jax.report.results import Arm, Found, find_runs
+from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.sweeps.grid import Cell
 
 FOLDER = "report"
 _WRITTEN = ("report.md", "*.csv", "figure[24].png", "settings-*.png", "curves-*.png")
@@ -30,8 +30,8 @@ def write_report(
     """Writes the report on all results under a folder.
 
     Args:
-        workdir: Searched whole. The report goes to its folder `report`, in the place of an earlier.
-        cells: What a sweep asks for: what of it has not been run is then said to be missing.
+        workdir: Searched recursively. The report replaces an earlier one in its folder `report`.
+        cells: The cells of a sweep; the report names those that have not been run.
 
     Returns:
         The path of report.md, and a line on each result that could not be used.
@@ -45,31 +45,29 @@ def write_report(
         damaged = f"; {found.skipped[0]}" if found.skipped else ""
         raise UserError(f"--workdir={workdir} has no result.json of a finished run{damaged}")
     rows = tables.make_rows(found.runs, cells)
-    comparisons = Comparisons(rows)
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     for pattern in _WRITTEN:
-        # What an earlier report had and this one has not must not pass for a part of it.
+        # Files of an earlier report that this one does not write would pass for a part of it.
         for path in folder.glob(pattern):
             path.unlink()
-    parts = [_opening(found, comparisons)]
+    parts = [_opening(found, rows)]
     for title, csv_name, figure, figure_title, sac in _TABLES:
-        records.write_csv(folder / csv_name, records.of_table(rows, comparisons, sac=sac))
-        text = _table(rows, comparisons, sac=sac)
+        tables.write_csv(folder / csv_name, tables.table_records(rows, sac=sac))
+        text = _table(rows, sac=sac)
         if figures.draw_table(rows, folder / figure, title=figure_title, sac=sac):
             text += f"\n\n![{figure_title}: the accuracies of this table]({figure})"
         parts.append(f"## {title}\n\n{text}")
-    records.write_csv(folder / "settings.csv", records.of_settings(rows, comparisons))
-    records.write_csv(folder / "runs.csv", records.of_runs(rows, workdir))
-    for row in rows:
-        parts.append(_settings(row, comparisons, folder))
+    tables.write_csv(folder / "settings.csv", tables.setting_records(rows))
+    tables.write_csv(folder / "runs.csv", tables.run_records(rows, workdir))
+    parts += [_settings(row, folder) for row in rows]
     parts.append(_left_out(found, rows, workdir))
     path = folder / "report.md"
     path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     return path, [line.replace(f"{workdir}{os.sep}", "") for line in found.skipped]
 
 
-def _opening(found: Found, comparisons: Comparisons) -> str:
+def _opening(found: Found, rows: Sequence[Row]) -> str:
     devices = Counter(run.device for run in found.runs)
     versions = Counter(run.versions for run in found.runs)
     hours = sum(run.seconds for run in found.runs) / 3600
@@ -89,14 +87,19 @@ higher by design, since it is chosen by looking at the same images, and is given
 the lists below. One seed has no interval. Differences are paired by seed: same order of examples,
 same draws; their p-values are those of the paired t-test. The intervals say how far seeds differ,
 {intervals}."""
-    if not comparisons.count:
-        return text
-    return f"""\
-{text}
+    tested = sum(len(setting.adjusted) for row in rows for setting in row.settings.values())
+    if tested:
+        text += f"""
 
-{comparisons.count} differences are tested in this report. Were none of them real, about
-{0.05 * comparisons.count:.1f} would be expected to have p < 0.05. An asterisk marks those that keep
+{tested} differences are tested in this report. Were none of them real, about
+{0.05 * tested:.1f} would be expected to have p < 0.05. An asterisk marks those that keep
 p < 0.05 after Holm's correction for that number; p is shown without it."""
+    if len({run.source for run in found.runs}) > 1 or any(run.changes for run in found.runs):
+        text += """
+
+Runs of other source code, and runs whose fields changed between two starts, have rows of their own;
+they are not averaged or compared with others."""
+    return text
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -105,44 +108,34 @@ def _listed(counts: Counter[str]) -> str:
     return "; ".join(f"{name} ({count} runs)" for name, count in counts.items())
 
 
-def _table(rows: Sequence[Row], comparisons: Comparisons, *, sac: bool) -> str:
+def _table(rows: Sequence[Row], *, sac: bool) -> str:
     """The paper's table, three lines a row."""
-    arms = {
-        (i, column): tables.table_arms(row, column, sac=sac)
-        for i, row in enumerate(rows)
-        for column in paper.COLUMNS
-    }
-    if not any(arms.values()):
+    cells = [[row.column(column, sac=sac) for column in paper.COLUMNS] for row in rows]
+    if not any(any(found) for found in cells):
         return "No run belongs to this table."
-    lines = [_line(["data set", "", *paper.COLUMNS]), _line(["---"] * (len(paper.COLUMNS) + 2))]
-    for i, row in enumerate(rows):
-        cells = [(column, arms[i, column]) for column in paper.COLUMNS]
-        lines.append(_line([row.title, "here", *(_measured(row, found) for _, found in cells)]))
+    lines = []
+    for row, columns in zip(rows, cells, strict=True):
+        lines.append([row.title, "here", *map(_measured, columns)])
         published = [paper.accuracy(row.config.dataset.name, c, sac=sac) for c in paper.COLUMNS]
-        if any(published) and not row.config.dataset.holdout:
-            lines.append(_line(["", "paper", *(f"{value:.2f}" for value in published)]))
-        else:
-            lines.append(_line(["", "paper", *["not in it"] * len(published)]))
+        in_paper = any(published) and not row.config.dataset.holdout
+        shown = [f"{value:.2f}" if in_paper else "not in it" for value in published]
+        lines.append(["", "paper", *shown])
         differences = [
-            _difference(row, found[0], avgpool_of(found[0]), comparisons)
-            if len(found) == 1 and row.runs.get(found[0])
-            else "–"
-            for _, found in cells
+            _difference(found[0], "avgpool") if len(found) == 1 else "–" for found in columns
         ]
-        lines.append(_line(["", "difference to AvgPool", *differences]))
-    return "\n".join(lines)
+        lines.append(["", "difference to AvgPool", *differences])
+    return markdown_table(["data set", "", *paper.COLUMNS], lines)
 
 
-def _measured(row: Row, arms: Sequence[Arm]) -> str:
-    """What a cell says of its runs."""
-    if len(arms) > 1:
-        return f"{len(arms)} settings, see below"
-    found = row.estimate(arms[0]) if arms else None
-    if found is None:
+def _measured(settings: Sequence[Setting]) -> str:
+    """The text of a cell about its runs."""
+    if len(settings) > 1:
+        return f"{len(settings)} settings, see below"
+    if not settings or settings[0].estimate is None:
         return "not run"
-    missing = row.missing(arms[0])
+    missing = settings[0].missing
     remark = f"; without seed {', '.join(map(str, missing))}" if missing else ""
-    return f"{_estimate(found)}{remark}"
+    return f"{_estimate(settings[0].estimate)}{remark}"
 
 
 def _estimate(found: Estimate) -> str:
@@ -153,45 +146,43 @@ def _estimate(found: Estimate) -> str:
     return f"{found.mean:.2f} ± {found.half_width:.2f} (n = {found.n})"
 
 
-def _difference(row: Row, arm: Arm, baseline: Arm, comparisons: Comparisons) -> str:
-    found = row.difference(arm, baseline)
+def _difference(setting: Setting, baseline: str) -> str:
+    if baseline not in setting.arm.baselines or not setting.runs:
+        return "–"
+    found = setting.differences.get(baseline)
     if found is None:
-        return "–" if arm == baseline else "nothing to pair with"
-    # Without the minus that rounding leaves to a zero.
-    mean = f"{round(found.mean, 2) + 0.0:+.2f}"
+        return "nothing to pair with"
+    mean = signed(found.mean)
     if found.half_width is None:
         return f"{mean} (one pair, no interval)"
     if found.p_value is None:
         return f"{mean} ({found.n} pairs, all alike)"
-    pairs = "" if found.n == len(row.accuracies(arm)) else f" ({found.n} pairs)"
-    p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
-    text = f"{mean} ± {found.half_width:.2f}, {p_value}{pairs}"
-    adjusted = comparisons.adjusted(row, arm, baseline)
-    return f"{text} *" if adjusted is not None and adjusted < 0.05 else text
+    pairs = "" if found.n == len(setting.runs) else f" ({found.n} pairs)"
+    text = f"{mean} ± {found.half_width:.2f}, {p_text(found.p_value)}{pairs}"
+    return f"{text} *" if setting.adjusted[baseline] < 0.05 else text
 
 
-def _settings(row: Row, comparisons: Comparisons, folder: Path) -> str:
-    """Every arm of a row in a line of its own, what they have in common, and the curves."""
-    heads = ["SAC", "pool", "accuracy", "best epoch", "to AvgPool", "to one classifier"]
-    lines = [_line(heads), _line(["---"] * len(heads))]
-    for arm in row.arms:
-        best = [run.best_accuracy for run in row.runs.get(arm, {}).values()]
+def _settings(row: Row, folder: Path) -> str:
+    """Every setting of a row on its own line, what they have in common, and the curves."""
+    lines = []
+    for arm, setting in row.settings.items():
+        best = [run.best_accuracy for run in setting.runs.values()]
+        control = _difference(setting, "control")
+        if "control" in setting.differences:
+            control = f"{arm.baselines['control'].title}: {control}"
         lines.append(
-            _line(
-                [
-                    "/".join(f"{weight:g}" for weight in arm.sac) or "–",
-                    _described(arm),
-                    _measured(row, [arm]),
-                    f"{sum(best) / len(best):.2f}" if best else "–",
-                    *(
-                        _difference(row, arm, baseline, comparisons) if best else "–"
-                        for baseline in (avgpool_of(arm), without_sac(arm))
-                    ),
-                ]
-            )
+            [
+                "/".join(f"{weight:g}" for weight in arm.sac) or "–",
+                _described(arm),
+                _measured([setting]),
+                f"{sum(best) / len(best):.2f}" if best else "–",
+                _difference(setting, "avgpool"),
+                control,
+                _difference(setting, "one_classifier"),
+            ]
         )
-    slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")
-    images = [
+    slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")[:100]
+    images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
         (f"curves-{slug}.png", "training curves", curves.draw_curves),
     ]
@@ -200,7 +191,10 @@ def _settings(row: Row, comparisons: Comparisons, folder: Path) -> str:
         for name, what, draw in images
         if draw(row, folder / name)
     ]
-    listed = "\n".join(lines)
+    listed = markdown_table(
+        ["SAC", "pool", "accuracy", "best epoch", "to AvgPool", "to control", "to one classifier"],
+        lines,
+    )
     return f"## {row.title}: every setting\n\n{_recipe(row)}\n\n{listed}{''.join(drawn)}"
 
 
@@ -211,7 +205,7 @@ def _described(arm: Arm) -> str:
 
 
 def _recipe(row: Row) -> str:
-    """What all runs of a row have in common, in words."""
+    """The fields that all runs of a row have in common, in words."""
     config = row.config
     size = config.dataset.image_size
     augment = [
@@ -232,11 +226,14 @@ def _recipe(row: Row) -> str:
 
 def _left_out(found: Found, rows: Iterable[Row], workdir: Path) -> str:
     """Names what is not in the numbers above: damaged, unfinished and missing runs."""
-    lines = [f"- Skipped: {line.replace(f'{workdir}{os.sep}', '')}" for line in found.skipped]
-    lines += [f"- Begun, not finished: {_relative(path, workdir)}" for path in found.unfinished]
+    lines = [f"- Skipped: {entry.replace(f'{workdir}{os.sep}', '')}" for entry in found.skipped]
+    lines += [
+        f"- Begun, not finished: {path.relative_to(workdir).as_posix()}"
+        for path in found.unfinished
+    ]
     for row in rows:
-        for arm in row.arms:
-            missing = sorted(row.expected.get(arm, set()) - row.runs.get(arm, {}).keys())
+        for arm, setting in row.settings.items():
+            missing = sorted(setting.expected - setting.runs.keys())
             if missing:
                 sac = f", SAC {'/'.join(f'{w:g}' for w in arm.sac)}" if arm.sac else ""
                 seeds = ", ".join(map(str, missing))
@@ -244,10 +241,37 @@ def _left_out(found: Found, rows: Iterable[Row], workdir: Path) -> str:
     return "## Not in these numbers\n\n" + "\n".join(lines) if lines else ""
 
 
-def _relative(path: Path, workdir: Path) -> str:
-    return path.relative_to(workdir).as_posix()
+def signed(value: float) -> str:
+    """A difference with its sign and two decimals.
+
+    Example:
+        >>> signed(0.5), signed(-0.001)
+        ('+0.50', '+0.00')
+    """
+    # Adding zero removes the minus of a negative number that is rounded to zero.
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
-def _line(cells: Iterable[str]) -> str:
-    # A title may hold the path of a folder, and that may hold anything.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def p_text(p_value: float) -> str:
+    """A p-value with three decimals.
+
+    Example:
+        >>> p_text(0.0421), p_text(1e-9)
+        ('p = 0.042', 'p < 0.001')
+    """
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Example:
+        >>> print(markdown_table(["a", "b"], [["1", "x|y"]]))
+        | a | b |
+        | --- | --- |
+        | 1 | x\\|y |
+    """
+    # A title can hold the path of a folder, which can hold any character.
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [heads, *rows]]
+    lines.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

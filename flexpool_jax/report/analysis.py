@@ -1,0 +1,334 @@
+"""Statistics of accuracies: intervals of means, contrasts of a linear model, equivalence, power.
+
+All intervals and tests are Student's and two-sided unless said otherwise. Accuracies and their
+differences are in per cent. docs/evidence.md says which of these functions a claim rests on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+CONFIDENCE = 0.95
+
+# Accuracies that differ by the same number of images differ in their last bits by rounding. Such
+# a spread counts as none, so that it cannot give a p-value of zero.
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval and the test of the mean against zero.
+
+    Attributes:
+        mean: Of the values, in their unit.
+        half_width: Half of the interval's width; None for a single value.
+        n: The number of values.
+        p_value: Of the t-test of mean zero; None for a single value and for values that are all
+            alike. Of use for differences only.
+    """
+
+    mean: float
+    half_width: float | None
+    n: int
+    p_value: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval; None for a single value."""
+        if self.half_width is None:
+            return None
+        return self.mean - self.half_width, self.mean + self.half_width
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Computes the mean of values, its 95 % interval, and the p-value of mean zero.
+
+    The interval is ``mean ± t(0.975, n − 1) · s / √n``. Given differences of pairs, the p-value is
+    that of the paired t-test (Student 1908, "The probable error of a mean").
+
+    Args:
+        values: At least one, finite.
+
+    Raises:
+        ValueError: There are no values.
+
+    Example:
+        >>> estimate([90.0, 91.0, 92.0])
+        Estimate(mean=91.0, half_width=2.484..., n=3, p_value=4.02...e-05)
+        >>> estimate([91.0])
+        Estimate(mean=91.0, half_width=None, n=1, p_value=None)
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("the mean of no values is not defined")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, None, n, None)
+    error = float(stats.sem(values))
+    if error * math.sqrt(n) <= _ROUNDING:
+        return Estimate(mean, 0.0, n, None)
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Estimate(mean, half_width, n, 2 * float(stats.t.sf(abs(mean) / error, n - 1)))
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
+    """Computes the mean difference over the seeds that both have, with the paired t-test.
+
+    Args:
+        values: By seed.
+        baseline: Likewise. At least one seed is in both.
+
+    Example:
+        >>> paired_difference({0: 91.0, 1: 92.0, 2: 94.0}, {2: 91.0, 1: 90.0, 0: 90.0, 7: 1.0})
+        Estimate(mean=2.0, half_width=2.484..., n=3, p_value=0.074...)
+    """
+    return estimate([values[seed] - baseline[seed] for seed in values if seed in baseline])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p-values for their number by Holm's step-down method, in the order given.
+
+    Rejecting where the adjusted value is below 0.05 keeps the probability of one or more false
+    rejections below 5 %, however the tests depend on each other (Holm 1979, "A simple sequentially
+    rejective multiple test procedure").
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    if not len(p_values):
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of a linear model's coefficients, such as the difference of two columns.
+
+    Attributes:
+        estimate: In the unit of the model's values.
+        error: The standard error.
+        df: The residual degrees of freedom.
+    """
+
+    estimate: float
+    error: float
+    df: int
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Returns ``estimate ± t(½ + confidence / 2, df) · error``."""
+        half_width = float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
+        return self.estimate - half_width, self.estimate + half_width
+
+    @property
+    def p_value(self) -> float:
+        """The two-sided p-value of the contrast being zero."""
+        return 2 * float(stats.t.sf(abs(self.estimate) / self.error, self.df))
+
+    def equivalence_p_value(self, bound: float = 0.5) -> float:
+        """The p-value of two one-sided tests (TOST) of the contrast lying within ± bound.
+
+        It is the larger of the p-values of "≤ −bound" and "≥ bound", and below 0.05 exactly if the
+        90 % interval lies within the bounds (Schuirmann 1987, J. Pharmacokin. Biopharm. 15).
+
+        Example:
+            >>> Contrast(0.1, 0.1, 20).equivalence_p_value() < 0.05
+            True
+        """
+        room = bound - abs(self.estimate)
+        return float(stats.t.sf(room / self.error, self.df))
+
+    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
+        """The true difference that the two-sided test at level alpha finds with this power.
+
+        The d that solves ``P(T > t(1 − α/2, df)) = power``, with T noncentral t of df degrees of
+        freedom and noncentrality ``d / error``; the other tail is left out, since it is below 1e-4
+        (Cohen 1988, "Statistical power analysis"; the program in docs/evidence.md).
+
+        Example:
+            >>> round(Contrast(0.0, 0.2 * (2 / 6) ** 0.5, 20).detectable(), 2)
+            0.34
+        """
+        t = stats.t.ppf(1 - alpha / 2, self.df)
+        return self.error * float(
+            optimize.brentq(lambda d: stats.nct.sf(t, self.df, d) - power, 0.01, 100)
+        )
+
+
+class BlockModel:
+    """A linear model by least squares, ``value = terms · β + block``, with one residual variance.
+
+    With a term for each column and a seed as the block this is the primary analysis of
+    docs/evidence.md: a two-way layout without interaction (Fisher's randomised blocks). Cells may
+    be missing: least squares uses every value that is there.
+
+    Args:
+        values: One for each run.
+        terms: For each run the values of the regressors by name; all runs have the same names.
+        blocks: The block of each run.
+
+    Attributes:
+        df: The residual degrees of freedom.
+        sd: The residual standard deviation.
+
+    Raises:
+        ValueError: No residual degrees of freedom are left, or the values have no residuals.
+
+    Example:
+        >>> model = BlockModel.of_columns({
+        ...     ("avg", 0): 91.0, ("avg", 1): 92.0, ("avg", 2): 90.0,
+        ...     ("flexpool", 0): 91.5, ("flexpool", 1): 92.7, ("flexpool", 2): 90.9})
+        >>> contrast = model.contrast({"flexpool": 1, "avg": -1})
+        >>> round(contrast.estimate, 3), model.df, round(contrast.p_value, 3)
+        (0.7, 2, 0.026)
+    """
+
+    def __init__(
+        self,
+        values: Sequence[float],
+        terms: Sequence[Mapping[str, float]],
+        blocks: Sequence[object],
+    ) -> None:
+        import pandas as pd
+        import statsmodels.api as sm
+
+        regressors = pd.DataFrame(list(terms)).fillna(0.0)
+        dummies = pd.get_dummies(pd.Series(list(blocks), dtype=object), dtype=float).iloc[:, 1:]
+        design = np.hstack([regressors.to_numpy(float), dummies.to_numpy(float)])
+        self._names = list(regressors.columns)
+        self._width = design.shape[1]
+        self._fit: Any = sm.OLS(np.asarray(values, float), design).fit()
+        # What projects a contrast on those that the runs can estimate.
+        self._estimable = np.linalg.pinv(design) @ design
+        self.df = int(self._fit.df_resid)
+        if self.df < 1:
+            raise ValueError("too few runs: no residual degrees of freedom")
+        self.sd = math.sqrt(self._fit.mse_resid)
+        if self.sd < _ROUNDING:
+            raise ValueError("the runs of each column differ by their seeds alone: no residuals")
+
+    @classmethod
+    def of_columns(cls, accuracies: Mapping[tuple[str, int], float]) -> BlockModel:
+        """The model accuracy = column + seed.
+
+        Args:
+            accuracies: By column and seed.
+        """
+        return cls(
+            list(accuracies.values()),
+            [{column: 1.0} for column, _ in accuracies],
+            [seed for _, seed in accuracies],
+        )
+
+    def contrast(self, weights: Mapping[str, float]) -> Contrast | None:
+        """Estimates a weighted sum of coefficients.
+
+        Args:
+            weights: By term, e.g. ``{"flexpool": 1, "avg": -1}``.
+
+        Returns:
+            The contrast; None where the runs cannot tell it: a term is missing, or its runs share
+            no seed, directly or through other columns, with those it is compared with.
+        """
+        if not weights.keys() <= set(self._names):
+            return None
+        row = np.zeros(self._width)
+        for name, weight in weights.items():
+            row[self._names.index(name)] = weight
+        if not np.allclose(row @ self._estimable, row, atol=1e-8):
+            return None
+        test = self._fit.t_test(row)
+        return Contrast(float(test.effect.item()), float(test.sd.item()), self.df)
+
+
+def bootstrap_intervals(
+    correct: Mapping[tuple[str, int], np.ndarray],
+    contrasts: Sequence[Mapping[str, float]],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> list[tuple[float, float] | None]:
+    """Bootstraps contrasts over seeds × images: 95 % percentile intervals in per cent.
+
+    Each draw takes seeds and test images with replacement, independently of each other and the same
+    for all columns and contrasts, and averages over both (Owen 2007, "The pigeonhole bootstrap",
+    Ann. Appl. Stat. 1).
+
+    Args:
+        correct: For each column and seed, whether each test image was classified correctly: bool
+            [N], the same images in the same order.
+        contrasts: Weights by column.
+        draws: The number of draws.
+        seed: Of NumPy's generator.
+
+    Returns:
+        An interval for each contrast; None where fewer than two seeds have all of its columns.
+
+    Example:
+        >>> right, half = np.ones(100, bool), np.arange(100) < 50
+        >>> runs = {("a", 0): right, ("a", 1): right, ("b", 0): half, ("b", 1): half}
+        >>> ((low, high),) = bootstrap_intervals(runs, [{"a": 1, "b": -1}], draws=1000)
+        >>> round(low), round(high)
+        (40, 60)
+    """
+    rng = np.random.default_rng(seed)
+    seeds = sorted({seed for _, seed in correct})
+    weighted: list[np.ndarray] = []
+    has_all = np.zeros((len(contrasts), len(seeds)), bool)
+    for i, weights in enumerate(contrasts):
+        for j, block in enumerate(seeds):
+            if all((column, block) in correct for column in weights):
+                has_all[i, j] = True
+                terms = [weight * correct[column, block] for column, weight in weights.items()]
+                weighted.append(np.sum(terms, axis=0))
+    if not weighted:
+        return [None] * len(contrasts)
+    differences = np.stack(weighted)
+    images = differences.shape[1]
+    means = np.empty((draws, len(contrasts)))
+    for start in range(0, draws, 100):
+        size = min(100, draws - start)
+        drawn = rng.integers(images, size=(size, images))
+        counts = np.stack([np.bincount(row, minlength=images) for row in drawn])
+        by_seed = np.zeros((size, *has_all.shape))
+        by_seed[:, has_all] = counts @ differences.T / images
+        times = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=size)
+        times = times[:, None, :] * has_all
+        with np.errstate(invalid="ignore"):
+            means[start : start + size] = (by_seed * times).sum(-1) / times.sum(-1)
+    # A draw without any seed that has all columns gives no mean.
+    return [
+        tuple(np.nanpercentile(100 * means[:, i], [2.5, 97.5]).tolist()) if enough else None
+        for i, enough in enumerate(has_all.sum(1) > 1)
+    ]
+
+
+def select_rate(accuracies: Mapping[float, float], images: int, preferred: float = 0.01) -> float:
+    """Selects a peak learning rate by the rule of docs/evidence.md.
+
+    Rates within one standard error of the best, ``√(p (1 − p) / images)`` with p the best accuracy,
+    count as tied with it. The preferred rate is taken if it is among them, else the smallest.
+
+    Args:
+        accuracies: Mean validation accuracy in [0, 1] by rate.
+        images: How many held-out images each mean is of, all seeds together.
+        preferred: The rate that is taken if nothing speaks against it.
+
+    Example:
+        >>> select_rate({0.003: 0.9087, 0.01: 0.9133, 0.03: 0.9098}, 12_000)
+        0.01
+        >>> select_rate({0.003: 0.91, 0.01: 0.90, 0.03: 0.912}, 12_000)
+        0.003
+    """
+    best = max(accuracies.values())
+    error = math.sqrt(best * (1 - best) / images)
+    tied = [rate for rate, accuracy in accuracies.items() if accuracy >= best - error]
+    return preferred if preferred in tied else min(tied)

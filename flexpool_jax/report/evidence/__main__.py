@@ -1,0 +1,42 @@
+"""Writes the results of docs/evidence.md from the files of its runs.
+
+    python -m flexpool_jax.report.evidence results/evidence --page=docs/evidence.md
+
+The folder holds one folder for each design of configs/evidence.py. Everything below the page's
+marker is replaced; figures and the numbers as CSV go to a folder beside the page that has its name.
+Missing runs are named. Run it from the root of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from flexpool_jax.errors import UserError
+from flexpool_jax.report.evidence.page import write_page
+
+
+def main() -> int:
+    """Writes the page; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="evidence", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="results, one folder for each design")
+    parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument(
+        "--failed",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help="a cell whose run diverged, e.g. e1/fashion_mnist/avg/seed-3; may be repeated",
+    )
+    parsed = parser.parse_args()
+    try:
+        print("\n".join(write_page(parsed.folder, parsed.page, failed=parsed.failed)))
+    except UserError as error:
+        print(f"evidence: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

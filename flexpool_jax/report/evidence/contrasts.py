@@ -1,0 +1,329 @@
+"""The models and contrasts that docs/evidence.md names, and what its runs say about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from flexpool_jax.report.analysis import (
+    BlockModel,
+    Contrast,
+    Estimate,
+    bootstrap_intervals,
+    holm,
+    paired_difference,
+)
+from flexpool_jax.report.evidence.runs import POOLS, Evidence, Key, read_correct
+
+Weights = Mapping[str, float]
+
+WHOLE = "flexpool+reg+dropout"
+
+
+def minus(column: str, baseline: str) -> dict[str, float]:
+    """The weights of a difference of two columns."""
+    return {column: 1.0, baseline: -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One linear model of docs/evidence.md.
+
+    Attributes:
+        title: A heading.
+        designs: The designs of configs/evidence.py whose runs form the model.
+        family: The contrasts over which Holm's correction runs.
+        secondary: Contrasts with intervals, without a claim of significance.
+        borrowed: Columns of E1 that are added, with the seeds of the designs' own runs.
+    """
+
+    title: str
+    designs: tuple[str, ...]
+    family: tuple[Weights, ...]
+    secondary: tuple[Weights, ...] = ()
+    borrowed: tuple[str, ...] = ()
+
+
+E1 = "E1: Fashion-MNIST, five columns"
+PRIMARY = {
+    "P1": (minus("flexpool", "avg"), "Does learning the weights help?"),
+    "P2": (minus("flexpool+reg", "flexpool"), "Does Eq. 2 help?"),
+    "P3": (
+        minus(WHOLE, "avg+dropout"),
+        "Does the whole method help, with dropout on both sides?",
+    ),
+}
+CONTROLS = (
+    *("channel_scale", "flexpool_shared", "gdconv", "flatten"),
+    "flexpool+pool_learning_rate_scale=0.0204",
+)
+_SAC_MINUS_PLAIN = minus(f"{WHOLE}+sac", "avg+sac") | {WHOLE: -1.0, "avg": 1.0}
+LENGTHS = {2: "e6_2", 5: "e6_5", 10: "e1", 20: "e6_20"}
+EXPERIMENTS = (
+    Experiment(
+        E1,
+        ("e1",),
+        tuple(weights for weights, _ in PRIMARY.values()),
+        (
+            *(minus(WHOLE, "avg"), minus("flexpool+reg", "avg")),
+            *(minus("avg+dropout", "avg"), minus(WHOLE, "flexpool+reg")),
+        ),
+    ),
+    Experiment(
+        "E5: Tiny ImageNet at 32×32, without and with SAC",
+        ("e5", "e5_sac"),
+        (
+            *(minus(WHOLE, "avg"), minus(WHOLE, "avg+dropout")),
+            *(minus(f"{WHOLE}+sac", "avg+sac"), _SAC_MINUS_PLAIN),
+        ),
+    ),
+    Experiment(
+        "E4: Fashion-MNIST, controls",
+        ("e4",),
+        tuple(minus(control, pool) for control in CONTROLS for pool in ("flexpool", "avg")),
+        borrowed=POOLS,
+    ),
+    Experiment(
+        "E2 and E3: CIFAR-10 (JPEG copy), without and with SAC",
+        ("e2", "e3"),
+        (
+            *(minus("flexpool", "avg"), minus("flexpool+reg", "flexpool")),
+            minus("flexpool+reg+sac", "avg+sac"),
+        ),
+    ),
+    *(
+        Experiment(
+            f"E6, {title}: Fashion-MNIST",
+            (design,),
+            (minus("flexpool", "avg"), minus(WHOLE, "avg")),
+        )
+        for title, design in (
+            *((f"{epochs} epochs", LENGTHS[epochs]) for epochs in (2, 5, 20)),
+            ("SGD", "e6_sgd"),
+        )
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A contrast and its checks.
+
+    Attributes:
+        weights: By column.
+        contrast: By the linear model; None where the runs cannot tell it.
+        adjusted: The p-value after Holm's correction; None outside of the family.
+        bootstrap: Percentile interval over images × seeds.
+        paired: The paired t-test's, over the seeds that have all columns.
+    """
+
+    weights: Weights
+    contrast: Contrast | None
+    adjusted: float | None = None
+    bootstrap: tuple[float, float] | None = None
+    paired: Estimate | None = None
+
+    @property
+    def title(self) -> str:
+        """In words, e.g. "`flexpool` − `avg`"."""
+        plus = [f"`{column}`" for column, weight in self.weights.items() if weight > 0]
+        less = [f"`{column}`" for column, weight in self.weights.items() if weight < 0]
+        if len(plus) == 1:
+            return f"{plus[0]} − {less[0]}"
+        return f"({plus[0]} − {less[0]}) − ({less[1]} − {plus[1]})"
+
+    @property
+    def p_value(self) -> float:
+        """The p-value that counts: after Holm's correction within the family."""
+        assert self.contrast is not None
+        return self.contrast.p_value if self.adjusted is None else self.adjusted
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What one linear model says.
+
+    Attributes:
+        experiment: Which.
+        accuracies: In per cent by column and seed.
+        model: None where there are too few runs.
+        findings: One for each contrast, the family first.
+        missing: Cells that have neither a run that counts nor failed.
+        failed: Cells whose runs diverged.
+    """
+
+    experiment: Experiment
+    accuracies: dict[Key, float]
+    model: BlockModel | None
+    findings: list[Finding]
+    missing: list[Key]
+    failed: list[Key]
+
+
+def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) -> Analysis:
+    """Fits an experiment's model and estimates its contrasts.
+
+    Args:
+        evidence: The runs.
+        experiment: One of `EXPERIMENTS`.
+        draws: Of the bootstrap.
+    """
+    designs = [evidence.designs[name] for name in experiment.designs]
+    runs = {key: run for design in designs for key, run in design.by_column()}
+    missing = [key for design in designs for key in design.missing]
+    failed = [key for design in designs for key in design.failed]
+    if runs and experiment.borrowed:
+        seeds = {seed for design in designs for _, seed in design.expected}
+        e1 = evidence.designs["e1"].runs
+        wanted = [(column, seed) for column in experiment.borrowed for seed in sorted(seeds)]
+        runs = {key: e1[key] for key in wanted if key in e1} | runs
+        missing += [key for key in wanted if key not in e1]
+    accuracies = {key: run.accuracy for key, run in runs.items()}
+    try:
+        model = BlockModel.of_columns(accuracies) if accuracies else None
+    except ValueError:
+        model = None
+    if model is None:
+        return Analysis(experiment, accuracies, None, [], missing, failed)
+    contrasts = (*experiment.family, *experiment.secondary)
+    estimated = [model.contrast(weights) for weights in contrasts]
+    in_family = [c for c in estimated[: len(experiment.family)] if c is not None]
+    adjusted = iter(holm([contrast.p_value for contrast in in_family]))
+    intervals = bootstrap_intervals(read_correct(runs), contrasts, draws=draws)
+    findings = [
+        Finding(
+            weights,
+            contrast,
+            next(adjusted) if contrast is not None and i < len(experiment.family) else None,
+            intervals[i],
+            _paired(accuracies, weights),
+        )
+        for i, (weights, contrast) in enumerate(zip(contrasts, estimated, strict=True))
+    ]
+    return Analysis(experiment, accuracies, model, findings, missing, failed)
+
+
+def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | None:
+    seeds = {
+        seed for _, seed in accuracies if all((column, seed) in accuracies for column in weights)
+    }
+    sides = [
+        {
+            seed: sum(
+                abs(weight) * accuracies[column, seed]
+                for column, weight in weights.items()
+                if weight * sign > 0
+            )
+            for seed in sorted(seeds)
+        }
+        for sign in (1, -1)
+    ]
+    return paired_difference(*sides) if seeds else None
+
+
+def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None, dict[Key, float]]:
+    """M6: the slope of a difference to `avg` over log₂(epochs), seeds as blocks.
+
+    Args:
+        evidence: The runs.
+        column: Whose difference to `avg`.
+
+    Returns:
+        The slope in points per doubling, None with too few runs, and the differences by design
+        and seed (0 to 2).
+    """
+    differences: dict[Key, float] = {}
+    epochs: list[int] = []
+    for length, name in LENGTHS.items():
+        ours, theirs = (evidence.designs[name].accuracies(c) for c in (column, "avg"))
+        for seed in (0, 1, 2):
+            if seed in ours and seed in theirs:
+                differences[name, seed] = ours[seed] - theirs[seed]
+                epochs.append(length)
+    if len(set(epochs)) < 2:
+        return None, differences
+    terms = [{"intercept": 1.0, "slope": float(np.log2(length))} for length in epochs]
+    try:
+        model = BlockModel(list(differences.values()), terms, [seed for _, seed in differences])
+    except ValueError:
+        return None, differences
+    return model.contrast({"slope": 1.0}), differences
+
+
+def verdict(contrast: Contrast, p_value: float, claimed: float = 1.0) -> str:
+    """The words of the protocol's table "What would support the claim, and what would refute it".
+
+    Args:
+        contrast: A primary contrast.
+        p_value: After Holm's correction.
+        claimed: The smallest gain that is claimed, in points.
+
+    Example:
+        >>> verdict(Contrast(0.6, 0.1, 20), 0.001)
+        'It helps, by less than claimed.'
+        >>> verdict(Contrast(0.1, 0.6, 20), 0.9)
+        'Undecided.'
+    """
+    low, high = contrast.interval()
+    if p_value < 0.05:
+        if high < 0:
+            return "It harms."
+        if low >= claimed:
+            return "It helps, by the claimed size."
+        return (
+            "It helps, by less than claimed."
+            if high < claimed
+            else "It helps; the claimed size is possible."
+        )
+    if high >= claimed:
+        return "Undecided."
+    text = "No difference is shown; a gain of 1 point or more is excluded."
+    if contrast.equivalence_p_value() < 0.05:
+        text += " The two are equivalent within 0.5 points."
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A difference that one of M1 to M8 predicts.
+
+    Attributes:
+        name: Such as "M1".
+        weights: Of the difference.
+        expects: "below" or "above" zero, "not below" it, or "equal" within ±0.5.
+    """
+
+    name: str
+    weights: Weights
+    expects: str
+
+    def agrees(self, contrast: Contrast) -> str:
+        """Whether the 95 % interval (for "equal" TOST) says "yes", "no" or "open".
+
+        Example:
+            >>> prediction = Prediction("M4", minus("gdconv", "flexpool"), "below")
+            >>> prediction.agrees(Contrast(-0.9, 0.2, 12))
+            'yes'
+        """
+        low, high = contrast.interval()
+        yes, no = {
+            "below": (high < 0, low > 0),
+            "above": (low > 0, high < 0),
+            "not below": (low > 0, high < 0),
+            "equal": (contrast.equivalence_p_value() < 0.05, low > 0.5 or high < -0.5),
+        }[self.expects]
+        return "yes" if yes else "no" if no else "open"
+
+
+PREDICTIONS = (
+    Prediction("M1", minus(CONTROLS[-1], "flexpool"), "below"),
+    Prediction("M2", minus("channel_scale", "flexpool"), "equal"),
+    Prediction("M2", minus("channel_scale", "avg"), "above"),
+    Prediction("M3", minus("flexpool_shared", "flexpool"), "equal"),
+    Prediction("M3", minus("flexpool_shared", "avg"), "above"),
+    Prediction("M4", minus("gdconv", "flexpool"), "below"),
+    Prediction("M5", minus("flatten", "flexpool"), "not below"),
+    Prediction("M7", _SAC_MINUS_PLAIN, "above"),
+)

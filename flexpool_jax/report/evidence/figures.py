@@ -1,0 +1,200 @@
+"""The figures of docs/evidence.md: contrasts, weight maps, changed images, training length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from flexpool_jax.report.analysis import Estimate, estimate
+from flexpool_jax.report.evidence.contrasts import Analysis
+from flexpool_jax.report.figures import COLOURS, FAINT, INK, STYLE, save
+
+_STRENGTHS = ("rank", "pixels", "sd", "sigma", "factor")
+
+
+def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
+    """Draws every estimated contrast with its 95 % interval and the bounds of equivalence.
+
+    Returns:
+        Whether there was any.
+    """
+    found = [(a, f) for a in analyses for f in a.findings if f.contrast is not None]
+    if not found:
+        return False
+    with style.context(STYLE):
+        figure = Figure(figsize=(9.5, 0.3 * len(found) + 1.8), layout="constrained")
+        ax = figure.subplots()
+        ax.axvspan(-0.5, 0.5, color=FAINT, alpha=0.15, lw=0, label="equivalence, ±0.5")
+        ax.axvline(0, color=INK, lw=1)
+        ax.axvline(1, color=FAINT, lw=1, ls="--", label="smallest gain that is claimed")
+        titles = list(dict.fromkeys(analysis.experiment.title for analysis, _ in found))
+        for y, (analysis, finding) in enumerate(found):
+            contrast = finding.contrast
+            assert contrast is not None
+            colour = COLOURS[1 + titles.index(analysis.experiment.title) % (len(COLOURS) - 1)]
+            low, high = contrast.interval()
+            ax.plot([low, high], [y, y], color=colour, lw=2)
+            filled = finding.adjusted is not None
+            face = colour if filled else "white"
+            ax.plot(contrast.estimate, y, "o", ms=7, mec=colour, mfc=face, mew=2)
+        ax.set_yticks(
+            range(len(found)),
+            [
+                f"{a.experiment.title.partition(':')[0]}  {f.title.replace('`', '')}"
+                for a, f in found
+            ],
+            fontsize=8,
+        )
+        ax.set_ylim(len(found) - 0.4, -0.6)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel("difference in points, 95 % interval (hollow: secondary)")
+        figure.legend(loc="outside lower center", ncols=2)
+        save(figure, path)
+    return True
+
+
+def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> bool:
+    """Draws weight maps times H·W, 1 where the pool averages: mean and spread over seeds.
+
+    Channels of different seeds do not correspond, so each seed's maps are first summarised: by the
+    mean over channels, and by the root mean square over channels of the deviation from each
+    channel's mean.
+
+    Args:
+        weights: By column, for each seed ``[H, W, C]``.
+        path: Of the PNG.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    if not weights:
+        return False
+
+    def summaries(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scaled = w * w.shape[0] * w.shape[1]
+        deviation = scaled - scaled.mean(axis=(0, 1))
+        return scaled.mean(axis=2), np.sqrt(np.mean(deviation**2, axis=2))
+
+    heads = [
+        *("mean over channels", "its spread over seeds"),
+        *("deviation within channels (RMS)", "its spread over seeds"),
+    ]
+    with style.context([STYLE, {"axes.grid": False}]):
+        figure = Figure(figsize=(12, 2.9 * len(weights)), layout="constrained")
+        axes = figure.subplots(len(weights), 4, squeeze=False)
+        for row, (column, found) in zip(axes, weights.items(), strict=True):
+            means, deviations = zip(*map(summaries, found), strict=True)
+            maps = [
+                *(np.mean(means, axis=0), np.std(means, axis=0)),
+                *(np.mean(deviations, axis=0), np.std(deviations, axis=0)),
+            ]
+            for ax, head, values in zip(row, heads, maps, strict=True):
+                image = ax.imshow(values, cmap="viridis")
+                ax.set_xticks([])
+                ax.set_yticks([])
+                ax.set_title(head, fontsize=9)
+                figure.colorbar(image, ax=ax, shrink=0.8)
+            row[0].set_ylabel(f"{column}\nn = {len(found)}", fontsize=8)
+        save(figure, path)
+    return True
+
+
+def changes(probe: Mapping[str, Any]) -> dict[str, float]:
+    """The change of accuracy in points by what a probe changed; shifts are means over directions.
+
+    Example:
+        >>> shifts = [{"name": "shift", "pixels": 2, "accuracy": a} for a in (0.8, 0.6)]
+        >>> probe = {"baseline": {"accuracy": 0.9}, "interventions": [], "perturbations": shifts}
+        >>> {name: round(value) for name, value in changes(probe).items()}
+        {'shift 2': -20}
+    """
+    found: dict[str, list[float]] = {}
+    for entry in (*probe["interventions"], *probe["perturbations"]):
+        strengths = [f"{entry[key]:g}" for key in _STRENGTHS if key in entry]
+        change = 100 * (entry["accuracy"] - probe["baseline"]["accuracy"])
+        found.setdefault(" ".join([entry["name"], *strengths]), []).append(change)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def draw_perturbations(
+    probes: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Path, columns: Sequence[str]
+) -> bool:
+    """Draws how much accuracy changed images cost, with 95 % intervals over seeds.
+
+    Args:
+        probes: The content of probe.json by column and seed.
+        path: Of the PNG.
+        columns: Which columns to draw.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    shown = [column for column in columns if column in probes]
+    if not shown:
+        return False
+    kinds = {
+        "shift": "pixels",
+        "gaussian_noise": "sd",
+        "gaussian_blur": "sigma",
+        "contrast": "factor",
+    }
+    with style.context(STYLE):
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        for ax, (kind, unit) in zip(figure.subplots(1, 4), kinds.items(), strict=True):
+            for column, colour in zip(shown, COLOURS, strict=False):
+                found = [changes(probe) for probe in probes[column].values()]
+                names = [name for name in found[0] if name.split()[0] == kind]
+                means = [estimate([one[name] for one in found]) for name in names]
+                _draw_estimates(ax, [float(n.split()[1]) for n in names], means, colour, column)
+            ax.set_title(kind.replace("_", " "))
+            ax.set_xlabel(unit)
+        figure.axes[0].set_ylabel("change of accuracy in points")
+        figure.axes[0].legend()
+        save(figure, path)
+    return True
+
+
+def draw_length(differences: Mapping[str, Mapping[int, Estimate]], path: Path) -> bool:
+    """Draws differences to `avg` against the number of epochs, with 95 % intervals.
+
+    Args:
+        differences: By column, then by epochs.
+        path: Of the PNG.
+
+    Returns:
+        Whether there are at least two lengths.
+    """
+    drawn = {column: found for column, found in differences.items() if len(found) > 1}
+    if not drawn:
+        return False
+    with style.context(STYLE):
+        figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+        ax = figure.subplots()
+        ax.axhspan(-0.5, 0.5, color=FAINT, alpha=0.15, lw=0)
+        ax.axhline(0, color=INK, lw=1)
+        for (column, found), colour in zip(drawn.items(), COLOURS[1:], strict=False):
+            _draw_estimates(ax, list(found), list(found.values()), colour, f"{column} − avg")
+        ax.set_xscale("log", base=2)
+        epochs = sorted({length for found in drawn.values() for length in found})
+        ax.xaxis.set_major_locator(FixedLocator(epochs))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_xlabel("epochs")
+        ax.set_ylabel("difference in points")
+        ax.legend()
+        save(figure, path)
+    return True
+
+
+def _draw_estimates(
+    ax: Any, xs: Sequence[float], found: Sequence[Estimate], colour: str, label: str
+) -> None:
+    errors = [one.half_width or 0 for one in found]
+    means = [one.mean for one in found]
+    ax.errorbar(xs, means, yerr=errors, fmt="o-", color=colour, capsize=3, label=label)

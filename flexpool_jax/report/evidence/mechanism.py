@@ -1,0 +1,127 @@
+"""The parts of the page that ask which part of FlexPool acts: probes, weights, M1 to M8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from flexpool_jax.report.analysis import Contrast, estimate
+from flexpool_jax.report.evidence import figures
+from flexpool_jax.report.evidence.contrasts import (
+    PREDICTIONS,
+    Analysis,
+    Finding,
+    slope_over_length,
+)
+from flexpool_jax.report.evidence.runs import Evidence, read_probes
+from flexpool_jax.report.page import markdown_table, signed
+
+
+def points(contrast: Contrast) -> str:
+    """A contrast and its interval in words."""
+    low, high = contrast.interval()
+    return f"{signed(contrast.estimate)} points (95 % interval {signed(low)} to {signed(high)})"
+
+
+def changed_accuracies(evidence: Evidence) -> str:
+    """Changes of accuracy in points when a network of E1 is probed, means over seeds."""
+    probes = read_probes(evidence.designs["e1"])
+    if not probes:
+        return "No run of E1 has been probed."
+    changes = {
+        column: [figures.changes(probe) for probe in found.values()]
+        for column, found in probes.items()
+    }
+    names = list(dict.fromkeys(name for found in changes.values() for one in found for name in one))
+    rows = [
+        [name.replace("_", " "), *(_mean(one.get(name) for one in changes[c]) for c in changes)]
+        for name in names
+    ]
+    return (
+        "Change of test accuracy in points when the weights of the pool or the test images are "
+        "changed ([probe.md](probe.md)); mean over seeds ± half of the 95 % interval. Shifts are "
+        "means over four directions.\n\n"
+        + markdown_table(["changed", *(f"`{c}`" for c in changes)], rows)
+    )
+
+
+def predictions(evidence: Evidence, analyses: Iterable[Analysis]) -> str:
+    """What was found about M1 to M8."""
+    found = {finding.title: finding for one in analyses for finding in one.findings}
+    rows = []
+    for prediction in PREDICTIONS:
+        title = Finding(prediction.weights, None).title
+        contrast = found[title].contrast if title in found else None
+        expects = {"equal": "within ±0.5"}.get(prediction.expects, f"{prediction.expects} 0")
+        shown = "runs are missing" if contrast is None else points(contrast)
+        agrees = "–" if contrast is None else prediction.agrees(contrast)
+        rows.append([prediction.name, title, expects, shown, agrees])
+    slope, _ = slope_over_length(evidence, "flexpool")
+    rows.append(
+        [
+            *("M6", "slope of `flexpool` − `avg` over log₂(epochs)", "below 0"),
+            "runs are missing" if slope is None else points(slope),
+            "–" if slope is None else PREDICTIONS[0].agrees(slope),
+        ]
+    )
+    probes = read_probes(evidence.designs["e1"])
+    costs = [
+        {seed: figures.changes(probe)["shift 4"] for seed, probe in probes.get(column, {}).items()}
+        for column in ("flexpool", "avg")
+    ]
+    shared = costs[0].keys() & costs[1].keys()
+    cost = _mean(costs[0][seed] - costs[1][seed] for seed in sorted(shared))
+    title = "change by a shift of 4 pixels, `flexpool` − `avg`"
+    rows.append(["M8", title, "below 0", cost if shared else "no probes", "–"])
+    heads = ["", "difference", "predicted", "found", "agrees"]
+    return (
+        'With three seeds these are leads and not claims. "Agrees" is yes or no where the interval '
+        "(for ±0.5: TOST) is on one side, else open. What probes say about M2, M3 and M8 is in the "
+        f"table above.\n\n{markdown_table(heads, sorted(rows, key=lambda row: row[0]))}"
+    )
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    if not found:
+        return "–"
+    mean = estimate(found)
+    half_width = "" if mean.half_width is None else f" ± {mean.half_width:.2f}"
+    return f"{signed(mean.mean)}{half_width} (n = {mean.n})"
+
+
+def weight_statistics(evidence: Evidence) -> str:
+    """Statistics of the weights of E1's networks, means over seeds."""
+    probes = read_probes(evidence.designs["e1"])
+    statistics = {
+        column: weights
+        for column, found in probes.items()
+        if (weights := [probe["weights"] for probe in found.values() if probe.get("weights")])
+    }
+    if not statistics:
+        return "No run of E1 with learned weights has been probed."
+
+    def rank_one(weights: Mapping[str, Any]) -> float | None:
+        squares = np.square(weights["singular_values"])
+        return float(squares[0] / squares.sum()) if squares.any() else None
+
+    numbers: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+        "mean of the channel sums": lambda weights: weights["channel_sums"]["mean"],
+        "their standard deviation": lambda weights: weights["channel_sums"]["sd"],
+        "share of negative weights": lambda weights: weights["negative_share"],
+        "deviation_share": lambda weights: weights["deviation_share"],
+        "mirror_correlation": lambda weights: weights["mirror_correlation"],
+        "activation_correlation": lambda weights: weights["activation_correlation"],
+        "share of V's first singular value": rank_one,
+    }
+    rows = [
+        [title, *(_mean(map(number, found)) for found in statistics.values())]
+        for title, number in numbers.items()
+    ]
+    return (
+        "Statistics of the weights of E1's networks ([probe.md](probe.md)), mean over seeds ± half "
+        "of the 95 % interval.\n\n"
+        + markdown_table(["", *(f"`{column}`" for column in statistics)], rows)
+    )

@@ -1,0 +1,402 @@
+"""Writes the results of docs/evidence.md as Markdown, CSV and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flexpool_jax.errors import UserError
+from flexpool_jax.report.analysis import BlockModel, Estimate, estimate
+from flexpool_jax.report.evidence import figures, mechanism
+from flexpool_jax.report.evidence.contrasts import (
+    E1,
+    EXPERIMENTS,
+    LENGTHS,
+    PRIMARY,
+    WHOLE,
+    Analysis,
+    Finding,
+    analyse,
+    slope_over_length,
+    verdict,
+)
+from flexpool_jax.report.evidence.mechanism import points
+from flexpool_jax.report.evidence.runs import (
+    POOLS,
+    Evidence,
+    read_evidence,
+    read_probes,
+    read_weights,
+)
+from flexpool_jax.report.page import markdown_table, p_text, signed
+from flexpool_jax.report.tables import Record, write_csv
+
+MARKER = (
+    "<!-- Everything below is written by `python -m flexpool_jax.report.evidence`; "
+    "edits are lost. -->"
+)
+# The residual deviation above which E1 is extended, see "Stopping" in the protocol.
+_EXTENSION = 0.248
+_LIMITS = (
+    "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs. The "
+    "intervals are about other seeds on this one test set. They say nothing about other networks, "
+    "other data or longer training. A null would not refute a gain under the paper's recipe (100 "
+    "epochs at batch 1000 and rate 0.1)."
+)
+
+
+def write_page(
+    folder: Path, page: Path, *, failed: Sequence[str] = (), draws: int = 10_000
+) -> list[str]:
+    """Writes the results into a page, in the place of those that it has.
+
+    Args:
+        folder: With the runs, one folder for each design.
+        page: A Markdown file, which keeps everything above its marker.
+        failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3". They count as
+            failed and not as missing.
+        draws: Of the bootstraps.
+
+    Returns:
+        The text of the dated note on E0's rates, and a line on each result that is not used.
+
+    Raises:
+        UserError: There is no such page, no run, or no such cell.
+    """
+    if not page.is_file():
+        raise UserError(f"--page={page} does not exist; it holds the protocol")
+    evidence = read_evidence(folder, failed)
+    if not any(design.runs for design in evidence.designs.values()):
+        raise UserError("; ".join([f"{folder} has no run of the protocol", *evidence.left_out[:1]]))
+    _write(evidence, page, draws)
+    return [rates_note(evidence), *evidence.left_out]
+
+
+def _write(evidence: Evidence, page: Path, draws: int) -> None:
+    """Replaces everything below the page's marker, and writes figures and CSV files beside it."""
+    folder = page.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    analyses = [analyse(evidence, experiment, draws=draws) for experiment in EXPERIMENTS]
+    e1 = evidence.designs["e1"]
+    drawn = {
+        "contrasts": figures.draw_contrasts(analyses, folder / "contrasts.png"),
+        "weights": figures.draw_weights(read_weights(e1), folder / "weights.png"),
+        "perturbations": figures.draw_perturbations(
+            read_probes(e1), folder / "perturbations.png", POOLS
+        ),
+        "length": figures.draw_length(
+            {column: _by_length(evidence, column) for column in ("flexpool", WHOLE)},
+            folder / "length.png",
+        ),
+    }
+    pictures = {
+        name: f"\n\n![{name}]({folder.name}/{name}.png)" if there else ""
+        for name, there in drawn.items()
+    }
+    for name, there in drawn.items():
+        if not there:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    write_csv(folder / "runs.csv", _run_records(evidence))
+    write_csv(folder / "contrasts.csv", _contrast_records(analyses))
+    changed = mechanism.changed_accuracies(evidence)
+    parts = [
+        f"## Results\n\n{_answer(analyses[0])}{pictures['contrasts']}",
+        _progress(evidence),
+        f"### E0: which rate\n\n{_rates(evidence)}",
+        *(_experiment(analysis) for analysis in analyses),
+        f"### E6: training length\n\n{_length(evidence)}{pictures['length']}",
+        f"### What the networks use\n\n{changed}{pictures['perturbations']}",
+        f"### Which part of it\n\n{mechanism.predictions(evidence, analyses)}",
+        f"### Weights\n\n{mechanism.weight_statistics(evidence)}{pictures['weights']}",
+    ]
+    if evidence.left_out:
+        listed = "\n".join(f"- {entry}" for entry in evidence.left_out)
+        parts.append(f"### Results that are not used\n\n{listed}")
+    protocol = page.read_text(encoding="utf-8").partition(MARKER)[0].rstrip()
+    text = "\n\n".join([protocol, MARKER, *parts]) + "\n"
+    page.write_text(text, encoding="utf-8")
+
+
+def _answer(e1: Analysis) -> str:
+    """The first paragraph: the three primary contrasts in the words of the protocol."""
+    if e1.missing or e1.model is None:
+        done = len(e1.accuracies)
+        return (
+            f"**No answer yet.** E1 has {done} of its {done + len(e1.missing)} runs. The page "
+            "makes no claim before all are there; what follows is what was found so far."
+        )
+    if _is_to_be_extended(e1, e1.model):
+        return (
+            "**No answer yet.** E1 is to be extended to seeds 6 to 9: its residual deviation is "
+            f"above {_EXTENSION} points. The page makes no claim before these runs are there."
+        )
+    seeds = len({seed for _, seed in e1.accuracies})
+    sentences = [f"**Does FlexPool help? Under this recipe, with n = {seeds} seeds:**"]
+    for (name, (_, question)), finding in zip(PRIMARY.items(), e1.findings, strict=False):
+        if finding.contrast is None:
+            sentences.append(f"{name}, {finding.title}: its runs failed.")
+            continue
+        sentences.append(
+            f"{name}, {finding.title}: {question} "
+            f"**{verdict(finding.contrast, finding.p_value)}** "
+            f"The difference is {points(finding.contrast)}, {p_text(finding.p_value)} after "
+            f"Holm's correction{_detectable(finding)}.{_disagreement(finding)}"
+        )
+    if e1.failed:
+        sentences.append(f"Failed runs, which are not in these numbers: {_cells(e1.failed)}.")
+    return " ".join([*sentences, _LIMITS])
+
+
+def _detectable(finding: Finding) -> str:
+    assert finding.contrast is not None
+    if finding.p_value < 0.05:
+        return ""
+    detectable = finding.contrast.detectable()
+    return f"; a true difference of {detectable:.2f} would be found with 80 % power"
+
+
+def _disagreement(finding: Finding) -> str:
+    """Says where a check and the model disagree about zero."""
+    assert finding.contrast is not None
+    checks = {
+        "bootstrap": finding.bootstrap,
+        "paired t-test": finding.paired.interval if finding.paired else None,
+    }
+    excludes = _excludes_zero(finding.contrast.interval())
+    others = [
+        name
+        for name, interval in checks.items()
+        if interval is not None and _excludes_zero(interval) is not excludes
+    ]
+    if not others:
+        return ""
+    does = "holds" if excludes else "excludes"
+    return f" The interval of the {' and of the '.join(others)} {does} zero."
+
+
+def _excludes_zero(interval: tuple[float, float]) -> bool:
+    return interval[0] > 0 or interval[1] < 0
+
+
+def _progress(evidence: Evidence) -> str:
+    rows = [
+        [
+            *(f"`{name}`", str(len(design.runs)), str(len(design.expected))),
+            *(_cells(design.missing), _cells(design.failed)),
+        ]
+        for name, design in evidence.designs.items()
+    ]
+    return (
+        f"All runs below have the `source_hash` `{evidence.source or 'unknown'}`. A cell is "
+        "without a result if it was not run or is not finished, and failed if it diverged.\n\n"
+        + markdown_table(["design", "runs", "planned", "cells without a result", "failed"], rows)
+    )
+
+
+def _cells(keys: Sequence[tuple[str, int]]) -> str:
+    """Missing cells in words; many are counted by their number alone."""
+    if len(keys) > 6:
+        return f"{len(keys)} cells"
+    return ", ".join(f"`{column}` seed {seed}" for column, seed in keys) or "–"
+
+
+def _rates(evidence: Evidence) -> str:
+    e0, paper = evidence.designs["e0"], evidence.designs["e0_paper"]
+    rows = []
+    for column in e0.columns:
+        pool, _, rate = column.partition("+learning_rate=")
+        found = e0.accuracies(column)
+        if not found:
+            rows.append([f"`{pool}`", rate, "not run", "", ""])
+            continue
+        p = float(np.mean(list(found.values()))) / 100
+        images = sum(int(run.result["test_images"]) for k, run in e0.runs.items() if k[0] == column)
+        rows.append(
+            [
+                *(f"`{pool}`", rate, f"{100 * p:.2f}"),
+                f"{100 * math.sqrt(p * (1 - p) / images):.2f}",
+                ", ".join(f"{value:.2f}" for value in found.values()),
+            ]
+        )
+    heads = ["pool", "peak rate", "validation accuracy", "standard error", "by seed"]
+    lines = [markdown_table(heads, rows), rates_note(evidence)]
+    for (column, seed), run in sorted(paper.runs.items()):
+        trains = run.accuracy >= 85 and math.isfinite(float(run.result["final_test_loss"] or "nan"))
+        lines.append(
+            f"Rate 0.1 at batch 1000, `{column}`, seed {seed} (n = 1): validation accuracy "
+            f"{run.accuracy:.2f} after 10 epochs. The paper's literal recipe "
+            f"{'trains' if trains else 'does not train'} here."
+        )
+    if not paper.runs:
+        lines.append("Rate 0.1 at batch 1000: not run.")
+    return "\n\n".join(lines)
+
+
+def rates_note(evidence: Evidence) -> str:
+    """The text of the protocol's dated note on the rates, without its date."""
+    e0 = evidence.designs["e0"]
+    if not evidence.rates:
+        return f"E0 has {len(e0.runs)} of {len(e0.expected)} runs: no rate is selected yet."
+    said = []
+    for pool, rate in evidence.rates.items():
+        means = ", ".join(
+            f"{np.mean(list(e0.accuracies(column).values())):.2f} at {column.rpartition('=')[2]}"
+            for column in e0.columns
+            if column.startswith(f"{pool}+") and e0.accuracies(column)
+        )
+        said.append(f"`{pool}` has {means}, so the rule takes **{rate:g}**")
+    argument = ",".join(f"{pool}={rate:g}" for pool, rate in evidence.rates.items())
+    return (
+        f"E0, mean validation accuracy over two seeds: {'; '.join(said)}. E1 to E5 and E6's Adam "
+        f"runs are started with `{argument}`."
+    )
+
+
+def _experiment(analysis: Analysis) -> str:
+    """The table of accuracies and the table of contrasts of one model."""
+    title = f"### {analysis.experiment.title}\n\n"
+    if not analysis.accuracies:
+        return f"{title}Not run."
+    columns = list(dict.fromkeys(column for column, _ in analysis.accuracies))
+    rows = []
+    for column in columns:
+        found = estimate([v for (c, _), v in analysis.accuracies.items() if c == column])
+        without = [
+            ", ".join(str(seed) for c, seed in keys if c == column) or "–"
+            for keys in (analysis.missing, analysis.failed)
+        ]
+        rows.append([f"`{column}`", _interval(found), str(found.n), *without])
+    heads = ["column", "test accuracy", "n", "seeds without a result", "failed seeds"]
+    text = title + markdown_table(heads, rows)
+    absent = sorted({column for column, _ in analysis.missing} - set(columns))
+    if absent:
+        text += "\n\nWithout any result: " + ", ".join(f"`{column}`" for column in absent) + "."
+    if analysis.model is None:
+        return f"{text}\n\nToo few runs for the model: no contrast is estimated."
+    text += (
+        f"\n\nModel: residual deviation {analysis.model.sd:.3f} points with {analysis.model.df} "
+        "degrees of freedom."
+    )
+    if analysis.missing:
+        text += " Cells are missing: least squares uses the others, and no claim is made."
+    elif analysis.experiment.title == E1:
+        extended = _is_to_be_extended(analysis, analysis.model)
+        text += (
+            f" More seeds are {'needed' if extended else 'not needed'}: the limit is {_EXTENSION}."
+        )
+    return f"{text}\n\n{_contrasts(analysis)}"
+
+
+def _is_to_be_extended(e1: Analysis, model: BlockModel) -> bool:
+    """The protocol's rule for more seeds; it looks at the residual deviation alone."""
+    return model.sd > _EXTENSION and max(seed for _, seed in e1.accuracies) <= 5
+
+
+def _contrasts(analysis: Analysis) -> str:
+    heads = [
+        *("contrast", "difference, 95 % interval", "p", "p (Holm)", "within ±0.5 (TOST)"),
+        *("detectable at 80 %", "bootstrap interval", "paired t-test"),
+    ]
+    rows = []
+    for finding in analysis.findings:
+        contrast = finding.contrast
+        if contrast is None:
+            rows.append([finding.title, "runs are missing", *["–"] * 6])
+            continue
+        equivalence = contrast.equivalence_p_value()
+        paired = finding.paired
+        rows.append(
+            [
+                finding.title,
+                _bracket(contrast.estimate, contrast.interval()),
+                _p(contrast.p_value),
+                _p(finding.adjusted) if finding.adjusted is not None else "not in the family",
+                f"{'yes' if equivalence < 0.05 else 'no'}, {p_text(equivalence)}",
+                f"{contrast.detectable():.2f}",
+                _bracket(None, finding.bootstrap) + _disagreement(finding),
+                "–"
+                if paired is None or paired.p_value is None
+                else f"{_bracket(None, paired.interval)}, {p_text(paired.p_value)}, n = {paired.n}",
+            ]
+        )
+    return markdown_table(heads, rows)
+
+
+def _p(value: float) -> str:
+    return p_text(value).removeprefix("p = ").removeprefix("p ")
+
+
+def _bracket(value: float | None, interval: tuple[float, float] | None) -> str:
+    shown = "" if value is None else f"{signed(value)} "
+    return shown + (f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else "–")
+
+
+def _interval(found: Estimate) -> str:
+    if found.half_width is None:
+        return f"{found.mean:.2f} (no interval)"
+    return f"{found.mean:.2f} ± {found.half_width:.2f}"
+
+
+def _by_length(evidence: Evidence, column: str) -> dict[int, Estimate]:
+    _, differences = slope_over_length(evidence, column)
+    return {
+        length: estimate(found)
+        for length, name in LENGTHS.items()
+        if (found := [value for (design, _), value in differences.items() if design == name])
+    }
+
+
+def _length(evidence: Evidence) -> str:
+    lines = []
+    for column in ("flexpool", WHOLE):
+        slope, differences = slope_over_length(evidence, column)
+        title = f"`{column}` − `avg`, seeds 0 to 2, {len(differences)} of {3 * len(LENGTHS)} pairs"
+        if slope is None:
+            lines.append(f"{title}: too few runs for a slope over log₂(epochs).")
+            continue
+        lines.append(
+            f"{title}: slope over log₂(epochs) {points(slope)} for each doubling, "
+            f"{p_text(slope.p_value)}, {slope.df} degrees of freedom."
+        )
+    return "\n\n".join(lines)
+
+
+def _run_records(evidence: Evidence) -> list[Record]:
+    return [
+        {
+            **{"design": name, "column": column, "seed": seed},
+            **{"learning_rate": run.config.learning_rate, "accuracy": run.accuracy},
+            **{"best_accuracy": run.best_accuracy, "split": run.result.get("split")},
+            **{"source_hash": run.source, "seconds": run.seconds},
+        }
+        for name, design in evidence.designs.items()
+        for (column, seed), run in sorted(design.runs.items(), key=lambda item: item[0])
+    ]
+
+
+def _contrast_records(analyses: Iterable[Analysis]) -> list[Record]:
+    records = []
+    for analysis in analyses:
+        for finding in analysis.findings:
+            contrast = finding.contrast
+            if contrast is None:
+                continue
+            low, high = contrast.interval()
+            bootstrap = finding.bootstrap or (None, None)
+            records.append(
+                {
+                    **{"model": analysis.experiment.title, "contrast": finding.title},
+                    **{"estimate": contrast.estimate, "low": low, "high": high},
+                    **{"standard_error": contrast.error, "df": contrast.df},
+                    **{"p": contrast.p_value, "p_holm": finding.adjusted},
+                    **{"tost_p": contrast.equivalence_p_value()},
+                    **{"detectable": contrast.detectable()},
+                    **{"bootstrap_low": bootstrap[0], "bootstrap_high": bootstrap[1]},
+                    **{"paired_p": finding.paired.p_value if finding.paired else None},
+                    **{"n": finding.paired.n if finding.paired else 0},
+                }
+            )
+    return records

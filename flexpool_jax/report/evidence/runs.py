@@ -1,0 +1,252 @@
+"""Finds the runs of docs/evidence.md, and says which of them count."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flexpool_jax import configuration
+from flexpool_jax.configuration.fields import field_names, get_field
+from flexpool_jax.errors import UserError, closest_name
+from flexpool_jax.report.analysis import select_rate
+from flexpool_jax.report.results import Run, find_runs
+from flexpool_jax.sweeps import grid
+
+Key = tuple[str, int]  # column and seed
+
+CONFIGS_DIR = "configs"
+POOLS = ("avg", "flexpool")
+
+
+@dataclasses.dataclass
+class Design:
+    """One sweep of the protocol and its runs.
+
+    Attributes:
+        expected: The cells of the sweep by column and seed.
+        failed: Those of them whose runs diverged.
+        runs: The finished runs that count.
+    """
+
+    expected: dict[Key, grid.Cell]
+    failed: list[Key]
+    runs: dict[Key, Run]
+
+    @property
+    def missing(self) -> list[Key]:
+        """Cells that have neither a run that counts nor failed; the seeds come outermost."""
+        missing = self.expected.keys() - self.runs.keys() - set(self.failed)
+        return sorted(missing, key=lambda key: key[::-1])
+
+    @property
+    def columns(self) -> list[str]:
+        """In the order of the sweep."""
+        return list(dict.fromkeys(column for column, _ in self.expected))
+
+    def by_column(self) -> list[tuple[Key, Run]]:
+        """The runs in the order of the columns, then of the seeds."""
+        order = self.columns
+        return sorted(self.runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+
+    def accuracies(self, column: str) -> dict[int, float]:
+        """Final accuracy in per cent by seed."""
+        return {seed: run.accuracy for (c, seed), run in self.by_column() if c == column}
+
+
+@dataclasses.dataclass
+class Evidence:
+    """All runs of the protocol that were found.
+
+    Attributes:
+        designs: By name.
+        rates: The peak rates that E0 selects, by pool; empty while E0 is not complete.
+        source: The `source_hash` that the runs share; those of another are left out.
+        left_out: A line on each result that is not used.
+    """
+
+    designs: dict[str, Design]
+    rates: dict[str, float]
+    source: str
+    left_out: list[str]
+
+
+def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
+    """Reads all runs under a folder and keeps those that the protocol asks for.
+
+    A run counts if its config is that of a cell of its design, its `source_hash` is that of most
+    runs, and no field changed between two starts.
+
+    Args:
+        folder: With one folder for each design. Designs at E0's rates count once E0 is complete.
+        failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3".
+
+    Raises:
+        UserError: The protocol has no such cell.
+    """
+    from configs import evidence as sweeps
+
+    found = {name: find_runs(folder / name) for name in sweeps.DESIGNS}
+    sources = Counter(run.source for one in found.values() for run in one.runs)
+    source = sources.most_common(1)[0][0] if sources else ""
+    left_out = [line for one in found.values() for line in one.skipped]
+    known: list[str] = []
+
+    def read(name: str, argument: str) -> Design:
+        config = sweeps.get_config(argument)
+        extended = name == "e1" and any(run.seed > 5 for run in found[name].runs)
+        if extended:
+            config.seeds = tuple(range(10))
+        cells = grid.expand(config, CONFIGS_DIR)
+        expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
+        names = {f"{name}/{cell.name}": key for key, cell in expected.items()}
+        known.extend(names)
+        design = Design(expected, [names[cell] for cell in failed if cell in names], {})
+        for run in found[name].runs:
+            key, reason = _place(run, design, source)
+            if reason:
+                left_out.append(f"{run.folder}: {reason}")
+            else:
+                design.runs[key] = run
+        return design
+
+    designs = {name: read(name, name) for name in sweeps._WITHOUT_RATES}
+    rates = selected_rates(designs["e0"])
+    for name in sweeps.DESIGNS:
+        if name in designs:
+            continue
+        given = rates or dict.fromkeys(POOLS, 0.01)
+        argument = ",".join([name, *(f"{pool}={rate:g}" for pool, rate in given.items())])
+        designs[name] = read(name, argument)
+        if not rates and designs[name].runs:
+            left_out.append(f"{folder / name}: E0 is not complete, so no rate is selected")
+            designs[name].runs.clear()
+    for cell in failed:
+        if cell not in known:
+            match = closest_name(cell, known)
+            raise UserError(f"--failed={cell} is not a cell of the protocol; did you mean {match}?")
+    left_out = [line.replace(f"{folder}/", "") for line in left_out]
+    return Evidence({name: designs[name] for name in sweeps.DESIGNS}, rates, source, left_out)
+
+
+def _column(cell: grid.Cell, design: str) -> str:
+    """A cell's column without its rate, which E0 selected; E0's columns differ in it."""
+    words = cell.name.split("/")[1].split("+")
+    if design != "e0":
+        words = [word for word in words if not word.startswith("learning_rate=")]
+    return "+".join(words)
+
+
+def _place(run: Run, design: Design, source: str) -> tuple[Key, str]:
+    """The cell to which a run belongs, and why it does not count; empty if it does."""
+    if run.source != source:
+        return ("", 0), f"its source_hash is {run.source[:8] or 'missing'}, not {source[:8]}"
+    if run.changes:
+        return ("", 0), f"it changed midway: {run.changes}"
+    differences = {
+        key: _differences(cell.config, run.config) for key, cell in design.expected.items()
+    }
+    key = min(differences, key=lambda key: len(differences[key]))
+    return key, "; ".join(differences[key])
+
+
+def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
+    # Fields that were added to or removed from this version are not in both.
+    shared = set(field_names(config)) & set(field_names(asked))
+    return [
+        f"{name} is {get_field(config, name)}, the protocol has {get_field(asked, name)}"
+        for name in sorted(shared)
+        if get_field(config, name) != get_field(asked, name)
+        and configuration.has_effect(name, config)
+    ]
+
+
+def selected_rates(e0: Design) -> dict[str, float]:
+    """The peak rates by pool that `select_rate` takes; empty while E0 is not complete.
+
+    Accuracies are means over the seeds, of all their held-out images together. A rate at which a
+    run diverged is not selected.
+    """
+    if e0.missing:
+        return {}
+    rates = {}
+    for pool in POOLS:
+        diverged = {column for column, _ in e0.failed}
+        columns = [c for c in e0.columns if c.split("+")[0] == pool and c not in diverged]
+        images = [
+            sum(int(e0.runs[key].result["test_images"]) for key in e0.runs if key[0] == column)
+            for column in columns
+        ]
+        means = {
+            float(column.rpartition("=")[2]): float(np.mean(list(e0.accuracies(column).values())))
+            / 100
+            for column in columns
+        }
+        rates[pool] = select_rate(means, min(images))
+    return rates
+
+
+def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
+    """Reads from predictions.npz which test images each run classified correctly.
+
+    Raises:
+        UserError: A file is damaged or does not agree with its result.json, or the runs had other
+            test images.
+    """
+    found: dict[Key, np.ndarray] = {}
+    labels: np.ndarray | None = None
+    for key, run in runs.items():
+        path = run.folder / "predictions.npz"
+        if not path.exists():
+            continue
+        arrays = _load(path)
+        if not {"labels", "predictions"} <= arrays.keys():
+            raise UserError(f"{path} is damaged: it lacks labels or predictions")
+        own, predictions = arrays["labels"], arrays["predictions"]
+        labels = own if labels is None else labels
+        if not np.array_equal(own, labels):
+            raise UserError(f"{path}: its labels are not those of the other runs")
+        found[key] = own == predictions
+        if abs(100 * found[key].mean() - run.accuracy) > 1e-6:
+            raise UserError(f"{path}: its accuracy is not that of result.json")
+    return found
+
+
+def read_probes(design: Design) -> dict[str, dict[int, dict[str, Any]]]:
+    """Reads each run's probe.json, by column and seed; those of another config are left out."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for (column, seed), run in design.by_column():
+        try:
+            probe = json.loads((run.folder / "probe.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if probe.get("config_digest") == run.result.get("config_digest"):
+            found.setdefault(column, {})[seed] = probe
+    return found
+
+
+def read_weights(design: Design) -> dict[str, list[np.ndarray]]:
+    """Reads the FlexPool weights [H, W, C] of each run of one classifier, by column."""
+    found: dict[str, list[np.ndarray]] = {}
+    for (column, _), run in design.by_column():
+        path = run.folder / "pool_weights.npz"
+        if not path.exists():
+            continue
+        for array in _load(path).values():
+            found.setdefault(column, []).append(np.asarray(array, np.float64))
+    return found
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,289 @@
+"""Arranges runs into the rows and settings of a report, and writes them as CSV.
+
+A row holds the runs that may be compared, a setting those of them that differ in the seed alone.
+Settings without runs, which a sweep asks for, are kept; nothing is filled in from elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flexpool_jax.configuration import FIELDS
+from flexpool_jax.configuration.fields import get_field
+from flexpool_jax.report import paper
+from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
+from flexpool_jax.report.results import Arm, Run, recipe_of
+from flexpool_jax.sweeps.grid import Cell
+
+Record = dict[str, Any]
+
+# Fields that do not tell two recipes apart in a title: those of the arm, the seed, and folders.
+_NOT_IN_TITLES = (
+    *("pool", "pool_reg", "dropout_rate", "sac.", "seed", "dataset.name", "dataset.d", "dataset.r"),
+    *("eval_batch_size", "log_every", "steps_per", "tensorboard", "compilation"),
+)
+_RUN_VALUES = ("epochs", "seconds", "images_per_second", "parameters", "device", "config_digest")
+BASELINES = ("avgpool", "control", "one_classifier")
+
+
+@dataclasses.dataclass
+class Setting:
+    """The runs of a row that differ in the seed alone.
+
+    Attributes:
+        arm: What they share.
+        runs: By seed.
+        missing: Seeds that a sweep asks for or, without one, that another setting has.
+        expected: The seeds that a sweep asks for.
+        estimate: The mean accuracy in per cent; None without runs.
+        differences: By name of the baseline, see `Arm.baselines`; paired by seed.
+        adjusted: Their p-values after Holm's correction for all differences of the report.
+    """
+
+    arm: Arm
+    runs: dict[int, Run] = dataclasses.field(default_factory=dict)
+    missing: list[int] = dataclasses.field(default_factory=list)
+    expected: set[int] = dataclasses.field(default_factory=set)
+    estimate: Estimate | None = None
+    differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+    adjusted: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """Final accuracy in per cent by seed."""
+        return {seed: run.accuracy for seed, run in self.runs.items()}
+
+
+@dataclasses.dataclass
+class Row:
+    """Runs that may be compared: they share everything but the arm and the seed.
+
+    Attributes:
+        config: Of one of them.
+        source: The hash of the source code that trained them.
+        changes: For a run whose fields changed midway: which, in words.
+        title: The data set, and what tells the row from others on the same data set.
+        settings: By arm: without SAC first, the paper's columns first.
+    """
+
+    config: ConfigDict
+    source: str = ""
+    changes: str = ""
+    title: str = ""
+    settings: dict[Arm, Setting] = dataclasses.field(default_factory=dict)
+
+    @property
+    def run_settings(self) -> list[Setting]:
+        """The settings that have runs."""
+        return [setting for setting in self.settings.values() if setting.runs]
+
+    def column(self, column: str, *, sac: bool) -> list[Setting]:
+        """The settings that belong to a column of the paper's Table 1, or 2 with SAC.
+
+        They are several when runs differ in the coefficient of Eq. 2 or in the weights of Eq. 3.
+        """
+        return [
+            s for s in self.settings.values() if s.arm.column == column and bool(s.arm.sac) is sac
+        ]
+
+
+def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
+    """Sorts runs into rows, in the order of the paper's tables, and compares their settings.
+
+    Args:
+        runs: Finished runs.
+        cells: The cells of a sweep: rows and settings that have no runs are there through them.
+    """
+    groups: dict[tuple[str, str, str], Row] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        row = groups.setdefault(run.group, Row(run.config, *run.group[1:]))
+        row.settings.setdefault(run.arm, Setting(run.arm)).runs[run.seed] = run
+    for cell in cells:
+        recipe = recipe_of(cell.config)
+        # What is missing is missing from the largest group of this recipe.
+        same = [row for group, row in groups.items() if group[0] == recipe and not row.changes]
+        row = max(same, key=_number_of_runs, default=None) or Row(cell.config)
+        groups.setdefault((recipe, row.source, ""), row)
+        arm = Arm.of(cell.config)
+        row.settings.setdefault(arm, Setting(arm)).expected.add(cell.config.seed)
+    known = list(paper.DATASET_TITLES)
+
+    def place(row: Row) -> tuple[int, str]:
+        name = row.config.dataset.name
+        return (known.index(name) if name in known else len(known), name)
+
+    rows = sorted(groups.values(), key=place)
+    titles: Counter[str] = Counter()
+    for row in rows:
+        row.title = _title(row, rows)
+        titles[row.title] += 1
+        # For example image folders of the same name at different places.
+        row.title += f" [{titles[row.title]}]" * (titles[row.title] > 1)
+    for row in rows:
+        _compare_settings(row)
+    _adjust_p_values(rows)
+    return rows
+
+
+def _number_of_runs(row: Row) -> int:
+    return sum(len(setting.runs) for setting in row.settings.values())
+
+
+def _compare_settings(row: Row) -> None:
+    order = list(paper.COLUMNS)
+
+    def place(arm: Arm) -> tuple[object, ...]:
+        column = order.index(arm.column) if arm.column else len(order)
+        return (len(arm.sac) > 0, arm.sac, column, arm)
+
+    row.settings = {arm: row.settings[arm] for arm in sorted(row.settings, key=place)}
+    all_seeds = {seed for setting in row.settings.values() for seed in setting.runs}
+    for arm, setting in row.settings.items():
+        setting.missing = sorted((setting.expected or all_seeds) - setting.runs.keys())
+        if not setting.runs:
+            continue
+        setting.estimate = estimate(list(setting.accuracies.values()))
+        for name, baseline in arm.baselines.items():
+            other = row.settings.get(baseline)
+            if other is not None and setting.runs.keys() & other.runs.keys():
+                setting.differences[name] = paired_difference(setting.accuracies, other.accuracies)
+
+
+def _adjust_p_values(rows: Iterable[Row]) -> None:
+    tested = [
+        (setting, name, found.p_value)
+        for row in rows
+        for setting in row.settings.values()
+        for name, found in setting.differences.items()
+        if found.p_value is not None
+    ]
+    adjusted = holm([p_value for *_, p_value in tested])
+    for (setting, name, _), p_value in zip(tested, adjusted, strict=True):
+        setting.adjusted[name] = p_value
+
+
+def _title(row: Row, rows: Sequence[Row]) -> str:
+    name = _dataset_title(row.config)
+    others = [other for other in rows if _dataset_title(other.config) == name]
+    told_apart = [
+        f"{field} {get_field(row.config, field)}"
+        for field in FIELDS
+        if not field.startswith(_NOT_IN_TITLES)
+        and len({str(get_field(other.config, field)) for other in others}) > 1
+    ]
+    if len({other.source for other in others}) > 1:
+        told_apart.append(f"source code {row.source[:8] or 'unknown'}")
+    if row.changes:
+        told_apart.append(f"changed midway, {row.changes}")
+    return f"{name} ({', '.join(told_apart)})" if told_apart else name
+
+
+def _dataset_title(config: ConfigDict) -> str:
+    name = paper.DATASET_TITLES.get(config.dataset.name, config.dataset.name)
+    if config.dataset.name == "image_folder":
+        name = f"Images of {PurePath(config.dataset.raw_dir).name}"
+    # The paper's numbers are of the test split.
+    return f"{name}, held-out training images" if config.dataset.holdout else name
+
+
+def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
+    """A record for each cell of Table 1, or 2 with SAC; several if its runs differ in settings."""
+    records = []
+    for row in rows:
+        for column in paper.COLUMNS:
+            published = paper.accuracy(row.config.dataset.name, column, sac=sac)
+            record: Record = {
+                "dataset": row.title,
+                "column": column,
+                "paper": None if row.config.dataset.holdout else published,
+            }
+            settings = row.column(column, sac=sac)
+            measured = [_measured(setting, BASELINES[:2]) for setting in settings]
+            records += [record | values for values in measured or [{"n": 0}]]
+    return records
+
+
+def setting_records(rows: Sequence[Row]) -> list[Record]:
+    """A record for each setting."""
+    return [
+        {"dataset": row.title} | _measured(setting, BASELINES)
+        for row in rows
+        for setting in row.settings.values()
+    ]
+
+
+def run_records(rows: Sequence[Row], workdir: Path) -> list[Record]:
+    """A record for each run."""
+    return [
+        {
+            "folder": run.folder.relative_to(workdir).as_posix(),
+            "dataset": row.title,
+            **_arm(setting.arm),
+            "seed": seed,
+            "final_accuracy": run.accuracy,
+            "best_accuracy": run.best_accuracy,
+            **{name: run.result.get(name) for name in _RUN_VALUES},
+        }
+        for row in rows
+        for setting in row.settings.values()
+        for seed, run in setting.runs.items()
+    ]
+
+
+def write_csv(path: Path, records: Sequence[Record]) -> None:
+    """Writes records as CSV. Empty fields are missing values; floats have twelve digits."""
+    import pandas as pd
+
+    # More digits would differ from one machine to another.
+    pd.DataFrame(records, dtype=object).map(_rounded).to_csv(path, index=False, lineterminator="\n")
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float) or math.isnan(value):
+        return value
+    return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0
+
+
+def _arm(arm: Arm) -> Record:
+    record: Record = {
+        "sac_weights": _joined(f"{weight:g}" for weight in arm.sac),
+        "pool": arm.pool,
+        "pool_reg": arm.pool_reg,
+        "dropout_rate": arm.dropout_rate,
+    }
+    # The column is left out of reports in which no run sets this factor.
+    if arm.pool_learning_rate_scale != 1:
+        record["pool_learning_rate_scale"] = arm.pool_learning_rate_scale
+    return record
+
+
+def _measured(setting: Setting, baselines: Iterable[str]) -> Record:
+    found = setting.estimate
+    record = {
+        **_arm(setting.arm),
+        "n": len(setting.runs),
+        "seeds": _joined(setting.runs),
+        "missing_seeds": _joined(setting.missing),
+        "accuracy": found.mean if found else None,
+        "half_width": found.half_width if found else None,
+    }
+    for name in baselines:
+        difference = setting.differences.get(name)
+        record |= {
+            f"to_{name}": difference.mean if difference else None,
+            f"to_{name}_half_width": difference.half_width if difference else None,
+            f"to_{name}_p": difference.p_value if difference else None,
+            f"to_{name}_p_holm": setting.adjusted.get(name),
+        }
+    return record
+
+
+def _joined(values: Iterable[object]) -> str:
+    return " ".join(map(str, values))

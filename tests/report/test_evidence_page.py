@@ -1,0 +1,294 @@
+"""The results of docs/evidence.md: recomputed from predictions, and written from simulated runs."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from flexpool_jax.errors import UserError
+from flexpool_jax.report.analysis import Contrast
+from flexpool_jax.report.evidence.contrasts import E1, EXPERIMENTS, Prediction, verdict
+from flexpool_jax.report.evidence.page import MARKER, write_page
+from flexpool_jax.report.evidence.runs import read_evidence
+from tests.report.simulated import write_evidence
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/evidence.md"
+RESULTS = ROOT / "results/evidence"
+COLUMNS = ("avg", "avg+dropout", "flexpool", "flexpool+reg", "flexpool+reg+dropout")
+
+
+def accuracies_from_predictions(e1):
+    """Accuracy in per cent by column and seed, from nothing but predictions.npz."""
+    found = {}
+    for path in sorted(e1.glob("fashion_mnist/*/seed-*/predictions.npz")):
+        column = re.sub(r"\+learning_rate=[^+]*", "", path.parts[-3])
+        with np.load(path) as arrays:
+            correct = arrays["predictions"] == arrays["labels"]
+        found.setdefault(column, {})[int(path.parts[-2].removeprefix("seed-"))] = (
+            100 * correct.mean()
+        )
+    return found
+
+
+def section(text, title):
+    """The rows of the tables of one section."""
+    body = text.partition(f"### {title}\n")[2].partition("\n### ")[0]
+    lines = [line for line in body.splitlines() if line.startswith("|") and "---" not in line]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def check_e1_table(page, e1):
+    found = accuracies_from_predictions(e1)
+    rows = {row[0].strip("`"): row for row in section(page.read_text(), E1)}
+    for column, by_seed in found.items():
+        values = list(by_seed.values())
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else None
+        shown = f"± {half:.2f}" if half is not None else "(no interval)"
+        assert rows[column][1:3] == [f"{np.mean(values):.2f} {shown}", str(len(values))]
+    assert set(found) == set(rows) & set(COLUMNS)
+
+
+def test_table_of_e1_is_what_its_predictions_say():
+    if not list(RESULTS.glob("e1/**/predictions.npz")):
+        pytest.skip("no run of E1 is committed under results/evidence/e1 yet")
+    if MARKER not in PAGE.read_text():
+        pytest.fail("write the page: python -m flexpool_jax.report.evidence results/evidence")
+    check_e1_table(PAGE, RESULTS / "e1")
+
+
+def test_every_committed_run_is_on_the_page():
+    paths = sorted(RESULTS.glob("*/*/*/seed-*/result.json"))
+    if not paths:
+        pytest.skip("no run is committed under results/evidence yet")
+    with (ROOT / "docs/evidence/runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(paths)
+    assert len({row["source_hash"] for row in rows}) == 1
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with simulated results of most designs, and the page written from them."""
+    folder = tmp_path_factory.mktemp("simulated")
+    write_evidence(folder / "results", ("e0", "e0_paper", "e1", "e4", "e6_2", "e6_5", "e6_20"))
+    shutil.copy(PAGE, folder / "evidence.md")
+    write_page(folder / "results", folder / "evidence.md", draws=200)
+    return folder
+
+
+@pytest.fixture
+def small(written, tmp_path):
+    """A copy of the simulated results of E0 and E1 alone, for a test to change."""
+    for name in ("e0", "e1"):
+        shutil.copytree(written / "results" / name, tmp_path / "results" / name)
+    shutil.copy(PAGE, tmp_path / "evidence.md")
+    return tmp_path
+
+
+def text_of(folder):
+    write_page(folder / "results", folder / "evidence.md", draws=20)
+    return (folder / "evidence.md").read_text().partition(MARKER)[2]
+
+
+def test_simulated_table_of_e1_is_what_its_predictions_say(written):
+    check_e1_table(written / "evidence.md", written / "results/e1")
+
+
+def test_answer_is_the_model_in_the_words_of_the_protocol(written):
+    found = accuracies_from_predictions(written / "results/e1")
+    table = np.array([[found[column][seed] for seed in range(6)] for column in COLUMNS])
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    sd = np.sqrt((residuals**2).sum() / 20)
+    half = stats.t.ppf(0.975, 20) * sd * np.sqrt(2 / 6)
+    answer = (written / "evidence.md").read_text().partition("## Results\n\n")[2].split("\n\n")[0]
+    words = {
+        ("flexpool", "avg"): "It helps, by less than claimed.",
+        ("flexpool+reg", "flexpool"): "The two are equivalent within 0.5 points.",
+        ("flexpool+reg+dropout", "avg+dropout"): "It helps, by the claimed size.",
+    }
+    sentences = re.split(r"P[123], ", answer)[1:]
+    for ((column, baseline), expected), sentence in zip(words.items(), sentences, strict=True):
+        difference = table[COLUMNS.index(column)].mean() - table[COLUMNS.index(baseline)].mean()
+        assert sentence.startswith(f"`{column}` − `{baseline}`")
+        assert expected in sentence
+        assert f"{difference:+.2f} points" in sentence
+        assert f"{difference - half:+.2f} to {difference + half:+.2f}" in sentence
+    assert (
+        f"residual deviation {sd:.3f} points with 20 degrees"
+        in (written / "evidence.md").read_text()
+    )
+
+
+def test_page_keeps_the_protocol_and_is_the_same_when_written_again(written):
+    before = (written / "evidence.md").read_bytes()
+    write_page(written / "results", written / "evidence.md", draws=200)
+    assert (written / "evidence.md").read_bytes() == before
+    protocol = PAGE.read_text().partition(MARKER)[0].rstrip()
+    assert before.decode().startswith(protocol)
+    assert before.decode().count(MARKER) == 1
+
+
+def test_figures_are_pictures(written):
+    names = {path.name for path in (written / "evidence").glob("*.png")}
+    assert names == {"contrasts.png", "weights.png", "perturbations.png", "length.png"}
+    for name in names:
+        assert f"(evidence/{name})" in (written / "evidence.md").read_text()
+        assert (
+            np.asarray(Image.open(written / "evidence" / name).convert("L")) < 128
+        ).mean() > 0.002
+
+
+def test_designs_without_runs_say_so_and_make_no_claim(written):
+    text = (written / "evidence.md").read_text()
+    for experiment in EXPERIMENTS:
+        if experiment.designs[0] in ("e2", "e5", "e6_sgd"):
+            assert f"### {experiment.title}\n\nNot run." in text
+    assert "runs are missing" in text.partition("### Which part of it")[2]
+
+
+def test_controls_are_analysed_with_e1s_columns_of_the_same_seeds(written):
+    (title,) = (one.title for one in EXPERIMENTS if one.designs == ("e4",))
+    rows = {row[0]: row for row in section((written / "evidence.md").read_text(), title)}
+    assert rows["`flexpool`"][2] == "3"
+    e4 = accuracies_from_predictions(written / "results/e4")
+    e1 = accuracies_from_predictions(written / "results/e1")
+    difference = np.mean([e4["gdconv"][seed] - e1["flexpool"][seed] for seed in range(3)])
+    assert rows["`gdconv` − `flexpool`"][1].startswith(f"{difference:+.2f} [")
+
+
+def test_note_names_the_selected_rates(written):
+    note = write_page(written / "results", written / "evidence.md", draws=20)[0]
+    assert "`avg=0.01,flexpool=0.01`" in note
+
+
+def test_no_claim_before_e1_is_whole(small):
+    (small / "results/e1/fashion_mnist/flexpool/seed-3/result.json").unlink()
+    text = text_of(small)
+    assert "**No answer yet.** E1 has 29 of its 30 runs." in text
+    assert "It helps" not in text
+    assert "with 19 degrees of freedom" in text
+    assert "`flexpool` seed 3" in text
+
+
+def test_no_claim_while_e1_has_too_few_seeds_for_its_residual_deviation(small):
+    write_evidence(small / "results", ("e1",), sd=0.6)
+    text = text_of(small)
+    assert "**No answer yet.** E1 is to be extended to seeds 6 to 9" in text
+    assert "More seeds are needed: the limit is 0.248" in text
+    write_evidence(small / "results", ("e1",), sd=0.6, seeds=tuple(range(10)))
+    text = text_of(small)
+    assert "**Does FlexPool help? Under this recipe, with n = 10 seeds:**" in text
+    assert "with 36 degrees of freedom" in text
+
+
+def test_rate_at_which_a_run_diverged_is_not_selected(small):
+    cell = "e0/fashion_mnist/avg+learning_rate=0.01/seed-1"
+    (small / "results" / cell / "result.json").unlink()
+    rates = read_evidence(small / "results", [cell]).rates
+    assert rates["flexpool"] == 0.01
+    assert rates["avg"] in (0.003, 0.03)
+
+
+def test_nothing_counts_before_e0_has_selected_the_rates(small):
+    (small / "results/e0/fashion_mnist/avg+learning_rate=0.03/seed-1/result.json").unlink()
+    text = text_of(small)
+    assert "E0 has 11 of 12 runs: no rate is selected yet." in text
+    assert "E1 has 0 of its 30 runs" in text
+
+
+def test_diverged_runs_are_counted_and_do_not_hold_the_answer_back(small):
+    cell = "e1/fashion_mnist/avg/seed-3"
+    (small / "results" / cell / "result.json").unlink()
+    write_page(small / "results", small / "evidence.md", failed=[cell], draws=20)
+    text = (small / "evidence.md").read_text()
+    assert "**Does FlexPool help?" in text
+    rows = {row[0]: row for row in section(text, E1)}
+    assert rows["`avg`"][2:] == ["5", "–", "3"]
+    with pytest.raises(UserError, match=r"did you mean e1/fashion_mnist/avg/seed-3"):
+        write_page(small / "results", small / "evidence.md", failed=["e1/avg/seed-3"])
+
+
+MARKS = {
+    "source": ({"source_hash": "other"}, "its source_hash is other"),
+    "changed": (
+        {"config_changes": [{"step": 7, "field": "learning_rate", "from": 0.1, "to": 0.2}]},
+        "changed midway: learning_rate",
+    ),
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_runs_that_do_not_count_are_marked_and_left_out(small, mark):
+    fields, words = MARKS[mark]
+    path = small / "results/e1/fashion_mnist/avg/seed-0/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    text = text_of(small)
+    assert "E1 has 29 of its 30 runs" in text
+    assert words in text.partition("### Results that are not used")[2]
+
+
+def test_run_of_another_config_does_not_count(small):
+    path = small / "results/e1/fashion_mnist/flexpool/seed-0/result.json"
+    result = json.loads(path.read_text())
+    result["config"]["learning_rate"] = 0.02
+    path.write_text(json.dumps(result))
+    evidence = read_evidence(small / "results")
+    assert ("flexpool", 0) in evidence.designs["e1"].missing
+    (line,) = evidence.left_out
+    assert "learning_rate is 0.02, the protocol has 0.01" in line
+
+
+def test_predictions_that_contradict_the_result_are_refused(small):
+    path = small / "results/e1/fashion_mnist/avg/seed-2/predictions.npz"
+    with np.load(path) as arrays:
+        np.savez(path, labels=arrays["labels"], predictions=arrays["labels"])
+    with pytest.raises(UserError, match=r"seed-2/predictions.npz: its accuracy is not that"):
+        text_of(small)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"seed-2/predictions.npz is damaged"):
+        text_of(small)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "p_value", "words"),
+    [
+        (1.5, 0.001, "It helps, by the claimed size."),
+        (1.1, 0.001, "It helps; the claimed size is possible."),
+        (0.5, 0.001, "It helps, by less than claimed."),
+        (-0.5, 0.001, "It harms."),
+        (0.1, 0.5, "No difference is shown; a gain of 1 point or more is excluded. The two are"),
+        (0.4, 0.06, "No difference is shown; a gain of 1 point or more is excluded."),
+        (0.9, 0.06, "Undecided."),
+    ],
+)
+def test_verdicts_are_those_of_the_protocols_table(estimate, p_value, words):
+    found = verdict(Contrast(estimate, 0.15, 20), p_value)
+    assert found.startswith(words)
+    assert ("equivalent" in found) == ("The two" in words)
+    protocol = " ".join(PAGE.read_text().partition(MARKER)[0].split())
+    assert found.partition(" The two")[0] in protocol
+
+
+def test_predictions_agree_only_where_the_interval_does():
+    below = Prediction("M4", {"gdconv": 1, "flexpool": -1}, "below")
+    assert [below.agrees(Contrast(d, 0.1, 12)) for d in (-1, 0, 1)] == ["yes", "open", "no"]
+    equal = Prediction("M2", {"channel_scale": 1, "flexpool": -1}, "equal")
+    assert [equal.agrees(Contrast(d, 0.1, 12)) for d in (0, 0.5, 1)] == ["yes", "open", "no"]
+
+
+def test_command_line_says_in_one_line_what_is_wrong(tmp_path):
+    command = [sys.executable, "-m", "flexpool_jax.report.evidence", str(tmp_path)]
+    done = subprocess.run(
+        [*command, f"--page={tmp_path}/page.md"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"evidence: --page=\S+ does not exist.*\n", done.stderr)
