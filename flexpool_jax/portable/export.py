@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 from jax import export
 
+from flexpool_jax import files
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
@@ -67,10 +68,10 @@ def export_workdir(
     # Written last, so that a folder that was left half-written is not loaded.
     (folder / CHECK).unlink(missing_ok=True)
     program = export_program(trained)
-    (folder / PROGRAM).write_bytes(program)
+    files.write_whole(folder / PROGRAM, program)
     save_weights(folder / WEIGHTS, trained.variables, mean=trained.mean, std=trained.std)
-    _write_json(folder / CONFIG, hub_config(trained))
-    (folder / CARD).write_text(model_card(trained), encoding="utf-8")
+    files.write_json(folder / CONFIG, hub_config(trained))
+    files.write_whole(folder / CARD, model_card(trained).encode())
     images = probe_images(trained.image_shape)
     check: dict[str, Any] = {
         "sha256": {name: _sha256(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},
@@ -82,7 +83,7 @@ def export_workdir(
             "tolerance": _TOLERANCE[trained.config.dtype],
         },
     }
-    _write_json(folder / CHECK, check | {"check": _digest_of(check)})
+    files.write_json(folder / CHECK, check | {"check": _digest_of(check)})
     return folder
 
 
@@ -269,7 +270,3 @@ def _sha256(path: Path) -> str:
 def _run(program: bytes, images: np.ndarray) -> jax.Array:
     output: jax.Array = export.deserialize(bytearray(program)).call(jnp.asarray(images))
     return output
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

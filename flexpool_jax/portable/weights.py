@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flexpool_jax import files
 from flexpool_jax.errors import UserError
 
 Variables = Mapping[str, Any]
@@ -50,7 +51,7 @@ def save_weights(
     """Writes a model's variables to a safetensors file.
 
     Args:
-        file: its path; an existing file is replaced.
+        file: its path, in an existing folder; an existing file is replaced as a whole.
         variables: nested dicts of arrays, such as ``{"params": ..., "batch_stats": ...}``.
         mean: of images / 255 that the weights were trained with, one number a channel; kept in the
             file's metadata.
@@ -65,7 +66,7 @@ def save_weights(
         (2, 2, 3)
     """
     from flax.traverse_util import flatten_dict
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     # safetensors writes the buffer as it lies, which for an array that is not contiguous is wrong.
     arrays = {
@@ -76,7 +77,7 @@ def save_weights(
     for key, values in (("mean", mean), ("std", std)):
         if numbers := [repr(float(value)) for value in values]:
             metadata[key] = " ".join(numbers)
-    save_file(arrays, file, metadata)
+    files.write_whole(Path(file), save(arrays, metadata))
 
 
 def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import launch
-from flexpool_jax import load_exported, load_weights
+from flexpool_jax import files, load_exported, load_weights
 from flexpool_jax.configuration import read_config
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
@@ -62,8 +62,9 @@ def expected(workdir, dataset):
     return np.asarray(jax.nn.softmax(logits))
 
 
-def test_holds_the_files_of_the_contract(folder):
+def test_holds_the_files_of_the_contract_for_all_to_read(folder):
     assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -118,7 +119,7 @@ def test_a_program_that_computes_something_else_is_refused(copy):
     check = json.loads((copy / "check.json").read_text())
     del check["check"]
     check["probe"]["output"][0].reverse()
-    export._write_json(copy / "check.json", check | {"check": export._digest_of(check)})
+    files.write_json(copy / "check.json", check | {"check": export._digest_of(check)})
     with pytest.raises(UserError, match="computes something else here"):
         load_exported(copy)
 
