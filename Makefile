@@ -55,6 +55,7 @@ survive: env-dev ## kill runs at random moments and compare their ends; N=100 sa
 
 fuzz: env-dev ## damage files at random and read them; N=10000 says how often
 	$(BIN)/python -m tests.reliability.fuzz --cases=$(or $(N),1000)
+	$(BIN)/python -m tests.reliability.fuzz_state --cases=$(or $(N),500)
 
 # An environment of its own with the newest versions that this Python can install.
 test-newest: ## run the tests with the newest JAX, Flax and Orbax

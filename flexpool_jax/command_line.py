@@ -80,8 +80,9 @@ def read(
     if values["mode"] not in modes:
         raise unknown_name("mode", values["mode"], modes)
     step = values["step"]
-    if step not in (None, "best", "latest") and not (step.isascii() and step.isdigit()):
-        raise UserError(f"--step={step}; allowed: best, latest or a step's number")
+    is_number = step is not None and step.isascii() and step.isdigit() and len(step) < 16
+    if step not in (None, "best", "latest") and not is_number:
+        raise UserError(f"--step={step[:40]}; allowed: best, latest or a step's number")
     resize = values["resize"]
     if resize is not None and not (
         resize.isascii() and resize.isdigit() and 8 <= int(resize) <= 1024
@@ -146,7 +147,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def _expand(workdir: str) -> str:
     """Returns an absolute path: a shell leaves the `~` of `--workdir=~/run` to the program."""
-    if not workdir or "://" in workdir:
+    if not workdir.strip() or "://" in workdir:
         return workdir
     return str(Path(os.path.expanduser(workdir)).absolute())  # noqa: PTH111 (~name may be unknown)
 
@@ -154,6 +155,8 @@ def _expand(workdir: str) -> str:
 def _unexpected(argument: str, modes: Collection[str]) -> UserError:
     """Explains an argument that belongs to no flag."""
     names = [*(f"--{name}" for name in FLAGS), "--config.FIELD", "--help", "--version"]
+    if argument.startswith(("\u2013", "\u2014")):  # What some editors make of two hyphens.
+        return UserError(f"{argument!r} begins with a dash; write two hyphens: --")
     if argument.startswith("-"):
         return unknown_name("flag", f"--{argument.lstrip('-').partition('=')[0]}", names)
     if argument in modes:

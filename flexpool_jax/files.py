@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -44,6 +45,26 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; see `to_json`."""
     write_whole(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds ``sha256``, a digest of all the rest, to what is to be written as JSON.
+
+    Example:
+        >>> seal_holds(sealed({"accuracy": 0.9})), seal_holds({**sealed({"a": 1}), "a": 2})
+        (True, False)
+    """
+    return {**value, "sha256": _digest(value)}
+
+
+def seal_holds(value: Mapping[str, Any]) -> bool:
+    """Whether what was read is what `sealed` was given; true where there is no ``sha256``."""
+    rest = {name: part for name, part in value.items() if name != "sha256"}
+    return value.get("sha256", _digest(rest)) == _digest(rest)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

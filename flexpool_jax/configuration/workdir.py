@@ -68,6 +68,17 @@ _ADDED_SINCE: dict[str, Any] = {
 }
 
 
+# What a run writes into its workdir: files by their endings, and these folders.
+_FILE_SUFFIXES = (".json", ".jsonl", ".npz")
+_FOLDERS = (
+    "checkpoints",
+    "checkpoints_damaged",
+    "checkpoints_superseded",
+    "superclass",
+    "tensorboard",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Change:
     """A field in which a config differs from the one a workdir was begun with."""
@@ -96,17 +107,51 @@ def check_workdir(workdir: str) -> None:
     """Checks that a run can write to a folder, or create it. Nothing is written.
 
     Raises:
-        UserError: When a file is in the way, or a permission is missing.
+        UserError: When the path cannot be a folder's, a file is in the way, a permission is
+            missing, or something in the folder is not what a run writes there.
     """
-    if "://" in workdir or "\0" in workdir:
+    if "://" in workdir or "\0" in workdir or not workdir.strip():
         raise UserError(f"--workdir={workdir!r}; allowed: the path of a folder on this machine")
+    try:
+        workdir.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--workdir={workdir!a} is not UTF-8; allowed: a name that is") from None
     folder = Path(workdir).absolute()
-    while not os.path.lexists(folder):
+    if folder.parts[-1].startswith("~"):
+        raise UserError(f"--workdir={workdir}: there is no user of that name; give the whole path")
+    while not _exists(folder):
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"--workdir={workdir}: {folder} is a file; allowed: a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir}: no permission to write to {folder}")
+    if folder == Path(workdir).absolute() and os.access(folder, os.R_OK):
+        _check_contents(folder)
+
+
+def _exists(path: Path) -> bool:
+    """Whether something has this name, a link to nothing included."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return False
+    except OSError as error:  # A name that is too long, or links that lead in a circle.
+        raise UserError(f"--workdir: {path}: {error.strerror}") from error
+    return True
+
+
+def _check_contents(workdir: Path) -> None:
+    """Refuses links to files, through which a run would write elsewhere, and misplaced folders."""
+    for path in sorted(workdir.iterdir()):
+        is_folder = path.is_dir()
+        if path.is_symlink() and not is_folder:
+            raise UserError(f"{path} is a link to a file; put the file itself there, or remove it")
+        if is_folder and (path.suffix in _FILE_SUFFIXES or path.name == ".lock"):
+            raise UserError(f"{path} is a folder where a file belongs; move it away")
+        if not is_folder and path.name in _FOLDERS:
+            raise UserError(f"{path} is a file where a folder belongs; move it away")
 
 
 def write_config(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:

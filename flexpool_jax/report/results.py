@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import paper
@@ -185,7 +185,10 @@ class Run:
     def seconds(self) -> float:
         """The duration of the training; 0 where the result does not have it."""
         seconds = self.result.get("seconds")
-        return float(seconds) if isinstance(seconds, int | float) else 0.0
+        try:
+            return float(seconds) if isinstance(seconds, int | float) else 0.0
+        except OverflowError:
+            return 0.0
 
     @property
     def device(self) -> str:
@@ -259,10 +262,14 @@ def read_run(folder: Path) -> Run:
         UserError: When it is damaged; names the file and what is wrong with it.
     """
     path = folder / "result.json"
+    if not path.is_file():  # A named pipe would be waited for without end.
+        raise UserError(f"{path} is not a file")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
             raise UserError("it holds no config")
+        if not files.seal_holds(result):
+            raise UserError("its numbers are not those that were written")
         config = configuration.config_from_json(result["config"])
         for name in configuration.FIELDS:
             value = get_field(config, name)

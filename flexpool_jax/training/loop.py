@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
+from flexpool_jax.pooling import pool_summary
 from flexpool_jax.portable.weights import start_from
 from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, console, metrics, superclass
@@ -125,7 +126,7 @@ def _train_phase(
             run = Run(setup, workdir, identity, manager, log, bar, stop, started)
             state, images_per_second = _run_epochs(run, state, progress)
         result = _result(setup, identity, progress, state, images_per_second)
-        files.write_json(workdir / metrics.RESULT_FILE, result)
+        files.write_json(workdir / metrics.RESULT_FILE, files.sealed(result))
         return jax.device_get(state.variables), result
 
 
@@ -299,9 +300,16 @@ def _evaluate(run: Run, state: TrainState, split: DeviceSplit, epoch: int) -> Ev
         split=run.setup.split_name,
         images_per_second=len(split.labels) / seconds,
         **evaluation.metrics,
+        **_summary_of_pools(run, state),
     )
     run.bar.evaluation(epoch, run.setup.split_name, evaluation.metrics, seconds)
     return evaluation
+
+
+def _summary_of_pools(run: Run, state: TrainState) -> dict[str, float]:
+    params = jax.device_get(state.variables["params"])
+    summary = pool_summary(params, run.setup.config.pool)
+    return {name: float(value) for name, value in summary.items()}
 
 
 def _save(run: Run, state: TrainState, progress: Progress, accuracy: float | None = None) -> None:

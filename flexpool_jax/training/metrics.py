@@ -279,11 +279,11 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Reads result.json; None if it cannot be read or lacks what a finished run writes."""
+    """Reads result.json; None if it is damaged or lacks what a finished run writes."""
     try:
         result = json.loads((Path(workdir) / RESULT_FILE).read_text(encoding="utf-8"))
         numbers = [result[name] for name in _RESULT_NUMBERS]
-        is_whole = isinstance(result["split"], str)
+        is_whole = isinstance(result["split"], str) and files.seal_holds(result)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return result if is_whole and all(isinstance(n, int | float) for n in numbers) else None

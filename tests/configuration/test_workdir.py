@@ -276,3 +276,56 @@ def test_no_json_raises_anything_but_a_user_error(tmp_path_factory, value):
     (workdir / "config.json").write_text(json.dumps(value))
     with contextlib.suppress(UserError):
         assert read_config(workdir).to_dict().keys() >= value.keys()
+
+
+@pytest.mark.parametrize(
+    ("workdir", "named"),
+    [
+        ("  ", "path of a folder"),
+        ("~nosuchuser", "no user"),
+        ("x" * 256, "too long"),
+        ("a\udcff", "UTF-8"),
+        ("loop/run", "symbolic links"),
+    ],
+)
+def test_a_path_that_cannot_be_a_folders_is_refused(tmp_path, monkeypatch, workdir, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=named) as error:
+        check_workdir(workdir)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", ".lock", "events.out"])
+def test_a_link_to_a_file_is_refused_and_its_target_stays(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / name).symlink_to(outside)
+    with pytest.raises(UserError, match=f"{name} is a link to a file"):
+        check_workdir(str(workdir))
+    assert outside.read_text() == "mine"
+
+
+def test_a_linked_folder_is_allowed(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(tmp_path / "scratch")
+    check_workdir(str(workdir))
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "predictions.npz", ".lock"])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder where a file belongs"):
+        check_workdir(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints_damaged", "tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"{name} is a file where a folder belongs"):
+        check_workdir(str(tmp_path))

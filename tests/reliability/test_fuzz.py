@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability import fuzz
+from tests.reliability import fuzz, fuzz_state
 
 # Quick readers are given more.
 CASES = {
@@ -23,3 +23,8 @@ def test_damage_is_refused_or_does_no_harm(make_reader):
     outcomes = fuzz.fuzz(make_reader, CASES[make_reader], seed=1)
     assert set(outcomes) <= {"refused", "harmless"}
     assert outcomes["refused"] + outcomes["harmless"] == CASES[make_reader]
+
+
+def test_a_disturbed_workdir_gives_the_right_numbers_or_is_refused():
+    outcomes = fuzz_state.fuzz(cases=30, seed=1)
+    assert set(outcomes) == {"right", "refused"}

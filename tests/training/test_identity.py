@@ -15,6 +15,7 @@ from flexpool_jax import configuration, evaluate, load_trained, register_model, 
 from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.evaluation import restore_workdir
+from flexpool_jax.report.results import find_runs
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, identity, loop
 from flexpool_jax.training.setup import set_up
@@ -360,3 +361,25 @@ def test_confidences_are_of_the_predicted_class(workdir, make_config):
         np.testing.assert_allclose(
             file["confidences"], jax.nn.softmax(logits).max(axis=-1), atol=1e-3
         )
+
+
+def test_a_result_that_was_altered_is_neither_told_again_nor_reported(workdir, make_config):
+    path = workdir / "result.json"
+    content = json.loads(path.read_text())
+    right = content["final_test_accuracy"]
+    path.write_text(json.dumps({**content, "final_test_accuracy": 0.999}))
+    found = find_runs(workdir.parent)
+    assert not found.runs
+    assert "not those that were written" in found.skipped[0]
+    assert train(make_config(), workdir)["final_test_accuracy"] == right
+    assert [run.result["final_test_accuracy"] for run in find_runs(workdir.parent).runs] == [right]
+
+
+def test_each_evaluation_logs_what_became_of_the_pool(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    tests = [line for line in lines if line["split"] == "test"]
+    assert len(tests) == 2
+    with np.load(workdir / "pool_weights.npz") as file:
+        sums = file["head/pool/w_fp"].sum(axis=(0, 1))
+    assert tests[-1]["head/pool/sum_mean"] == pytest.approx(sums.mean(), abs=1e-5)
+    assert tests[-1]["head/pool/sum_sd"] == pytest.approx(sums.std(), abs=1e-5)
