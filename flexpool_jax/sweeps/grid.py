@@ -40,11 +40,15 @@ class Cell:
         name: Its folder under the sweep's, e.g. "digits/flexpool+reg+sac/seed-0".
         dataset: The entry of `datasets` that it came from.
         config: The training config.
+        arguments: The command line that gives this config: its file, with the words of the column,
+            and the fields that the sweep sets. A file that registers a pool, a model or a data set
+            is run again by them.
     """
 
     name: str
     dataset: str
     config: ConfigDict
+    arguments: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -133,13 +137,16 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
     for seed, dataset, sac, column in grid:
         name = f"{dataset}/{_folder(column, sac)}/seed-{seed}"
         try:
-            training = _training_config(config, dataset, column, sac, configs_dir)
-            training.seed = seed
+            arguments = _arguments(config, dataset, column, sac, seed, configs_dir)
+            training = configuration.load_config(
+                arguments[0].removeprefix("--config="), configs_dir
+            )
+            configuration.apply_overrides(training, arguments[1:])
             training = configuration.resolve(training)
             configuration.check_files(training)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        cell = Cell(name, dataset, training)
+        cell = Cell(name, dataset, training, tuple(arguments))
         same = names_of.setdefault(f"{cell.digest} {seed}", name)
         if same != name:
             raise UserError(f"{same} and {name} are the same run; a sweep needs one of them")
@@ -153,21 +160,25 @@ def _folder(column: str, sac: str) -> str:
     return f"{column}+sac" + ("" if sac == "on" else "-" + sac.replace("/", "-"))
 
 
-def _training_config(
-    sweep: ConfigDict, dataset: str, column: str, sac: str, configs_dir: str | os.PathLike[str]
-) -> ConfigDict:
-    """The data set's config with the sweep's fields; the overrides come last and win."""
+def _arguments(
+    sweep: ConfigDict,
+    dataset: str,
+    column: str,
+    sac: str,
+    seed: int,
+    configs_dir: str | os.PathLike[str],
+) -> list[str]:
+    """The command line of a run, the config's file first; the overrides come last and win."""
     overrides = _split_overrides(sweep.overrides)
     _check_column(column, sweep, sac, overrides)
     words = [*column.split("+"), *["sac"] * (sac != "off")]
-    path = Path(configs_dir) / f"{dataset}.py"
-    config = configuration.load_config(f"{path}:{','.join(words)}", configs_dir)
+    path = (Path(configs_dir) / f"{dataset}.py").absolute()
+    arguments = [f"--config={path}:{','.join(words)}", f"--config.seed={seed}"]
     if sac not in ("off", "on"):
-        config.sac.weights = _sac_weights(sac)
+        arguments.append(f"--config.sac.weights={','.join(map(str, _sac_weights(sac)))}")
     if sweep.num_epochs:
-        config.num_epochs = sweep.num_epochs
-    configuration.apply_overrides(config, [f"--config.{part}" for part in overrides])
-    return config
+        arguments.append(f"--config.num_epochs={sweep.num_epochs}")
+    return [*arguments, *(f"--config.{part}" for part in overrides)]
 
 
 def _check_column(column: str, sweep: ConfigDict, sac: str, overrides: Sequence[str]) -> None:

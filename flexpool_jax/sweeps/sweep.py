@@ -69,7 +69,8 @@ def run_sweep(
     Args:
         cells: From `grid.expand`.
         workdir: The sweep's folder; each cell has its own under it, named after the cell.
-        train: The command that trains, to which `--workdir=CELL` is added.
+        train: The command that trains, to which `--workdir=CELL` and the cell's arguments are
+            added.
         probe: Whether a cell is finished only when it has been probed too, by the same command
             with `--mode=probe`. A cell that is trained already is then probed alone.
 
@@ -188,7 +189,8 @@ def _run_cell(
             continue
         if running.told_to_stop:
             return "told to stop"
-        reason = _failure([*train, f"--workdir={folder}", *stage.flags], running)
+        command = [*train, f"--workdir={folder}", *cell.arguments, *stage.flags]
+        reason = _failure(command, running)
         if reason is None and not stage.is_done(cell, folder):
             reason = f"it ended without a {stage.name}"
         if reason is not None:

@@ -59,5 +59,5 @@ def _write(path: Path, config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    run = probe if sys.argv[3:] == ["--mode=probe"] else main
+    run = probe if "--mode=probe" in sys.argv else main
     sys.exit(run(Path(sys.argv[1]), Path(sys.argv[2].removeprefix("--workdir="))))
