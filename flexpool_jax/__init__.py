@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flexpool_jax.trained import load_trained
     from flexpool_jax.training import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "FlexPool",
