@@ -333,10 +333,12 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
         checkpoints.wait(run.manager)
         good = run.manager.latest_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
+        advice = "the same command with a lower --config.learning_rate continues from there"
+        if error.step == 1:
+            advice = "no update was made before it: look at the model and the data"
         raise TrainingDiverged(
             f"{error} at step {error.step} (epoch "
-            f"{math.ceil(error.step / run.setup.steps_per_epoch)}); {saved}; "
-            "the same command with a lower --config.learning_rate continues from there"
+            f"{math.ceil(error.step / run.setup.steps_per_epoch)}); {saved}; {advice}"
         ) from error
 
 

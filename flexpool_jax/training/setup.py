@@ -210,6 +210,12 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     except ValueError as error:
         raise UserError(f"model {config.model!r} cannot take images of {shape}: {error}") from error
+    others = sorted(variables.keys() - {"params", "batch_stats"})
+    if others:
+        raise UserError(
+            f"model {config.model!r} has variables in {', '.join(others)}, which training does not "
+            "keep; allowed: params and batch_stats"
+        )
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
     configuration.check_pool_reg_stability(config, pooled)

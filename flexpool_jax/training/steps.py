@@ -173,7 +173,8 @@ def make_train_step(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
-            rngs={"dropout": key},
+            # Flax draws from "params" for the streams of a user's model that have no key here.
+            rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
             mutable=["batch_stats", "aux_logits"],
         )
         loss, parts = losses.total_loss(

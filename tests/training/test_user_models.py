@@ -1,0 +1,75 @@
+"""What a user's model may and may not do in training."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from configs import digits
+from flexpool_jax import register_model, train
+from flexpool_jax.errors import TrainingDiverged, UserError
+
+
+class Noisy(nn.Module):
+    """Adds noise from a stream of its own in training."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2)(images))
+        if train:
+            x = x + 0.1 * jax.random.normal(self.make_rng("noise"), x.shape)
+        return {"stage1": x}
+
+
+class Counting(nn.Module):
+    """Has a variable that is neither a parameter nor a statistic."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        self.variable("counter", "calls", lambda: jnp.zeros(()))
+        return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2)(images))}
+
+
+class Broken(nn.Module):
+    """Is not a number from the start."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.Conv(4, (3, 3), strides=2)(images) * jnp.nan}
+
+
+for name, module in (("noisy", Noisy), ("counting", Counting), ("broken", Broken)):
+    register_model(f"{name}_for_tests", num_stages=1)(lambda module=module, **fields: module())
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(model):
+        config = digits.get_config("flexpool,reg")
+        config.update_from_flattened_dict(
+            {
+                "model": model,
+                "dataset.data_dir": str(tmp_path / "data"),
+                "dataset.image_size": 8,
+                "num_epochs": 1,
+                "tensorboard": False,
+            }
+        )
+        return train(config, tmp_path / "run")
+
+    return run
+
+
+def test_a_stream_of_random_numbers_of_its_own_works(run):
+    assert run("noisy_for_tests")["epochs"] == 1
+
+
+def test_variables_that_training_does_not_keep_are_named(run):
+    with pytest.raises(UserError, match=r"'counting_for_tests' has variables in counter"):
+        run("counting_for_tests")
+
+
+def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_rate(run):
+    with pytest.raises(TrainingDiverged, match=r"step 1 .*look at the model and the data") as error:
+        run("broken_for_tests")
+    assert "learning_rate" not in str(error.value)
