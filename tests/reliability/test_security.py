@@ -156,8 +156,9 @@ def test_with_all_else_read_only_a_run_does_what_it_should(tmp_path):
         env=os.environ | {"HOME": str(home)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    trained, evaluated = done.stdout.splitlines()
+    trained, advice, evaluated = done.stdout.splitlines()
     assert trained.startswith("final test accuracy")
+    assert "--mode=eval" in advice
     assert evaluated.startswith("test accuracy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "home", "workdir"]
     assert not any(home.iterdir())
