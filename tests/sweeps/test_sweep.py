@@ -181,47 +181,6 @@ def test_told_to_stop_while_it_probes_it_probes_again_the_next_time(sweeps):
     assert sweeps.started() == [(seed, PROBING), (0, TRAINING), (0, PROBING)]
 
 
-def test_launch_runs_resumes_and_reports_a_sweep_in_which_a_cell_fails(launch_sweep, tmp_path):
-    # Eq. 2 with this rate is more than SGD can hold, which shows once the maps' sizes are known.
-    command = (
-        "--config=configs/paper_tables.py",
-        "--config.datasets=digits",
-        "--config.columns=flexpool+reg,avg",
-        "--config.sac=off",
-        "--config.seeds=0",
-        "--config.num_epochs=2",
-        "--config.probe=True",
-        "--config.overrides=dataset.image_size=8 batch_size=128 tensorboard=False "
-        "optimizer.name=sgd learning_rate=5",
-    )
-    process = launch_sweep(*command)
-    while not list(tmp_path.glob("digits/avg/seed-0/checkpoints/11")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
-    assert "0 of 2 cells are finished" in output
-    process = launch_sweep(*command)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    assert "resuming after step" in output
-    assert "Traceback" not in output
-    probe = json.loads((tmp_path / "digits/avg/seed-0/probe.json").read_text())
-    last = output.splitlines()[-1]
-    assert last.startswith(
-        "launch.py: 1 of 2 cells failed: digits/flexpool+reg/seed-0 (config.pool"
-    )
-    process = launch_sweep("--mode=report", *command)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    result = json.loads((tmp_path / "digits/avg/seed-0/result.json").read_text())
-    assert probe["baseline"]["accuracy"] == result["final_test_accuracy"]
-    text = (tmp_path / "report/report.md").read_text()
-    assert f"| {100 * result['final_test_accuracy']:.2f} (n = 1, no interval) |" in text
-    assert "Begun, not finished: digits/flexpool+reg/seed-0" in text
-    assert (tmp_path / "report/curves-digits.png").exists()
-
-
 MINE = """\
 import jax.numpy as jnp
 from flax import linen as nn
