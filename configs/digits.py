@@ -21,6 +21,6 @@ def get_config(variant: str = "") -> ConfigDict:
     # The paper's 0.1 goes with its batch; at 64 images a step Adam wants less.
     config.learning_rate = 0.01
 
-    # Mirrored digits are no digits.
+    # No flips: a mirrored digit is not a valid digit.
     config.augment.flip = False
     return default.apply_variant(config, variant)

@@ -21,7 +21,7 @@ class Field:
     """What a field may hold.
 
     Attributes:
-        type: bool, int, float, str or tuple. An int is a float too, but a bool is no int.
+        type: bool, int, float, str or tuple. An int is also a float, but a bool is not an int.
         allowed: The allowed values in words, for messages.
         accepts: Whether a value of that type is in range.
         names: For a field that holds one of several names: a function that lists them.

@@ -1,4 +1,4 @@
-"""What a workdir remembers of its run's config, and whether a run may go on with another one."""
+"""What a workdir remembers of its run's config, and whether a run may continue with another one."""
 
 import dataclasses
 import hashlib
@@ -179,11 +179,11 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
     """
     path = config_path(workdir)
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file")  # A named pipe would be waited for without end.
+        raise UserError(f"{path} is not a file")  # A named pipe would be waited for without end.
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{workdir} is no workdir of a run: it has no config.json") from None
+        raise UserError(f"{workdir} is not a workdir of a run: it has no config.json") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -260,7 +260,7 @@ def digest(config: ConfigDict) -> str:
 
 
 def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
-    """Checks that a run may go on with a config other than the one it was begun with.
+    """Checks that a run may continue with a config other than the one it was begun with.
 
     Args:
         config: The config now given.
@@ -297,7 +297,7 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
 
 
 def check_resume(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Change]:
-    """Checks that a run in this workdir may begin or go on with this config.
+    """Checks that a run in this workdir may begin or continue with this config.
 
     Returns:
         What `compare_with_workdir` returns; empty for a workdir in which no run has begun.
