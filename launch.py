@@ -55,6 +55,8 @@ def evaluate(command: Command) -> None:
         f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
+    if step == "best":
+        print("this step was chosen by its accuracy on these images, which is therefore too high")
 
 
 def probe(command: Command) -> None:

@@ -383,3 +383,10 @@ def test_each_evaluation_logs_what_became_of_the_pool(workdir):
         sums = file["head/pool/w_fp"].sum(axis=(0, 1))
     assert tests[-1]["head/pool/sum_mean"] == pytest.approx(sums.mean(), abs=1e-5)
     assert tests[-1]["head/pool/sum_sd"] == pytest.approx(sums.std(), abs=1e-5)
+
+
+def test_the_best_step_is_said_to_be_chosen_on_the_same_images(workdir, capsys):
+    assert launch.main([f"--workdir={workdir}", "--mode=eval", "--step=best"]) == 0
+    assert "chosen by its accuracy on these images" in capsys.readouterr().out
+    assert launch.main([f"--workdir={workdir}", "--mode=eval"]) == 0
+    assert "chosen" not in capsys.readouterr().out
