@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from flexpool_jax.data import Dataset, Split
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
-from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity
+from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity, read_record
 from flexpool_jax.training.setup import set_up, use_compilation_cache
 
 Array = jax.Array
@@ -84,7 +83,7 @@ def load_trained(
     saved = configuration.read_config(workdir)
     config = saved if config is None else config
     configuration.compare_with_workdir(config, saved)
-    data = _read_json(workdir / DATA_FILE)
+    data = read_record(workdir / DATA_FILE)
     if data is None:
         raise UserError(
             f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
@@ -92,13 +91,13 @@ def load_trained(
             "not train"
         )
     dataset = _described(data, workdir / DATA_FILE)
-    run = _read_json(workdir / RUN_FILE) or {}
+    run = read_record(workdir / RUN_FILE, ("id",))
     use_compilation_cache(config.compilation_cache)
     setup = set_up(config, dataset)
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
         try:
-            identity = Identity(run.get("id"), config, data["digest"])
+            identity = Identity(None if run is None else run["id"], config, data["digest"])
             identity.check(number, checkpoints.read_run(manager, number))
             variables = checkpoints.restore_model(manager, number, setup.abstract_state())
         except checkpoints.DamagedCheckpoint as error:
@@ -114,19 +113,6 @@ def load_trained(
         dataset.mean,
         dataset.std,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it does not hold an object")
-    return value
 
 
 def _described(data: dict[str, Any], path: Path) -> Dataset:

@@ -130,10 +130,10 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
-    data = _read(workdir / DATA_FILE, ("digest", *_DATA_TITLES))
+    data = read_record(workdir / DATA_FILE, ("digest", *_DATA_TITLES))
     if data is not None:
         _check_data(data, _describe(dataset), workdir)
-    run = _read(workdir / RUN_FILE, ("id",))
+    run = read_record(workdir / RUN_FILE, ("id",))
     return Identity(None if run is None else run["id"], config, dataset.digest)
 
 
@@ -170,15 +170,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """Reads a JSON object with these names; None where there is no such file."""
-    if not path.exists():
-        return None
+def read_record(path: Path, names: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """Reads run.json or data.json; None where there is no such file.
+
+    Raises:
+        UserError: it cannot be read, is not an object, or lacks one of the names.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in names if name not in value]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it does not hold an object")
+    missing = [name for name in names if name not in value]
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return value

@@ -390,3 +390,11 @@ def test_the_best_step_is_said_to_be_chosen_on_the_same_images(workdir, capsys):
     assert "chosen by its accuracy on these images" in capsys.readouterr().out
     assert launch.main([f"--workdir={workdir}", "--mode=eval"]) == 0
     assert "chosen" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["[]", '"id"', "{}", "{"])
+def test_a_damaged_run_json_is_named_by_evaluation_and_loading_alike(workdir, content):
+    (workdir / identity.RUN_FILE).write_text(content)
+    for command in (evaluate, load_trained):
+        with pytest.raises(UserError, match=r"run\.json (is damaged|cannot be read)"):
+            command(workdir)
