@@ -26,7 +26,7 @@ from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
-from flexpool_jax.training.loop import eval_batches, evaluate_split
+from flexpool_jax.training.eval_loop import eval_batches, evaluate_split
 from flexpool_jax.training.setup import DeviceSplit, Setup, on_devices, replicate
 
 Array = jax.Array
