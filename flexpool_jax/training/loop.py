@@ -27,14 +27,13 @@ from flexpool_jax.pooling import pool_summary
 from flexpool_jax.portable.weights import start_from
 from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, console, metrics, superclass
+from flexpool_jax.training.feed import Feed, on_devices
 from flexpool_jax.training.identity import Identity, begin
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.lock import hold_workdir
 from flexpool_jax.training.setup import (
-    DeviceSplit,
     Setup,
     load_configured_dataset,
-    on_devices,
     replicate,
     set_up,
     use_compilation_cache,
@@ -211,7 +210,7 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
     """Trains to the last epoch; returns the state and the images per second of the steps alone."""
     setup, config, stop = run.setup, run.setup.config, run.stop
     steps_per_epoch = setup.steps_per_epoch
-    train_split, test_split = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
+    train_feed, test_feed = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
     key, step = jax.random.key(config.seed), int(state.step)
     state = replicate(state)
     meter = metrics.Meter(config.batch_size)
@@ -224,10 +223,10 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
     with _explaining_divergence(run):
         try:
             for epoch in range(first_epoch, config.num_epochs):
-                for indices in setup.batches(epoch, start=step - epoch * steps_per_epoch):
+                for part in train_feed.epoch(setup, epoch, start=step - epoch * steps_per_epoch):
                     stop.check()
-                    state, values = setup.train_steps(state, *train_split, indices, key)
-                    step += indices.shape[1]
+                    state, values = setup.train_steps(state, train_feed.data, part, key)
+                    step += len(values["loss"])
                     stop.saves, is_saved, progress.evaluated = True, False, False
                     meter.add(step, values)
                     if _is_logged(setup, step):
@@ -238,7 +237,7 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
                 is_last = epoch + 1 == config.num_epochs
                 accuracy = None
                 if is_last or (epoch + 1) % config.eval_every_epochs == 0:
-                    evaluation = _evaluate(run, state, test_split, epoch + 1)
+                    evaluation = _evaluate(run, state, test_feed, epoch + 1)
                     accuracy = evaluation.metrics["accuracy"]
                     progress.test = evaluation.metrics
                     progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
@@ -290,15 +289,15 @@ def _log_training(run: Run, meter: metrics.Meter) -> None:
         meter.rows.clear()
 
 
-def _evaluate(run: Run, state: TrainState, split: DeviceSplit, epoch: int) -> Evaluation:
+def _evaluate(run: Run, state: TrainState, feed: Feed, epoch: int) -> Evaluation:
     started = time.monotonic()
-    evaluation = evaluate_split(run.setup, state.variables, split, run.stop.check)
+    evaluation = evaluate_split(run.setup, state.variables, feed, run.stop.check)
     seconds = time.monotonic() - started
     run.log.write(
         step=epoch * run.setup.steps_per_epoch,
         epoch=float(epoch),
         split=run.setup.split_name,
-        images_per_second=len(split.labels) / seconds,
+        images_per_second=len(feed) / seconds,
         **evaluation.metrics,
         **_summary_of_pools(run, state),
     )
@@ -397,7 +396,7 @@ class Evaluation(NamedTuple):
 def evaluate_split(
     setup: Setup,
     variables: Any,
-    split: DeviceSplit,
+    feed: Feed,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluates every example of a split exactly once, whatever the batch size and device count.
@@ -405,14 +404,14 @@ def evaluate_split(
     Args:
         setup: from `set_up`.
         variables: ``params`` and ``batch_stats``, replicated.
-        split: from `on_devices`.
+        feed: of the split.
         check: called between batches; may raise to abandon the evaluation.
     """
-    count = len(split.labels)
+    count = len(feed)
     results = []
-    for indices in eval_batches(count, setup.config.eval_batch_size):
+    for part in feed.once(setup.config.eval_batch_size):
         check()
-        results.append(setup.eval_step(variables, *split, indices))
+        results.append(setup.eval_step(variables, feed.data, part))
         if len(results) > 1 and jax.default_backend() == "cpu":
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
             jax.block_until_ready(results[-2])
@@ -429,26 +428,3 @@ def evaluate_split(
         predictions=of_all("prediction").astype(np.int16),
         confidences=of_all("confidence").astype(np.float16),
     )
-
-
-def eval_batches(count: int, batch_size: int) -> np.ndarray:
-    """The indices that evaluate each of ``count`` examples once.
-
-    Args:
-        count: examples.
-        batch_size: at most; rounded up to a multiple of the number of local devices.
-
-    Returns:
-        int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.
-
-    Example:
-        >>> eval_batches(3, 1).shape == (-(-3 // jax.local_device_count()),
-        ...                              jax.local_device_count(), 1)
-        True
-    """
-    devices = jax.local_device_count()
-    per_device = math.ceil(min(batch_size, count) / devices)
-    batches = math.ceil(count / (devices * per_device))
-    indices = np.full(batches * devices * per_device, -1, np.int32)
-    indices[:count] = np.arange(count)
-    return indices.reshape(batches, devices, per_device)
