@@ -26,8 +26,8 @@ from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
+from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed, on_devices
-from flexpool_jax.training.loop import evaluate_split
 from flexpool_jax.training.setup import Setup, replicate
 
 Array = jax.Array
