@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flexpool_jax.training.setup import DeviceSplit, Setup
+from flexpool_jax.training.feed import Feed
+from flexpool_jax.training.setup import Setup
 
 
 class Evaluation(NamedTuple):
@@ -29,7 +30,7 @@ class Evaluation(NamedTuple):
 def evaluate_split(
     setup: Setup,
     variables: Any,
-    split: DeviceSplit,
+    feed: Feed,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluates every example of a split exactly once, whatever the batch size and device count.
@@ -37,14 +38,14 @@ def evaluate_split(
     Args:
         setup: from `set_up`.
         variables: ``params`` and ``batch_stats``, replicated.
-        split: from `on_devices`.
+        feed: of the split.
         check: called between batches; may raise to abandon the evaluation.
     """
-    count = len(split.labels)
+    count = len(feed)
     results = []
-    for indices in eval_batches(count, setup.config.eval_batch_size):
+    for part in feed.once(setup.config.eval_batch_size):
         check()
-        results.append(setup.eval_step(variables, *split, indices))
+        results.append(setup.eval_step(variables, feed.data, part))
         if len(results) > 1 and jax.default_backend() == "cpu":
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
             jax.block_until_ready(results[-2])
@@ -61,26 +62,3 @@ def evaluate_split(
         predictions=of_all("prediction").astype(np.int16),
         confidences=of_all("confidence").astype(np.float16),
     )
-
-
-def eval_batches(count: int, batch_size: int) -> np.ndarray:
-    """The indices that evaluate each of ``count`` examples once.
-
-    Args:
-        count: examples.
-        batch_size: at most; rounded up to a multiple of the number of local devices.
-
-    Returns:
-        int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.
-
-    Example:
-        >>> eval_batches(3, 1).shape == (-(-3 // jax.local_device_count()),
-        ...                              jax.local_device_count(), 1)
-        True
-    """
-    devices = jax.local_device_count()
-    per_device = math.ceil(min(batch_size, count) / devices)
-    batches = math.ceil(count / (devices * per_device))
-    indices = np.full(batches * devices * per_device, -1, np.int32)
-    indices[:count] = np.arange(count)
-    return indices.reshape(batches, devices, per_device)

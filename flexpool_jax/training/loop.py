@@ -26,6 +26,7 @@ from flexpool_jax.pooling import pool_summary
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, superclass
 from flexpool_jax.training.eval_loop import Evaluation, evaluate_split
+from flexpool_jax.training.feed import Feed, on_devices
 from flexpool_jax.training.identity import Identity, begin
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.lock import hold_workdir
@@ -38,10 +39,8 @@ from flexpool_jax.training.result import (
 )
 from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.setup import (
-    DeviceSplit,
     Setup,
     load_configured_dataset,
-    on_devices,
     replicate,
     set_up,
     use_compilation_cache,
@@ -134,7 +133,7 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
     """Trains to the last epoch; returns the state and the images per second of the steps alone."""
     setup, config, stop = run.setup, run.setup.config, run.stop
     steps_per_epoch = setup.steps_per_epoch
-    train_split, test_split = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
+    train_feed, test_feed = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
     key, step = jax.random.key(config.seed), int(state.step)
     state = replicate(state)
     meter = metrics.Meter(config.batch_size)
@@ -147,10 +146,10 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
     with _explaining_divergence(run):
         try:
             for epoch in range(first_epoch, config.num_epochs):
-                for indices in setup.batches(epoch, start=step - epoch * steps_per_epoch):
+                for part in train_feed.epoch(setup, epoch, start=step - epoch * steps_per_epoch):
                     stop.check()
-                    state, values = setup.train_steps(state, *train_split, indices, key)
-                    step += indices.shape[1]
+                    state, values = setup.train_steps(state, train_feed.data, part, key)
+                    step += len(values["loss"])
                     stop.saves, is_saved, progress.evaluated = True, False, False
                     meter.add(step, values)
                     if _is_logged(setup, step):
@@ -161,7 +160,7 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
                 is_last = epoch + 1 == config.num_epochs
                 accuracy = None
                 if is_last or (epoch + 1) % config.eval_every_epochs == 0:
-                    evaluation = _evaluate(run, state, test_split, epoch + 1)
+                    evaluation = _evaluate(run, state, test_feed, epoch + 1)
                     accuracy = evaluation.metrics["accuracy"]
                     progress.test = evaluation.metrics
                     progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
@@ -213,15 +212,15 @@ def _log_training(run: Run, meter: metrics.Meter) -> None:
         meter.rows.clear()
 
 
-def _evaluate(run: Run, state: TrainState, split: DeviceSplit, epoch: int) -> Evaluation:
+def _evaluate(run: Run, state: TrainState, feed: Feed, epoch: int) -> Evaluation:
     started = time.monotonic()
-    evaluation = evaluate_split(run.setup, state.variables, split, run.stop.check)
+    evaluation = evaluate_split(run.setup, state.variables, feed, run.stop.check)
     seconds = time.monotonic() - started
     run.log.write(
         step=epoch * run.setup.steps_per_epoch,
         epoch=float(epoch),
         split=run.setup.split_name,
-        images_per_second=len(split.labels) / seconds,
+        images_per_second=len(feed) / seconds,
         **evaluation.metrics,
         **_summary_of_pools(run, state),
     )
