@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, scoring
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged, UserError
 from flexpool_jax.pooling import pool_summary
@@ -49,7 +49,8 @@ class Progress:
     Attributes:
         evaluated: whether the epoch that ends at this step has been evaluated (or need not be).
         best_accuracy: of the evaluations so far, in [0, 1].
-        test: the last evaluation: ``loss``, ``accuracy``.
+        test: the last evaluation: ``loss``, ``accuracy`` and further metrics, and
+            ``accuracy_per_class``; release 0.1 saved the first two alone.
         seconds: spent in training so far, over all processes that worked on it.
         metrics_position: length in bytes of metrics.jsonl; what is after it will be written again.
         config_changes: fields that were given another value when the run was continued, see
@@ -60,7 +61,7 @@ class Progress:
 
     evaluated: bool = True
     best_accuracy: float | None = None
-    test: dict[str, float] | None = None
+    test: dict[str, Any] | None = None
     seconds: float = 0.0
     metrics_position: int = 0
     config_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -240,11 +241,16 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
                 if is_last or (epoch + 1) % config.eval_every_epochs == 0:
                     evaluation = _evaluate(run, state, test_split, epoch + 1)
                     accuracy = evaluation.metrics["accuracy"]
-                    progress.test = evaluation.metrics
+                    per_class = {"accuracy_per_class": evaluation.accuracy_per_class}
+                    progress.test = evaluation.metrics | per_class
                     progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
                     if is_last:
-                        labels = setup.dataset.test.labels
-                        metrics.write_predictions(run.workdir, labels, *evaluation[1:])
+                        metrics.write_predictions(
+                            run.workdir,
+                            setup.dataset.test.labels,
+                            evaluation.predictions,
+                            evaluation.confidences,
+                        )
                         params = jax.device_get(state.variables["params"])
                         metrics.write_pool_weights(run.workdir, params)
                 progress.evaluated = True
@@ -351,13 +357,17 @@ def _result(
 ) -> dict[str, Any]:
     """The content of result.json."""
     assert progress.test is not None
+    measured = dict(progress.test)
     hashes = progress.source_hashes
     device = jax.local_devices()[0]
     step = int(state.step)
     return {
-        "final_test_accuracy": progress.test["accuracy"],
-        "final_test_loss": progress.test["loss"],
+        "final_test_accuracy": measured.pop("accuracy"),
+        "final_test_loss": measured.pop("loss"),
         "best_test_accuracy": progress.best_accuracy,
+        "class_names": list(setup.dataset.class_names),
+        "final_test_accuracy_per_class": measured.pop("accuracy_per_class", None),
+        "final_test_metrics": measured,
         "step": step,
         "epochs": step // setup.steps_per_epoch,
         "split": setup.split_name,
@@ -384,12 +394,15 @@ class Evaluation(NamedTuple):
     """What a model makes of a split.
 
     Attributes:
-        metrics: ``loss`` (mean cross-entropy in nats) and ``accuracy`` in [0, 1].
+        metrics: ``loss`` (mean cross-entropy in nats), ``accuracy`` in [0, 1], and those of
+            `flexpool_jax.scoring`.
+        accuracy_per_class: in [0, 1]; None for a class without examples.
         predictions: int16 [N], the predicted class of each example, in the order of the split.
         confidences: float16 [N], the probability of the predicted class.
     """
 
     metrics: dict[str, float]
+    accuracy_per_class: list[float | None]
     predictions: np.ndarray
     confidences: np.ndarray
 
@@ -417,17 +430,18 @@ def evaluate_split(
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
             jax.block_until_ready(results[-2])
     sums, examples = zip(*jax.device_get(results), strict=True)
-
-    def of_all(name: str) -> np.ndarray:
-        return np.concatenate([part[name].ravel() for part in examples])[:count]
-
+    batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]
+    probabilities = scoring.softmax(np.concatenate(batches)[:count])
+    labels = np.asarray(split.labels)
     return Evaluation(
         metrics={
             "loss": math.fsum(float(part["loss"]) for part in sums) / count,
             "accuracy": sum(int(part["correct"]) for part in sums) / count,
+            **scoring.scores(labels, probabilities),
         },
-        predictions=of_all("prediction").astype(np.int16),
-        confidences=of_all("confidence").astype(np.float16),
+        accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
+        predictions=probabilities.argmax(axis=1).astype(np.int16),
+        confidences=probabilities.max(axis=1).astype(np.float16),
     )
 
 
