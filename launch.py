@@ -4,14 +4,18 @@ There is one function for each mode. Every check that can be made without JAX is
 imported, and before anything is written.
 """
 
-import contextlib
 import errno
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":
+    # Until `main` handles it, Ctrl-C ends the process without a traceback of the imports.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -26,6 +30,8 @@ CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
 
 # sysexits.h calls 75 a temporary failure: schedulers that requeue a job know it.
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
+# What shells report of a program that SIGPIPE ended.
+EXIT_BROKEN_PIPE = 141
 
 _HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
@@ -221,13 +227,17 @@ def main(arguments: Sequence[str]) -> int:
         return _report(error, EXIT_FAILED)
     except Interrupted as error:
         return _report(error, EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        return _stop_writing()
     except OSError as error:
-        if error.filename is None or error.errno not in (*_NO_PERMISSION, *_NO_SPACE):
-            raise
+        # Without a name it is standard output or standard error.
+        where = error.filename or "output"
         if error.errno in _NO_SPACE:
             advice = "what was saved before stands; make room, and run the same command again"
-            return _report(f"{error.filename}: {error.strerror}; {advice}", EXIT_FAILED)
-        return _report(f"{error.filename}: {error.strerror}", EXIT_USER_ERROR)
+            return _report(f"{where}: {error.strerror}; {advice}", EXIT_FAILED)
+        if error.filename is None or error.errno not in _NO_PERMISSION:
+            raise
+        return _report(f"{where}: {error.strerror}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_KEYBOARD)
 
@@ -308,12 +318,28 @@ def _report(error: object, status: int) -> int:
     return status
 
 
+def _stop_writing() -> int:
+    """Ends a command whose reader has ended, as `launch.py --help | head -1` does, like a signal.
+
+    What is still buffered goes nowhere, so that Python does not complain of it at exit.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    return EXIT_BROKEN_PIPE
+
+
 if __name__ == "__main__":
     cpu.prepare_process()
+    # Matplotlib keeps its list of fonts beside the compiled programs.
+    fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)
+    os.environ.setdefault("MPLCONFIGDIR", fonts)
     status = main(sys.argv[1:])
-    with contextlib.suppress(OSError):  # The program that reads them may have ended.
-        sys.stdout.flush()
-        sys.stderr.flush()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where a shell closed it.
+            stream.flush()
+    except OSError:
+        status = _stop_writing()
     if status and "orbax.checkpoint" in sys.modules:
         # All that can be saved is saved. A thread of Orbax may wait forever for what could not be,
         # and Python waits for every thread.

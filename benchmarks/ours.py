@@ -33,11 +33,12 @@ def steps_per_call() -> int:
     return 1 if jax.default_backend() == "cpu" else ACCELERATOR_STEPS
 
 
-def _images(batch: int) -> tuple[Any, Any]:
+def _images(batch: int) -> steps.DeviceSplit:
     random = np.random.default_rng(0)
     count = max(NUM_IMAGES, batch)
     images = random.integers(0, 256, (count, *IMAGE_SHAPE), np.uint8)
-    return replicate((images, random.integers(0, NUM_CLASSES, count).astype(np.int32)))
+    labels = random.integers(0, NUM_CLASSES, count).astype(np.int32)
+    return steps.DeviceSplit(*replicate((images, labels)))
 
 
 def _program(count: int, dtype: str, pool: str, sac: bool) -> tuple[Callable[..., Any], Any, Any]:
@@ -83,14 +84,14 @@ def train(
     """
     count, devices = steps_per_call(), jax.local_device_count()
     run, state, key = _program(count, dtype, pool, sac)
-    images, labels = _images(batch)
+    data = _images(batch)
     random = np.random.default_rng(1)
 
     def call() -> None:
         nonlocal state
-        chosen = random.integers(0, len(images), (devices, count, batch // devices), np.int32)
+        chosen = random.integers(0, len(data.labels), (devices, count, batch // devices), np.int32)
         with layers.cpu_kernels(cpu_kernels):
-            state, metrics = run(state, images, labels, chosen, key)
+            state, metrics = run(state, data, chosen, key)
         jax.block_until_ready((state, metrics))
 
     return call, batch * count
@@ -108,12 +109,12 @@ def first_steps(batch: int, dtype: str, count: int) -> tuple[list[float], list[n
         `count` losses, and the leaves of the gradient.
     """
     run, state, key = _program(1, dtype, "flexpool", True)
-    images, labels = _images(batch)
+    data = _images(batch)
     random, shape = np.random.default_rng(1), (jax.local_device_count(), 1, -1)
     losses, gradient = [], []
     for _ in range(count):
-        chosen = random.integers(0, len(images), batch, np.int32).reshape(shape)
-        state, metrics = run(state, images, labels, chosen, key)
+        chosen = random.integers(0, len(data.labels), batch, np.int32).reshape(shape)
+        state, metrics = run(state, data, chosen, key)
         losses.append(float(metrics["loss"][0]))
         # Momentum starts at zero, so that after one step it is the gradient.
         gradient = gradient or [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state)]
@@ -125,17 +126,17 @@ def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
     model = create_model("resnet20", num_classes=NUM_CLASSES, pool="flexpool", dtype=dtype)
     eval_step = steps.make_eval_step(model, normalise=make_normalise(MEAN, STD, jnp.dtype(dtype)))
     run: Callable[..., Any] = steps.pmap_eval_step(eval_step)
-    images, labels = _images(batch)
+    data = _images(batch)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = replicate(init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
     count, devices = steps_per_call(), jax.local_device_count()
-    starts = itertools.cycle(range(0, len(images) - batch + 1, batch))
+    starts = itertools.cycle(range(0, len(data.labels) - batch + 1, batch))
 
     def call() -> None:
         sums = []
         for start in itertools.islice(starts, count):
             chosen = np.arange(start, start + batch, dtype=np.int32).reshape(devices, -1)
-            sums.append(run(variables, images, labels, chosen))
+            sums.append(run(variables, data, chosen))
         jax.block_until_ready(sums)
 
     return call, batch * count

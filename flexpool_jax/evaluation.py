@@ -14,12 +14,12 @@ from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
+from flexpool_jax.training.eval_loop import evaluate_split
+from flexpool_jax.training.feed import on_devices
 from flexpool_jax.training.identity import recall
-from flexpool_jax.training.loop import evaluate_split
 from flexpool_jax.training.setup import (
     Setup,
     load_configured_dataset,
-    on_devices,
     replicate,
     set_up,
     use_compilation_cache,

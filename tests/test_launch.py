@@ -3,9 +3,12 @@
 import errno
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,6 +21,7 @@ from flexpool_jax import command_line
 from flexpool_jax.configuration import write_config
 from flexpool_jax.errors import Interrupted, TrainingDiverged
 
+ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py:flexpool,reg"
 
 
@@ -227,3 +231,47 @@ def test_a_mistake_of_the_programs_own_keeps_its_traceback(monkeypatch):
 @given(st.lists(st.text(max_size=12) | st.text(max_size=8).map("--{}".format), max_size=4))
 def test_no_argument_causes_a_traceback(arguments):
     assert launch.main(["--mode=eval", *arguments]) in (0, 2)
+
+
+def run_process(*arguments, **options):
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    return subprocess.run(command, check=False, text=True, stderr=subprocess.PIPE, **options)
+
+
+def test_a_reader_that_has_ended_ends_the_command_without_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_process("--help", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (launch.EXIT_BROKEN_PIPE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_to_a_full_disk_costs_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = run_process("--version", stdout=full)
+    assert done.returncode == launch.EXIT_FAILED
+    assert done.stderr.startswith("launch.py: output: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_while_it_imports_ends_it_without_a_traceback(tmp_path):
+    (tmp_path / "absl").mkdir()
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "absl" / "__init__.py").write_text(interrupt)
+    done = run_process("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_report_leaves_nothing_outside_the_cache_folder(tmp_path):
+    shutil.copytree(ROOT / "results" / "digits" / "avg", tmp_path / "runs" / "avg")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        name: value for name, value in os.environ.items() if name[:3] not in ("MPL", "XDG")
+    }
+    done = run_process(
+        "--mode=report", f"--workdir={tmp_path / 'runs'}", env=environment | {"HOME": str(home)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert [str(path.relative_to(home)) for path in home.glob("*/*")] == [".cache/flexpool_jax"]

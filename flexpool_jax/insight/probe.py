@@ -26,8 +26,9 @@ from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
-from flexpool_jax.training.loop import eval_batches, evaluate_split
-from flexpool_jax.training.setup import DeviceSplit, Setup, on_devices, replicate
+from flexpool_jax.training.eval_loop import evaluate_split
+from flexpool_jax.training.feed import Feed, on_devices
+from flexpool_jax.training.setup import Setup, replicate
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -90,9 +91,9 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
         ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in `probe_workdir`.
     """
     dataset = setup.dataset
-    split = on_devices(dataset.test)
+    feed = on_devices(dataset.test)
     replicated = replicate(variables)
-    baseline = evaluate_split(setup, replicated, split)
+    baseline = evaluate_split(setup, replicated, feed)
 
     def scores(loss: float, predictions: np.ndarray) -> dict[str, Any]:
         return {
@@ -103,8 +104,9 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
 
     perturbed = []
     for named, perturb in perturbations():
-        images = replicate(perturb(split.images))
-        found = evaluate_split(setup, replicated, DeviceSplit(images, split.labels))
+        images = replicate(perturb(feed.data.images))
+        changed = Feed(feed.data._replace(images=images))
+        found = evaluate_split(setup, replicated, changed)
         perturbed.append(named | scores(found.metrics["loss"], found.predictions))
 
     intervened: list[dict[str, Any]] = []
@@ -114,7 +116,7 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
         named_weights = interventions(w)
         stacked = np.concatenate([drawn for _, drawn in named_weights])
         normalise = make_normalise(dataset.mean, dataset.std, setup.model.dtype)
-        losses, predictions, mean_map = _evaluate_pools(setup, normalise, variables, stacked, split)
+        losses, predictions, mean_map = _evaluate_pools(setup, normalise, variables, stacked, feed)
         each = map(scores, losses, predictions)
         for named, drawn in named_weights:
             draws = [next(each) for _ in drawn]
@@ -175,7 +177,7 @@ def _evaluate_pools(
     normalise: Callable[[Array], Array],
     variables: Variables,
     weights: np.ndarray,
-    split: DeviceSplit,
+    feed: Feed,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Evaluates the network with each of the weights [K, H, W, C] in its last pool, in one pass.
 
@@ -206,10 +208,10 @@ def _evaluate_pools(
 
     program: Callable[..., Any] = steps.pmap_eval_step(step)
     inputs = replicate({"variables": variables, "weights": weights})
-    count = len(split.labels)
+    count = len(feed)
     losses, maps, predictions = [], [], []
-    for indices in eval_batches(count, setup.config.eval_batch_size):
-        sums, examples = jax.device_get(program(inputs, *split, indices))
+    for part in feed.once(setup.config.eval_batch_size):
+        sums, examples = jax.device_get(program(inputs, feed.data, part))
         losses.append(sums["loss"])
         maps.append(sums["feature_map"])
         predictions.extend(examples["prediction"])  # [K, B / devices] of each device

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import orbax_faults
@@ -305,7 +305,7 @@ def restore_latest(
             check(step, read_run(manager, step))
             state, progress = restore(manager, step, like)
         except DamagedCheckpoint as error:
-            logging.warning("Checkpoint %s; trying the one before.", error)
+            print(f"damaged checkpoint: {error}; trying the one before", file=sys.stderr)
             damaged.append(step)
             continue
         for bad in damaged:

@@ -16,7 +16,8 @@ from typing import Any, NoReturn, TextIO
 import jax
 from tqdm import tqdm
 
-from flexpool_jax.training.metrics import Meter, versions
+from flexpool_jax.training.metrics import Meter
+from flexpool_jax.training.result import versions
 from flexpool_jax.training.setup import Setup
 
 REDRAW_SECONDS = 0.1

@@ -6,11 +6,11 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-from absl import logging
 
 from flexpool_jax.errors import UserError
 
@@ -44,11 +44,10 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
             raise
         if error.errno not in _NO_LOCKS:
             raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
-        logging.warning(
-            "%s is on a file system without locks (%s): nothing keeps a second process from "
-            "training in it.",
-            workdir,
-            error.strerror,
+        print(
+            f"{workdir} is on a file system without locks ({error.strerror}): nothing keeps a "
+            "second process from training in it",
+            file=sys.stderr,
         )
     try:
         # For the message to a process that is refused; a full disk may keep it from being written.

@@ -1,19 +1,15 @@
 """The numbers of a run, for programs to read.
 
-Metrics on their way from the devices; metrics.jsonl and TensorBoard's files; what a run leaves at
-its end beside result.json. Nothing imports TensorFlow.
+Metrics on their way from the devices; metrics.jsonl and TensorBoard's files. Nothing imports
+TensorFlow.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.metadata
-import io
-import json
 import math
 import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,20 +17,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-import numpy as np
 
-import flexpool_jax
 from flexpool_jax import files
 from flexpool_jax.training.steps import NotFinite
 
 METRICS_FILE = "metrics.jsonl"
-RESULT_FILE = "result.json"
-PREDICTIONS_FILE = "predictions.npz"
-POOL_WEIGHTS_FILE = "pool_weights.npz"
 TENSORBOARD_FOLDER = "tensorboard"
-
-_RESULT_NUMBERS = ("final_test_accuracy", "best_test_accuracy", "epochs", "seconds")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
 class Meter:
@@ -241,65 +229,3 @@ class _Events:
 def _end_of_lines(path: Path, limit: int | None) -> int:
     """The length of a file up to the end of its last whole line within the limit."""
     return path.read_bytes()[:limit].rfind(b"\n") + 1
-
-
-def write_predictions(
-    workdir: Path, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray
-) -> None:
-    """Writes predictions.npz, in the order of the test images.
-
-    Args:
-        workdir: must exist.
-        labels: int [N]; written as ``labels`` int16.
-        predictions: int16 [N], the predicted classes.
-        confidences: float16 [N], their probabilities.
-    """
-    _write_npz(
-        workdir / PREDICTIONS_FILE,
-        labels=labels.astype(np.int16),
-        predictions=predictions,
-        confidences=confidences,
-    )
-
-
-def write_pool_weights(workdir: Path, params: Any) -> None:
-    """Writes pool_weights.npz: every ``w_fp``, named by its path, such as "head/pool/w_fp"."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {"/".join(str(part.key) for part in path): np.asarray(leaf) for path, leaf in leaves}
-    _write_npz(
-        workdir / POOL_WEIGHTS_FILE,
-        **{name: leaf for name, leaf in named.items() if name.split("/")[-1] == "w_fp"},
-    )
-
-
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    files.write_whole(path, content.getvalue())
-
-
-def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Reads result.json; None if it is damaged or lacks what a finished run writes."""
-    try:
-        result = json.loads((Path(workdir) / RESULT_FILE).read_text(encoding="utf-8"))
-        numbers = [result[name] for name in _RESULT_NUMBERS]
-        is_whole = isinstance(result["split"], str) and files.seal_holds(result)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return result if is_whole and all(isinstance(n, int | float) for n in numbers) else None
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those whose change may change a result.
-
-    Example:
-        >>> list(versions())[:3]
-        ['python', 'flexpool_jax', 'jax']
-    """
-    found = {"python": platform.python_version(), "flexpool_jax": flexpool_jax.__version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

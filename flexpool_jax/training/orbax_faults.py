@@ -84,7 +84,7 @@ def set_aside_unreadable_metrics(workdir: Path) -> None:
     which checkpoint is the best and which may be deleted.
     """
     for step, reason in steps_with_unreadable_metrics(workdir):
-        absl_logging.warning("Checkpoint step %s is damaged: %s.", step, reason)
+        print(f"damaged checkpoint: step {step}: {reason}", file=sys.stderr)
         set_aside(workdir, step)
 
 

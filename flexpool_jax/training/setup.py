@@ -7,9 +7,9 @@ that training used.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import optax
 from flax import linen as nn
 
 from flexpool_jax import configuration, cpu
-from flexpool_jax.data import Dataset, Split, load_dataset
+from flexpool_jax.data import Dataset, load_dataset
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
@@ -29,18 +29,6 @@ from flexpool_jax.training.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training.steps import TrainState, create_train_state
 
 Array = jax.Array
-
-
-class DeviceSplit(NamedTuple):
-    """A split that every device holds whole.
-
-    Attributes:
-        images: uint8 [N, H, W, C].
-        labels: int32 [N].
-    """
-
-    images: Array
-    labels: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,27 +83,6 @@ class Setup:
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of the state, without computing it."""
         return jax.eval_shape(self.init)
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        """The examples of an epoch in order, one array for each call of ``train_steps``.
-
-        The order is a function of (seed, epoch) alone, so that a resumed run sees the same batches.
-
-        Args:
-            epoch: from 0.
-            start: steps of the epoch that are done.
-
-        Yields:
-            Indices into the training split: int32 [devices, steps, batch size / devices].
-        """
-        batch_size, count = self.config.batch_size, self.steps_per_epoch
-        order = np.random.default_rng((self.config.seed, epoch)).permutation(
-            len(self.dataset.train)
-        )
-        shape = (count, jax.local_device_count(), -1)
-        indices = order[: count * batch_size].astype(np.int32).reshape(shape)
-        for first in range(start, count, self.steps_per_dispatch):
-            yield indices[first : first + self.steps_per_dispatch].swapaxes(0, 1)
 
 
 def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
@@ -246,11 +213,6 @@ def replicate(tree: Any) -> Any:
     """Puts a tree whole on every local device, where the compiled steps expect it."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (steps.AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def on_devices(split: Split) -> DeviceSplit:
-    """Puts a split whole on every local device."""
-    return DeviceSplit(*replicate((split.images, split.labels)))
 
 
 def use_compilation_cache(folder: str) -> None:

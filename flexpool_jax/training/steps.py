@@ -9,7 +9,7 @@ The state is replicated and has no device axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -23,8 +23,22 @@ from flexpool_jax.pooling import flexpool_regularizer
 Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+# What one call takes of a split, with a leading axis of devices: indices, int32.
+Part = Any
 
 AXIS = "devices"
+
+
+class DeviceSplit(NamedTuple):
+    """A split that every device holds whole.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int32 [N].
+    """
+
+    images: Array
+    labels: Array
 
 
 @flax.struct.dataclass
@@ -241,10 +255,16 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
     return eval_step
 
 
+def pick(data: DeviceSplit, indices: Array) -> Batch:
+    """The batch of some indices; see `make_eval_step` for what it holds."""
+    chosen = jnp.maximum(indices, 0)
+    return {"image": data.images[chosen], "label": data.labels[chosen], "valid": indices >= 0}
+
+
 def pmap_train_step(
     train_step: TrainStep,
     steps_per_dispatch: int,
-) -> Callable[[TrainState, Array, Array, Array, Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, DeviceSplit, Part, Array], tuple[TrainState, Metrics]]:
     """The program that makes ``steps_per_dispatch`` updates on all local devices.
 
     Args:
@@ -253,45 +273,40 @@ def pmap_train_step(
             only: on a CPU XLA runs a convolution inside a loop many times slower.
 
     Returns:
-        ``run(state, images, labels, indices, key) -> (state, metrics)``. images uint8 [N, H, W, C]
-        and labels int32 [N]: the data set, replicated. indices int32 [devices, steps, B / devices].
-        metrics: one float32 [steps] for each name. The state's buffers are donated.
+        ``run(state, data, part, key) -> (state, metrics)``. data: replicated. part: int32 [devices,
+        steps, B / devices], indices into data. metrics: one float32 [steps] for each name. The
+        state's buffers are donated.
     """
 
     def run(
-        state: TrainState, images: Array, labels: Array, indices: Array, key: Array
+        state: TrainState, data: DeviceSplit, part: Part, key: Array
     ) -> tuple[TrainState, Metrics]:
-        def step(state: TrainState, chosen: Array) -> tuple[TrainState, Metrics]:
-            return train_step(state, {"image": images[chosen], "label": labels[chosen]}, key)
+        def step(state: TrainState, part: Part) -> tuple[TrainState, Metrics]:
+            return train_step(state, pick(data, part), key)
 
         if steps_per_dispatch > 1:
-            return jax.lax.scan(step, state, indices)
-        state, metrics = step(state, indices[0])
+            return jax.lax.scan(step, state, part)
+        state, metrics = step(state, jax.tree.map(lambda x: x[0], part))
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    return jax.pmap(run, AXIS, in_axes=(None, None, None, 0, None), out_axes=None, donate_argnums=0)
+    return jax.pmap(run, AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0)
 
 
 def pmap_eval_step(
     eval_step: EvalStep,
-) -> Callable[[Mapping[str, Any], Array, Array, Array], tuple[Metrics, Metrics]]:
+) -> Callable[[Mapping[str, Any], DeviceSplit, Part], tuple[Metrics, Metrics]]:
     """The program that evaluates one batch on all local devices.
 
     Args:
         eval_step: from `make_eval_step`.
 
     Returns:
-        ``run(variables, images, labels, indices) -> (sums, examples)``. indices int32 [devices,
-        B / devices] into the replicated data set; -1 fills a batch up. sums: see `make_eval_step`;
-        examples: the same, each [devices, B / devices, ...].
+        ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [devices,
+        B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`; examples:
+        the same, each [devices, B / devices, ...].
     """
 
-    def run(
-        variables: Mapping[str, Any], images: Array, labels: Array, indices: Array
-    ) -> tuple[Metrics, Metrics]:
-        valid, chosen = indices >= 0, jnp.maximum(indices, 0)
-        return eval_step(
-            variables, {"image": images[chosen], "label": labels[chosen], "valid": valid}
-        )
+    def run(variables: Mapping[str, Any], data: DeviceSplit, part: Part) -> tuple[Metrics, Metrics]:
+        return eval_step(variables, pick(data, part))
 
-    return jax.pmap(run, AXIS, in_axes=(None, None, None, 0), out_axes=(None, 0))
+    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=(None, 0))

@@ -103,7 +103,7 @@ def delete_half(folder):
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, delete_half])
 @pytest.mark.parametrize("item", ["model", "optimizer", "progress", "."])
-def test_a_damaged_latest_checkpoint_is_passed_over_and_kept_aside(tmp_path, damage, item, caplog):
+def test_a_damaged_latest_checkpoint_is_passed_over_and_kept_aside(tmp_path, damage, item, capsys):
     save_all(tmp_path, {1: 0.5, 2: 0.6})
     damage(tmp_path / "checkpoints" / "2" / item)
     state, _ = restore_latest(tmp_path)
@@ -115,7 +115,7 @@ def test_a_damaged_latest_checkpoint_is_passed_over_and_kept_aside(tmp_path, dam
         )
         return
     assert int(state.step) == 1
-    assert "step 2" in caplog.text
+    assert "step 2" in capsys.readouterr().err
     assert (tmp_path / "checkpoints_damaged" / "2.0").is_dir()
     save_all(tmp_path, {2: 0.6})
     assert int(restore_latest(tmp_path)[0].step) == 2

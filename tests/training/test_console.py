@@ -19,7 +19,8 @@ from configs import digits
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.training import console
 from flexpool_jax.training.console import ProgressBar
-from flexpool_jax.training.metrics import Meter, versions
+from flexpool_jax.training.metrics import Meter
+from flexpool_jax.training.result import versions
 from flexpool_jax.training.setup import set_up
 
 

@@ -5,7 +5,6 @@ import math
 import struct
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -139,45 +138,6 @@ def test_without_tensorboard_there_are_no_event_files(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as log:
         write_steps(log, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-RESULT = {
-    "final_test_accuracy": 0.5,
-    "best_test_accuracy": 0.75,
-    "epochs": 2,
-    "seconds": 1.5,
-    "split": "test",
-}
-
-
-def test_a_result_is_read_back(tmp_path):
-    (tmp_path / "result.json").write_text(json.dumps(RESULT))
-    assert metrics.read_result(tmp_path) == RESULT
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        '{"accuracy": 0.',
-        "[1]",
-        "\x00",
-        json.dumps({"split": "test"}),
-        json.dumps({**RESULT, "seconds": None}),
-        json.dumps({**RESULT, "split": 1}),
-    ],
-)
-def test_a_damaged_result_reads_as_none(tmp_path, text):
-    assert metrics.read_result(tmp_path) is None
-    (tmp_path / "result.json").write_text(text)
-    assert metrics.read_result(tmp_path) is None
-
-
-def test_versions_name_what_runs():
-    versions = metrics.versions()
-    assert versions["jax"] == jax.__version__
-    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert "not installed" not in versions.values()
 
 
 class Clock:

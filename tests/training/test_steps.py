@@ -16,6 +16,7 @@ from flexpool_jax.training.steps import create_train_state
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 4, 4, 3), np.uint8)
 LABELS = RNG.integers(0, 5, 40).astype(np.int32)
+DATA = steps.DeviceSplit(IMAGES, LABELS)
 SCHEDULE = optax.linear_schedule(0.1, 0.0, 10)
 TX = optax.sgd(SCHEDULE, momentum=0.9)
 KEY = jax.random.key(0)
@@ -58,7 +59,7 @@ def run(model, indices, steps_per_dispatch=1, **fields):
     collected = []
     for start in range(0, len(indices), steps_per_dispatch):
         chosen = indices[start : start + steps_per_dispatch][None]
-        state, metrics = program(state, IMAGES, LABELS, chosen, KEY)
+        state, metrics = program(state, DATA, chosen, KEY)
         collected.append(jax.device_get(metrics))
     return state, {k: np.concatenate([m[k] for m in collected]) for k in collected[0]}
 
@@ -127,8 +128,8 @@ def test_the_state_has_no_device_axis_and_its_buffers_are_donated():
     state = create_train_state(PLAIN, TX, KEY, (4, 4, 3))
     shapes = jax.tree.map(jnp.shape, state)
     indices = np.arange(8, dtype=np.int32).reshape(1, 1, 8)
-    first, _ = program(state, IMAGES, LABELS, indices, KEY)
-    program(first, IMAGES, LABELS, indices, KEY)
+    first, _ = program(state, DATA, indices, KEY)
+    program(first, DATA, indices, KEY)
     assert jax.tree.map(jnp.shape, first) == shapes
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
 
@@ -152,7 +153,7 @@ def test_evaluation_counts_each_valid_example_once():
     state = create_train_state(model, TX, KEY, (4, 4, 3))
     program = steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise))
     indices = np.array([[3, 5, 7, -1, -1]], np.int32)
-    sums, examples = program(state.variables, IMAGES, LABELS, indices)
+    sums, examples = program(state.variables, DATA, indices)
     logits = model.apply(state.variables, normalise(jnp.asarray(IMAGES[[3, 5, 7]])))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[[3, 5, 7]])
     np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)

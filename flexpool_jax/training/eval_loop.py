@@ -1,0 +1,68 @@
+"""The loop over an evaluation's batches: every example of a split once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flexpool_jax import scoring
+from flexpool_jax.training.feed import Feed
+from flexpool_jax.training.setup import Setup
+
+
+class Evaluation(NamedTuple):
+    """What a model makes of a split.
+
+    Attributes:
+        metrics: ``loss`` (mean cross-entropy in nats), ``accuracy`` in [0, 1], and those of
+            `flexpool_jax.scoring`.
+        accuracy_per_class: in [0, 1]; None for a class without examples.
+        predictions: int16 [N], the predicted class of each example, in the order of the split.
+        confidences: float16 [N], the probability of the predicted class.
+    """
+
+    metrics: dict[str, float]
+    accuracy_per_class: list[float | None]
+    predictions: np.ndarray
+    confidences: np.ndarray
+
+
+def evaluate_split(
+    setup: Setup,
+    variables: Any,
+    feed: Feed,
+    check: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluates every example of a split exactly once, whatever the batch size and device count.
+
+    Args:
+        setup: from `set_up`.
+        variables: ``params`` and ``batch_stats``, replicated.
+        feed: of the split.
+        check: called between batches; may raise to abandon the evaluation.
+    """
+    count = len(feed)
+    results = []
+    for part in feed.once(setup.config.eval_batch_size):
+        check()
+        results.append(setup.eval_step(variables, feed.data, part))
+        if len(results) > 1 and jax.default_backend() == "cpu":
+            # One batch ahead is enough to keep a CPU busy; more would only hold memory.
+            jax.block_until_ready(results[-2])
+    sums, examples = zip(*jax.device_get(results), strict=True)
+    batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]
+    labels, probabilities = feed.labels, scoring.softmax(np.concatenate(batches)[:count])
+    return Evaluation(
+        metrics={
+            "loss": math.fsum(float(part["loss"]) for part in sums) / count,
+            "accuracy": sum(int(part["correct"]) for part in sums) / count,
+            **scoring.scores(labels, probabilities),
+        },
+        accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
+        predictions=probabilities.argmax(axis=1).astype(np.int16),
+        confidences=probabilities.max(axis=1).astype(np.float16),
+    )

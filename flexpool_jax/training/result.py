@@ -1,0 +1,133 @@
+"""What a run leaves at its end: result.json, predictions.npz and pool_weights.npz."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import flexpool_jax
+from flexpool_jax import configuration, files
+from flexpool_jax.source import commit
+from flexpool_jax.training.identity import Identity
+from flexpool_jax.training.resume import Progress
+from flexpool_jax.training.setup import Setup
+from flexpool_jax.training.steps import TrainState, parameter_count
+
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.npz"
+POOL_WEIGHTS_FILE = "pool_weights.npz"
+
+_RESULT_NUMBERS = ("final_test_accuracy", "best_test_accuracy", "epochs", "seconds")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+def write_predictions(
+    workdir: Path, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray
+) -> None:
+    """Writes predictions.npz, in the order of the test images.
+
+    Args:
+        workdir: must exist.
+        labels: int [N]; written as ``labels`` int16.
+        predictions: int16 [N], the predicted classes.
+        confidences: float16 [N], their probabilities.
+    """
+    _write_npz(
+        workdir / PREDICTIONS_FILE,
+        labels=labels.astype(np.int16),
+        predictions=predictions,
+        confidences=confidences,
+    )
+
+
+def write_pool_weights(workdir: Path, params: Any) -> None:
+    """Writes pool_weights.npz: every ``w_fp``, named by its path, such as "head/pool/w_fp"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {"/".join(str(part.key) for part in path): np.asarray(leaf) for path, leaf in leaves}
+    _write_npz(
+        workdir / POOL_WEIGHTS_FILE,
+        **{name: leaf for name, leaf in named.items() if name.split("/")[-1] == "w_fp"},
+    )
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    files.write_whole(path, content.getvalue())
+
+
+def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Reads result.json; None if it is damaged or lacks what a finished run writes."""
+    try:
+        result = json.loads((Path(workdir) / RESULT_FILE).read_text(encoding="utf-8"))
+        numbers = [result[name] for name in _RESULT_NUMBERS]
+        is_whole = isinstance(result["split"], str) and files.seal_holds(result)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return result if is_whole and all(isinstance(n, int | float) for n in numbers) else None
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those whose change may change a result.
+
+    Example:
+        >>> list(versions())[:3]
+        ['python', 'flexpool_jax', 'jax']
+    """
+    found = {"python": platform.python_version(), "flexpool_jax": flexpool_jax.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def result_of(
+    setup: Setup,
+    identity: Identity,
+    progress: Progress,
+    state: TrainState,
+    images_per_second: float | None,
+) -> dict[str, Any]:
+    """The content of result.json."""
+    assert progress.test is not None
+    measured = dict(progress.test)
+    hashes = progress.source_hashes
+    device = jax.local_devices()[0]
+    step = int(state.step)
+    return {
+        "final_test_accuracy": measured.pop("accuracy"),
+        "final_test_loss": measured.pop("loss"),
+        "best_test_accuracy": progress.best_accuracy,
+        "class_names": list(setup.dataset.class_names),
+        "final_test_accuracy_per_class": measured.pop("accuracy_per_class", None),
+        "final_test_metrics": measured,
+        "step": step,
+        "epochs": step // setup.steps_per_epoch,
+        "split": setup.split_name,
+        "test_images": len(setup.dataset.test),
+        "parameters": parameter_count(state.params),
+        "config": setup.config.to_dict(),
+        "config_digest": configuration.digest(setup.config),
+        "config_changes": progress.config_changes,
+        # A list if the code changed midway.
+        "source_hash": hashes[0] if len(hashes) == 1 else hashes,
+        "commit": commit(),
+        "data_digest": identity.data,
+        "seconds": progress.seconds,
+        "images_per_second": images_per_second,
+        "device": device.device_kind,
+        "devices": jax.local_device_count(),
+        "platform": device.platform,
+        "convolutions": setup.convolutions,
+        "versions": versions(),
+    }

@@ -1,0 +1,106 @@
+"""Where a run begins: new weights, those of ``config.init_from``, or its last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from flexpool_jax import configuration
+from flexpool_jax.errors import UserError
+from flexpool_jax.portable.weights import start_from
+from flexpool_jax.training import checkpoints, superclass
+from flexpool_jax.training.identity import Identity
+from flexpool_jax.training.setup import Setup
+from flexpool_jax.training.steps import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands besides its state; saved as JSON with each checkpoint.
+
+    Attributes:
+        evaluated: whether the epoch that ends at this step has been evaluated (or need not be).
+        best_accuracy: of the evaluations so far, in [0, 1].
+        test: the last evaluation: ``loss``, ``accuracy`` and further metrics, and
+            ``accuracy_per_class``; release 0.1 saved the first two alone.
+        seconds: spent in training so far, over all processes that worked on it.
+        metrics_position: length in bytes of metrics.jsonl; what is after it will be written again.
+        config_changes: fields that were given another value when the run was continued, see
+            `Identity.changes`.
+        source_hashes: the code that the run was trained with, see `flexpool_jax.source`; more than
+            one if it changed midway.
+    """
+
+    evaluated: bool = True
+    best_accuracy: float | None = None
+    test: dict[str, Any] | None = None
+    seconds: float = 0.0
+    metrics_position: int = 0
+    config_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    source_hashes: list[str] = dataclasses.field(default_factory=list)
+
+
+def restore_or_init(
+    setup: Setup,
+    manager: ocp.CheckpointManager,
+    identity: Identity,
+    pretrained: Mapping[str, Any] | None,
+) -> tuple[TrainState, Progress]:
+    """The state and progress of the latest checkpoint, or those at step 0."""
+    state = setup.init()
+    if pretrained is not None:
+        state = superclass.with_new_classifiers(state, pretrained)
+    elif setup.config.init_from:
+        state = _load_initial_weights(setup, state)
+    restored = checkpoints.restore_latest(manager, state, identity.check)
+    if restored is None:
+        return state, Progress()
+    state, progress = restored[0], Progress(**restored[1])
+    step = int(state.step)
+    if step > setup.total_steps:
+        done = math.ceil(step / setup.steps_per_epoch)
+        raise UserError(
+            f"config.num_epochs is {setup.config.num_epochs}, but this run is in or past epoch "
+            f"{done}; allowed: at least {done}, or another --workdir"
+        )
+    saved = checkpoints.read_run(manager, step)
+    began_with = (
+        configuration.config_from_json(saved["config"])
+        if saved is not None
+        else configuration.read_config(Path(manager.directory).parent)
+    )
+    changes = identity.changes(step, began_with)
+    progress.config_changes += changes
+    # This epoch was not the last one before: it may not have been evaluated, and its predictions
+    # were not written.
+    if step == setup.total_steps and any(change["field"] == "num_epochs" for change in changes):
+        progress.evaluated = False
+    return state, progress
+
+
+def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
+    """The state at step 0 with the weights of ``config.init_from``."""
+    file = setup.config.init_from
+    variables, new = start_from(file, jax.device_get(state.variables))
+    if new:
+        print(
+            f"{file} is for another number of classes: {', '.join(new)} begins anew, for "
+            f"{setup.dataset.num_classes}",
+            file=sys.stderr,
+        )
+    params = variables["params"]
+    # An optimizer may keep a copy of the parameters.
+    return dataclasses.replace(
+        state,
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=jax.jit(setup.tx.init)(params),
+        ema_params=None if state.ema_params is None else params,
+    )
