@@ -20,6 +20,8 @@ MISTAKES = [
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seeds=a"], ["config.seeds='a'"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.datasets=mnist"], ["'fashion_mnist'"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.overrides=x=1"], ["cifar10/avg/seed-0"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--shard=2/2"], ["--shard=2/2", "0 to N - 1"]),
+    (["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"], ["no meaning for --mode=report"]),
     ([SWEEP, "--workdir={new}"], ["--mode=sweep"]),
     (["--mode=report"], ["--workdir"]),
     (["--mode=report", "--workdir={new}"], ["no result.json"]),
