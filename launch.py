@@ -55,12 +55,17 @@ def train(command: Command) -> None:
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
     workdir, step, config = _checkpoint(command)
+
+    from flexpool_jax.scoring import METRICS
+
     result = flexpool_jax.evaluate(workdir, step, config, resize=command.resize)
     size = f" at {command.resize}x{command.resize} pixels" if command.resize else ""
     print(
         f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
+    metrics = [name for name in METRICS if name in result]
+    print(", ".join(f"{name.replace('_', ' ')} {result[name]:.4g}" for name in metrics))
     if step == "best":
         print("this step was chosen by its accuracy on these images, which is therefore too high")
 
