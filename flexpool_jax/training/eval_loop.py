@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,15 +41,40 @@ def evaluate_split(
         feed: of the split.
         check: called between batches; may raise to abandon the evaluation.
     """
-    count = len(feed)
-    results = []
+    return collect(dispatch(setup, variables, feed, check), len(feed), check)
+
+
+def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
+    """Hands every batch of a split to the devices; arguments as for `evaluate_split`.
+
+    On accelerators it waits for nothing: what is dispatched next runs after the evaluation.
+
+    Returns:
+        What ``setup.eval_step`` gave for each batch, for `collect`.
+    """
+    results: list[Any] = []
     for part in feed.once(setup.config.eval_batch_size):
         check()
         results.append(setup.eval_step(variables, feed.data, part))
         if len(results) > 1 and jax.default_backend() == "cpu":
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
             jax.block_until_ready(results[-2])
-    sums, examples = zip(*jax.device_get(results), strict=True)
+    return results
+
+
+def collect(results: Sequence[Any], count: int, check: Callable[[], None]) -> Evaluation:
+    """Waits for the batches that were dispatched, and sums up.
+
+    Args:
+        results: from `dispatch`.
+        count: examples of the split.
+        check: as for `evaluate_split`.
+    """
+    on_host = []
+    for result in results:
+        on_host.append(jax.device_get(result))
+        check()
+    sums, examples = zip(*on_host, strict=True)
 
     def of_all(name: str) -> np.ndarray:
         return np.concatenate([part[name].ravel() for part in examples])[:count]
