@@ -55,12 +55,17 @@ def train(command: Command) -> None:
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
     workdir, step, config = _checkpoint(command)
+
+    from flexpool_jax.scoring import METRICS
+
     result = flexpool_jax.evaluate(workdir, step, config, resize=command.resize)
     size = f" at {command.resize}x{command.resize} pixels" if command.resize else ""
     print(
         f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
+    metrics = [name for name in METRICS if name in result]
+    print(", ".join(f"{name.replace('_', ' ')} {result[name]:.4g}" for name in metrics))
     if step == "best":
         print("this step was chosen by its accuracy on these images, which is therefore too high")
 
@@ -132,6 +137,8 @@ def sweep(command: Command) -> None:
 
     config, workdir = _config(command), _workdir(command)
     cells = grid.expand(config, CONFIGS_DIR)
+    if command.shard is not None:
+        cells = grid.take_shard(cells, command.shard)
     configuration.check_workdir(workdir)
     run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
 
@@ -152,24 +159,29 @@ def report(command: Command) -> None:
 
 
 class Mode(NamedTuple):
-    """What a mode runs, the line that --help gives it, and which flags it alone takes."""
+    """What a mode runs, the line that --help gives it, and which flags only some modes take."""
 
     run: Callable[[Command], None]
     summary: str
-    takes_step: bool = False
-    takes_images: bool = False
+    flags: tuple[str, ...] = ()
 
 
 MODES = {
     "train": Mode(train, "train; continues if the workdir holds a checkpoint (default)"),
-    "eval": Mode(evaluate, "accuracy of a checkpoint; needs nothing but --workdir", True),
+    "eval": Mode(
+        evaluate, "accuracy of a checkpoint; needs nothing but --workdir", ("step", "resize")
+    ),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
-    "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py"),
+    "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py", ("shard",)),
     "report": Mode(report, "tables and figures from the results under --workdir"),
-    "probe": Mode(probe, "accuracy with a changed pool and on changed images", True),
-    "inspect": Mode(inspect, "weights, evidence maps, errors and calibration, as a page", True),
-    "predict": Mode(predict, "the classes of the image files that --images names", True, True),
-    "export": Mode(export, "a folder that runs with jax alone, and the weights", True),
+    "probe": Mode(probe, "accuracy with a changed pool and on changed images", ("step",)),
+    "inspect": Mode(
+        inspect, "weights, evidence maps, errors and calibration, as a page", ("step",)
+    ),
+    "predict": Mode(
+        predict, "the classes of the image files that --images names", ("step", "images", "top_k")
+    ),
+    "export": Mode(export, "a folder that runs with jax alone, and the weights", ("step",)),
 }
 
 
@@ -194,16 +206,9 @@ def parse_flags(argv: Sequence[str]) -> Command:
 def run_mode(command: Command) -> None:
     """Does what a command line asks for."""
     mode = MODES[command.mode]
-    if command.step is not None and not mode.takes_step:
-        raise UserError(f"--step={command.step} has no meaning for --mode={command.mode}")
-    taken = {
-        "resize": command.mode == "eval",
-        "images": mode.takes_images,
-        "top_k": mode.takes_images,
-    }
-    for flag, is_taken in taken.items():
+    for flag in sorted({flag for mode in MODES.values() for flag in mode.flags}):
         value = getattr(command, flag)
-        if value is not None and not is_taken:
+        if value is not None and flag not in mode.flags:
             raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
     mode.run(command)
 
@@ -238,11 +243,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def help_text() -> str:
-    """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
+    """Returns the screen of --help: the modes and flags that exist, and examples."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(name for name, mode in MODES.items() if mode.takes_step)
-    configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
-    configs = textwrap.indent(configs, " " * 12).lstrip()
+    configs = textwrap.fill(
+        " ".join(configuration.config_files(CONFIGS_DIR)), 79, initial_indent=" " * 12,
+        subsequent_indent=" " * 12,
+    ).lstrip()  # fmt: skip
     return f"""\
 Trains and evaluates image classifiers with FlexPool and Simple Auxiliary
 Classifiers.
@@ -254,15 +260,7 @@ modes
 {modes}
 
 flags
-  --config  {command_line.FLAGS["config"]};
-            a run that has begun continues with its own if none is given
-  --workdir {command_line.FLAGS["workdir"]}
-  --step    {command_line.FLAGS["step"]}
-            ({step_modes}; default: {command_line.DEFAULT_STEP})
-  --resize  {command_line.FLAGS["resize"]} (eval)
-  --images  {command_line.FLAGS["images"]} (predict)
-  --top_k   {command_line.FLAGS["top_k"]} (predict)
-  --version --help
+{_flags_text()}
 
 configs/    {configs}
 variants    a pool's name, reg, dropout, sac and FIELD=VALUE, with commas
@@ -273,6 +271,16 @@ examples
   python launch.py --config=configs/cifar10.py:flexpool,reg,dropout,sac \\
       --workdir=runs/cifar10 --config.seed=1 --config.sac.weights=0.05,0.1,0.85
   python launch.py --workdir=runs/digits --mode=eval --step=best"""
+
+
+def _flags_text() -> str:
+    """Every flag with its meaning, and the modes that take it where not all do."""
+    lines = []
+    for flag, meaning in {**command_line.FLAGS, "version": "", "help": ""}.items():
+        takers = [name for name, mode in MODES.items() if flag in mode.flags]
+        text = meaning + (f" ({', '.join(takers)})" if takers else "")
+        lines.append(textwrap.fill(f"  --{flag:<10}{text}", 79, subsequent_indent=" " * 14))
+    return "\n".join(lines)
 
 
 def _config(command: Command) -> ConfigDict:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from flexpool_jax.portable.export import load_exported
     from flexpool_jax.portable.weights import load_weights
+    from flexpool_jax.scoring import register_metric
     from flexpool_jax.trained import load_trained
     from flexpool_jax.training import train
 
@@ -43,6 +44,7 @@ __all__ = [
     "load_trained",
     "load_weights",
     "register_dataset",
+    "register_metric",
     "register_model",
     "register_pool",
     "resize_flexpool",
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "resize_flexpool": "flexpool_jax.pooling",
     "load_exported": "flexpool_jax.portable.export",
     "load_weights": "flexpool_jax.portable.weights",
+    "register_metric": "flexpool_jax.scoring",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",
     "register_dataset": "flexpool_jax.data.registry",

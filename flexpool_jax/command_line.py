@@ -22,13 +22,15 @@ from flexpool_jax.errors import UserError, unknown_name
 
 # Flag and meaning, in the order in which --help shows them.
 FLAGS = {
-    "config": "a file of configs/, with a variant after a colon",
+    "config": "a file of configs/, with a variant after a colon; a run that has begun "
+    "continues with its own if none is given",
     "workdir": "the run's folder: checkpoints, metrics and results",
     "mode": "what to do",
-    "step": "which checkpoint to use: best, latest or a step's number",
+    "step": "which checkpoint to use: best, latest (default) or a step's number",
     "resize": "side in pixels to which the test images are resized",
     "images": "what to predict: an image file, a folder of them or a glob",
     "top_k": "how many classes to give for each image",
+    "shard": "I/N: part I of N of a sweep, I from 0; auto: by SLURM's array",
 }
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
@@ -45,6 +47,7 @@ class Command:
         resize: A number from 8 to 1024; None if not given.
         images: The value of `--images`; None if not given.
         top_k: A number from 1; None if not given.
+        shard: The value of `--shard`; None if not given.
         config: The config of `--config`, else of the workdir, overrides applied; None if neither
             is there.
         config_given: Whether there was a `--config` or an override, so that the config may be
@@ -57,6 +60,7 @@ class Command:
     resize: int | None
     images: str | None
     top_k: int | None
+    shard: str | None
     config: ConfigDict | None
     config_given: bool
 
@@ -116,6 +120,7 @@ def read(
         resize=None if resize is None else int(resize),
         images=values["images"],
         top_k=None if top_k is None else int(top_k),
+        shard=values["shard"],
         config=config,
         config_given=config_given,
     )

@@ -1,11 +1,9 @@
-"""What all tests share: device, compile cache, hypothesis' way of searching, what is pending."""
+"""What all tests share: device, compile cache, hypothesis' way of searching."""
 
 import os
 import tempfile
-from pathlib import Path
 
 import hypothesis
-import pytest
 
 # All of it before JAX is imported, and in the environment, so that the commands which tests start
 # have it too. Each may be set from outside: JAX_PLATFORMS=cuda runs the tests on a GPU.
@@ -24,24 +22,3 @@ hypothesis.settings.register_profile(
     "flexpool_jax", deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile("flexpool_jax")
-
-
-PENDING = Path(__file__).parent / "black_box_pending.txt"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Expects the tests in black_box_pending.txt to fail: they describe what is yet to be built."""
-    lines = PENDING.read_text().splitlines()
-    pending = [line for line in lines if line and not line.startswith("#")]
-    collected = {item.nodeid: item for item in items}
-    # A file whose tests were named one by one on the command line is not collected whole.
-    named = {argument.partition("::")[0] for argument in config.args if "::" in argument}
-    whole = {name.partition("::")[0] for name in collected} - named
-    for name in pending:
-        if name in collected:
-            collected[name].add_marker(pytest.mark.xfail(strict=True))
-        elif name.partition("::")[0] in whole:
-            raise pytest.UsageError(f"{PENDING.name} names {name}, and there is no such test")
-        elif not (config.rootpath / name.partition("::")[0]).is_file():
-            raise pytest.UsageError(f"{PENDING.name} names {name}, and there is no such file")

@@ -26,9 +26,11 @@ MAX_FILE_BYTES = 512 * 2**20
 _MAX_TOTAL_BYTES = 2**43
 # What macOS and Windows leave behind, besides hidden files, which begin with a dot.
 _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini"}
-# What reading a damaged folder or archive may raise.
+# What reading a damaged folder or archive may raise; zipfile decodes the name of an entry again
+# when it opens it.
 DAMAGE = (
     OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError,
+    UnicodeDecodeError,
 )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -152,6 +153,51 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
             raise UserError(f"{same} and {name} are the same run; a sweep needs one of them")
         cells.append(cell)
     return cells
+
+
+def take_shard(
+    cells: Sequence[Cell], shard: str, environment: Mapping[str, str] = os.environ
+) -> list[Cell]:
+    """Takes one of N equal parts of a sweep, every N-th run, so that all finish a seed together.
+
+    Args:
+        cells: From `expand`.
+        shard: "I/N", I from 0; or "auto", by the variables of the SLURM array that this is a task
+            of.
+        environment: Where those variables are.
+
+    Raises:
+        UserError: The text is neither, or there are fewer runs than parts.
+
+    Example:
+        >>> from configs import paper_tables
+        >>> config = paper_tables.get_config()
+        >>> config.datasets, config.sac, config.seeds = ("digits",), ("off",), (0, 1)
+        >>> [cell.name for cell in take_shard(expand(config, "configs"), "1/4")]
+        ['digits/flexpool/seed-0', 'digits/flexpool/seed-1']
+    """
+    if shard == "auto":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        try:
+            task, first, count = (int(environment[name]) for name in names)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"--shard=auto needs {', '.join(names)}, which SLURM sets for the tasks of an "
+                "array (sbatch --array=0-3); or write --shard=I/N"
+            ) from None
+        index, given = task - first, f"auto (task {task} of {count}, from {first})"
+    else:
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+        index, count = map(int, match.groups()) if match else (0, 0)
+        given = shard
+    if not 0 <= index < count:
+        raise UserError(
+            f"--shard={given}; allowed: auto, or I/N with I from 0 to N - 1, e.g. 0/4; an array's "
+            "tasks must be numbered without gaps"
+        )
+    if count > len(cells):
+        raise UserError(f"--shard={given}: the sweep has {len(cells)} runs; allowed: N up to that")
+    return list(cells[index::count])
 
 
 def _folder(column: str, sac: str) -> str:

@@ -1,5 +1,8 @@
 """Runs the cells of a sweep one after the other, each in its own process.
 
+Several sweeps may work in one folder, for example one for each GPU: a lock in each cell's folder
+keeps two of them from running the same cell.
+
 A process for each run costs some seconds of start-up; compiled programs come from XLA's cache. In
 exchange a run that crashes, or that the system kills for its memory, does not end the others, and
 every run starts with its device's memory free. A cell's command is the one that a user would type,
@@ -23,10 +26,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import filelock
 from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
+from flexpool_jax.lock import acquire
 from flexpool_jax.sweeps.grid import Cell
 
 
@@ -84,25 +89,56 @@ def run_sweep(
     remaining = [cell for cell in cells if not is_finished(cell, workdir, probe=probe)]
     before = len(cells) - len(remaining)
     failures: dict[str, str] = {}
+    elsewhere = finished_elsewhere = 0
     with _stop_on_signals() as running:
         for i, cell in enumerate(remaining):
             left = _time_left(remaining[i:], cells, workdir, _stages(probe))
-            _say(f"cell {before + i + 1} of {len(cells)}: {cell.name} ({left})")
-            reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
+            with _claimed(workdir / cell.name) as claimed:
+                if not claimed:
+                    _say(f"cell {cell.name} is being run by another process")
+                    elsewhere += 1
+                    continue
+                if is_finished(cell, workdir, probe=probe):
+                    finished_elsewhere += 1
+                    continue
+                _say(f"cell {before + i + 1} of {len(cells)}: {cell.name} ({left})")
+                reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
             if reason is not None and not running.told_to_stop:
                 _say(f"cell {cell.name} failed: {reason}")
                 failures[cell.name] = reason
             if running.told_to_stop and (reason is not None or i + 1 < len(remaining)):
-                finished = before + i - len(failures) + (reason is None)
+                finished = before + i - elsewhere - len(failures) + (reason is None)
                 raise Interrupted(
                     f"told to stop: {finished} of {len(cells)} cells are finished; "
                     "the same command continues from there"
                 )
-    now = len(remaining) - len(failures)
-    _say(f"{len(cells)} cells: {before} finished before, {now} now, {len(failures)} failed")
+    before += finished_elsewhere
+    now = len(cells) - before - elsewhere - len(failures)
+    others = f", {elsewhere} being run by other processes" if elsewhere else ""
+    _say(f"{len(cells)} cells: {before} finished before, {now} now, {len(failures)} failed{others}")
     if failures:
         listed = "; ".join(f"{name} ({reason})" for name, reason in failures.items())
         raise SweepFailed(f"{len(failures)} of {len(cells)} cells failed: {listed}")
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process alone may run the cell of this folder, until the block ends."""
+    path = folder / ".sweep.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = acquire(path, "running the same cell")
+    except filelock.Timeout:
+        yield False
+        return
+    except OSError:  # A folder that cannot be written to fails this cell alone, in `_run_cell`.
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:

@@ -74,21 +74,24 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
     """
     config, progress = run.setup.config, run.progress
     is_last = ended.epoch == config.num_epochs
-    evaluation, accuracy, is_best = None, None, False
+    accuracy, is_best, results = None, False, None
     # The device begins to evaluate when it has made the steps.
     started = max(ended.started, run.meter.returned)
     if ended.evaluation is not None:
-        evaluation = eval_loop.collect(ended.evaluation, len(feed), run.stop.check)
+        results = eval_loop.collect(ended.evaluation, run.stop.check)
         run.meter.pause()
+    seconds = time.monotonic() - started
     run.report_steps()
-    if evaluation is not None:
-        _report_evaluation(run, ended, evaluation, len(feed), run.meter.returned - started)
+    if results is not None:
+        evaluation = eval_loop.summarise(run.setup, results, feed)
+        _report_evaluation(run, ended, evaluation, seconds)
         accuracy = evaluation.metrics["accuracy"]
-        progress.test = evaluation.metrics
+        per_class = {"accuracy_per_class": evaluation.accuracy_per_class}
+        progress.test = evaluation.metrics | per_class
         progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
         is_best = accuracy == progress.best_accuracy
         if is_last:
-            write_predictions(run.workdir, run.setup.dataset.test.labels, *evaluation[1:])
+            write_predictions(run.workdir, run.setup.dataset.test.labels, *evaluation[2:])
             write_pool_weights(run.workdir, jax.device_get(ended.state.variables["params"]))
     progress.evaluated = True
     is_due = is_last or ended.epoch % config.checkpoint_every_epochs == 0
@@ -101,7 +104,7 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
 
 
 def _report_evaluation(
-    run: Run, ended: EpochEnd, evaluation: eval_loop.Evaluation, count: int, seconds: float
+    run: Run, ended: EpochEnd, evaluation: eval_loop.Evaluation, seconds: float
 ) -> None:
     params = jax.device_get(ended.state.variables["params"])
     summary = pool_summary(params, run.setup.config.pool)
@@ -109,7 +112,7 @@ def _report_evaluation(
         step=ended.epoch * run.setup.steps_per_epoch,
         epoch=float(ended.epoch),
         split=run.setup.split_name,
-        images_per_second=count / seconds,
+        images_per_second=len(evaluation.predictions) / seconds,
         **evaluation.metrics,
         **{name: float(value) for name, value in summary.items()},
     )

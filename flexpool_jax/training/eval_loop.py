@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from flexpool_jax import scoring
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.setup import Setup
 
@@ -17,12 +18,15 @@ class Evaluation(NamedTuple):
     """What a model makes of a split.
 
     Attributes:
-        metrics: ``loss`` (mean cross-entropy in nats) and ``accuracy`` in [0, 1].
+        metrics: ``loss`` (mean cross-entropy in nats), ``accuracy`` in [0, 1], and those of
+            `flexpool_jax.scoring`.
+        accuracy_per_class: in [0, 1]; None for a class without examples.
         predictions: int16 [N], the predicted class of each example, in the order of the split.
         confidences: float16 [N], the probability of the predicted class.
     """
 
     metrics: dict[str, float]
+    accuracy_per_class: list[float | None]
     predictions: np.ndarray
     confidences: np.ndarray
 
@@ -41,7 +45,8 @@ def evaluate_split(
         feed: of the split.
         check: called between batches; may raise to abandon the evaluation.
     """
-    return collect(dispatch(setup, variables, feed, check), len(feed), check)
+    results = dispatch(setup, variables, feed, check)
+    return summarise(setup, collect(results, check), feed)
 
 
 def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
@@ -62,28 +67,33 @@ def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]
     return results
 
 
-def collect(results: Sequence[Any], count: int, check: Callable[[], None]) -> Evaluation:
-    """Waits for the batches that were dispatched, and sums up.
+def collect(results: Sequence[Any], check: Callable[[], None]) -> list[Any]:
+    """Waits for the batches that were dispatched, and copies what they gave to the host.
 
     Args:
         results: from `dispatch`.
-        count: examples of the split.
         check: as for `evaluate_split`.
     """
     on_host = []
     for result in results:
-        on_host.append(jax.device_get(result))
         check()
+        on_host.append(jax.device_get(result))
+    return on_host
+
+
+def summarise(setup: Setup, on_host: Sequence[Any], feed: Feed) -> Evaluation:
+    """What the model makes of a split, from what `collect` gave; the rest as `evaluate_split`."""
+    count = len(feed)
     sums, examples = zip(*on_host, strict=True)
-
-    def of_all(name: str) -> np.ndarray:
-        return np.concatenate([part[name].ravel() for part in examples])[:count]
-
+    batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]
+    labels, probabilities = feed.labels, scoring.softmax(np.concatenate(batches)[:count])
     return Evaluation(
         metrics={
             "loss": math.fsum(float(part["loss"]) for part in sums) / count,
             "accuracy": sum(int(part["correct"]) for part in sums) / count,
+            **scoring.scores(labels, probabilities),
         },
-        predictions=of_all("prediction").astype(np.int16),
-        confidences=of_all("confidence").astype(np.float16),
+        accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
+        predictions=probabilities.argmax(axis=1).astype(np.int16),
+        confidences=probabilities.max(axis=1).astype(np.float16),
     )

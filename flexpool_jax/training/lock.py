@@ -1,4 +1,4 @@
-"""One process a workdir: a lock that the operating system drops with the process that holds it."""
+"""One process a workdir."""
 
 from __future__ import annotations
 
@@ -6,33 +6,26 @@ import contextlib
 import errno
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 
 from flexpool_jax.errors import UserError
-
-# What file systems without such locks answer: some mounts of Lustre and NFS.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+from flexpool_jax.lock import acquire
 
 
 @contextlib.contextmanager
 def hold_workdir(workdir: Path) -> Iterator[None]:
     """Creates the workdir and keeps other processes from training in it.
 
-    On a file system without locks the run continues without one, and says so.
-
     Raises:
         UserError: another living process holds it, or it cannot be written to.
     """
     path = workdir / ".lock"
-    # The fallback, a lock that consists in the file's existence, would outlive a killed process.
-    lock = filelock.FileLock(path, mode=0o644, blocking=False, fallback_to_soft=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = acquire(path, "training in it")
     except filelock.Timeout:
         holder = path.read_text(errors="replace").strip()
         raise UserError(
@@ -42,13 +35,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        if error.errno not in _NO_LOCKS:
-            raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
-        print(
-            f"{workdir} is on a file system without locks ({error.strerror}): nothing keeps a "
-            "second process from training in it",
-            file=sys.stderr,
-        )
+        raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
     try:
         # For the message to a process that is refused; a full disk may keep it from being written.
         with contextlib.suppress(OSError):

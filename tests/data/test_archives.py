@@ -187,3 +187,13 @@ def test_a_damaged_tar_is_refused_or_read_and_nothing_else(tmp_path_factory, dat
     except UserError:
         return
     assert members == {"folder/file": bytes(range(256)) * 8}
+
+
+def test_a_zip_entry_whose_name_is_damaged_in_its_own_header_alone_is_refused(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é/1.png", b"image")
+    # The first of the two places that hold the name is the entry's own header.
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xcf\xcf", 1))
+    with pytest.raises(UserError, match=r"cannot read .+1\.png"):
+        read_file(open_tree(path), "é/1.png")

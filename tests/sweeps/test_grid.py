@@ -1,5 +1,7 @@
 """A sweep stands for the runs that a user would start by hand, and mistakes in it cost one line."""
 
+import re
+
 import pytest
 
 from configs import digits, lambda_ablation, paper_tables, pool_reg, pools
@@ -218,3 +220,33 @@ def test_single_run_is_no_sweep_and_the_other_way_round():
         grid.expand(digits.get_config(), CONFIGS_DIR)
     with pytest.raises(UserError, match="--mode=sweep"):
         configuration.resolve(paper_tables.get_config())
+
+
+def test_the_shards_of_a_sweep_are_its_runs_each_once():
+    cells = grid.expand(small_sweep(seeds=(0, 1, 2)), CONFIGS_DIR)
+    shards = [grid.take_shard(cells, f"{index}/5") for index in range(5)]
+    assert sorted(map(len, shards)) == [2, 2, 2, 3, 3]
+    assert sorted(cell.name for shard in shards for cell in shard) == sorted(
+        cell.name for cell in cells
+    )
+
+
+def test_a_task_of_an_array_takes_its_shard():
+    cells = grid.expand(small_sweep(), CONFIGS_DIR)
+    variables = {
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_ARRAY_TASK_MIN": "5",
+        "SLURM_ARRAY_TASK_COUNT": "4",
+    }
+    assert grid.take_shard(cells, "auto", variables) == grid.take_shard(cells, "2/4")
+    # Numbered 5, 7, 9, 11: the last two would have no part.
+    with pytest.raises(UserError, match="without gaps"):
+        grid.take_shard(cells, "auto", variables | {"SLURM_ARRAY_TASK_ID": "9"})
+    with pytest.raises(UserError, match="SLURM sets for the tasks of an array"):
+        grid.take_shard(cells, "auto", {})
+
+
+@pytest.mark.parametrize("shard", ["4/4", "-1/4", "1", "1/0", "1/x", "1/4/2", "1/99", "١/٤"])
+def test_what_is_not_a_part_of_a_sweep_is_refused(shard):
+    with pytest.raises(UserError, match=f"--shard={re.escape(shard)}"):
+        grid.take_shard(grid.expand(small_sweep(), CONFIGS_DIR), shard)

@@ -12,6 +12,7 @@ import pytest
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
+from flexpool_jax.lock import acquire
 from flexpool_jax.sweeps import grid
 from flexpool_jax.sweeps.sweep import is_finished, run_sweep
 from flexpool_jax.training.interrupts import stop_on_signals
@@ -59,6 +60,25 @@ def test_finished_cells_are_passed_over(sweeps, capsys):
     sweeps.run((0, 1, 2))
     assert sweeps.trained() == [2]
     assert "cell 3 of 3: digits/avg/seed-2 (about 0 h 01 min left)" in capsys.readouterr().err
+
+
+def test_a_cell_that_another_process_runs_is_passed_over(sweeps, capsys):
+    folder = sweeps.workdir / "digits" / "avg" / "seed-0"
+    folder.mkdir(parents=True)
+    lock = acquire(folder / ".sweep.lock", "running it too")
+    sweeps.run((0, 1))
+    assert sweeps.trained() == [1]
+    assert "1 now, 0 failed, 1 being run by other processes" in capsys.readouterr().err
+    lock.release()
+    sweeps.run((0, 1))
+    assert sweeps.trained() == [0]
+    assert not list(sweeps.workdir.rglob(".sweep.lock"))
+
+
+def test_a_cell_that_another_process_has_finished_meanwhile_is_passed_over(sweeps, capsys):
+    sweeps.run((trainer.FINISHES_THE_NEXT, trainer.FINISHES_THE_NEXT + 1))
+    assert sweeps.trained() == [trainer.FINISHES_THE_NEXT]
+    assert "2 cells: 1 finished before, 1 now, 0 failed\n" in capsys.readouterr().err
 
 
 def test_failed_cells_stop_no_other_and_are_told_at_the_end(sweeps, capsys):

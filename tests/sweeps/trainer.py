@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration
 
 DIVERGES, IS_KILLED, LEAVES_NOTHING, WAITS = 101, 102, 103, 104
-PROBE_FAILS, PROBE_WAITS_ONCE = 105, 106
+PROBE_FAILS, PROBE_WAITS_ONCE, FINISHES_THE_NEXT = 105, 106, 107
 
 
 def main(log: Path, workdir: Path) -> int:
@@ -36,6 +36,11 @@ def main(log: Path, workdir: Path) -> int:
         (workdir / "waiting").touch()
         time.sleep(60)
     _write(workdir / "result.json", config)
+    if config.seed == FINISHES_THE_NEXT:  # As another process would meanwhile.
+        config.seed += 1
+        following = workdir.with_name(f"seed-{config.seed}")
+        following.mkdir()
+        _write(following / "result.json", config)
     return 0
 
 

@@ -72,7 +72,7 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_full_disk_is_not_a_mistake_of_the_user(tmp_path, monkeypatch):
-    def fail(lock):
+    def fail(lock, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", fail)
