@@ -164,12 +164,14 @@ def get_config(variant: str = "") -> ConfigDict:
     # A file that maps classes to superclasses. Empty: the data set's own (cifar100 has them).
     config.superclass.mapping = ""
 
-    # How often the test split is evaluated, and how often the state is saved.
+    # How often the test split is evaluated, and how often the state is saved. A state that is the
+    # best so far waits in memory for the next save, and is saved with it.
     config.eval_every_epochs = 1
     config.checkpoint_every_epochs = 1
     # How often a step's losses are written to metrics.jsonl.
     config.log_every_steps = 50
-    # Steps that one call hands to the device; 0 chooses: one on CPU, many on accelerators.
+    # Steps that one call hands to the device. 0 chooses: one on CPU; on accelerators about as many
+    # as log_every_steps, but not more than take three seconds.
     config.steps_per_dispatch = 0
     # Whether TensorBoard files are written beside metrics.jsonl.
     config.tensorboard = True
