@@ -1,10 +1,10 @@
 """Reads launch.py's command line: its flags, the config and the config's overrides.
 
 absl parses the flags and ml_collections' config_flags applies the overrides. config_flags'
-`DEFINE_config_file` cannot load the config here: its default is a Python file and not the
-config.json of a run that has begun, an error in the file comes out as a traceback within a
-message, and the types of the fields have to be known before the overrides can be read
-(`configuration.overrides`). So the config is loaded first, and `DEFINE_config_dict` takes it over.
+`DEFINE_config_file` is not used. It reads Python files only, but a run that has begun has its
+config in config.json; it shows the whole traceback of an error in a config file; and it reads the
+overrides together with the file, whereas `configuration.overrides` has to know the fields' types
+first. So the config is loaded here, and then handed to `DEFINE_config_dict`.
 """
 
 import dataclasses

@@ -207,7 +207,7 @@ def restore(
 
 
 def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -> dict[str, Any]:
-    """Restores ``params`` and ``batch_stats`` alone, as `restore` does."""
+    """Restores only ``params`` and ``batch_stats``; arguments and errors are those of `restore`."""
     _, run, sha256 = _read_progress(manager, step)
     if run is None:
         # Release 0.1 kept the step with the optimizer's state alone.

@@ -267,7 +267,7 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
 
 
 def pick(data: DeviceSplit, indices: Array) -> Batch:
-    """The batch of some indices; see `make_eval_step` for what it holds."""
+    """Gathers the examples at these indices into a batch, as `make_eval_step` takes it."""
     chosen = jnp.maximum(indices, 0)
     return {"image": data.images[chosen], "label": data.labels[chosen], "valid": indices >= 0}
 
