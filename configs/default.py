@@ -143,6 +143,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # What the network computes in, float32 or bfloat16. Parameters, statistics, the pool's
     # weights and the losses are float32 in either case.
     config.dtype = "float32"
+    # On a GPU XLA adds some sums in whatever order comes first, so that two runs differ in the last
+    # bits. True: in a fixed order, with kernels that are not chosen by their speed; slower. A CPU
+    # always gives the same bits. Not for models that pool by the maximum over windows.
+    config.deterministic = False
     # Whether batch statistics are averaged over the devices; then a run on eight devices follows
     # the same loss curve as on one. False spares the communication.
     config.sync_batch_norm = True

@@ -22,6 +22,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, superclass
+from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
 from flexpool_jax.training.feed import on_devices
 from flexpool_jax.training.identity import begin
@@ -48,6 +49,8 @@ def train(
     """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
     with stop_on_signals() as stop:
         use_compilation_cache(config.compilation_cache)
+        if config.deterministic:
+            use_deterministic_ops()
         dataset = dataset or load_configured_dataset(config)
         phases = [(workdir, set_up(config, dataset))]
         if config.superclass.epochs:

@@ -26,6 +26,7 @@ from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training import steps
+from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
 from flexpool_jax.training.steps import TrainState, create_train_state
 
@@ -184,6 +185,8 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
             f"model {config.model!r} has variables in {', '.join(others)}, which training does not "
             "keep; allowed: params and batch_stats"
         )
+    if config.deterministic:
+        check_deterministic(model, variables, shape)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
     configuration.check_pool_reg_stability(config, pooled)
