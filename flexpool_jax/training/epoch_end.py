@@ -28,12 +28,14 @@ class EpochEnd:
         epoch: epochs completed.
         state: at its end.
         evaluation: from `eval_loop.dispatch`; None where none is due.
+        pools: from `pool_summary`, on the devices; empty where no evaluation is due.
         started: when that was dispatched, by `time.monotonic`.
     """
 
     epoch: int
     state: TrainState
     evaluation: list[Any] | None
+    pools: dict[str, Any]
     started: float
 
 
@@ -50,7 +52,7 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     Raises:
         Interrupted: as `StopRequest.check` does.
     """
-    config, evaluation = run.setup.config, None
+    config, evaluation, pools = run.setup.config, None, {}
     is_evaluated = epoch == config.num_epochs or epoch % config.eval_every_epochs == 0
     run.meter.expect(("end_epoch", is_evaluated))
     if copy:
@@ -58,7 +60,9 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     started = time.monotonic()
     if is_evaluated:
         evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
-    return EpochEnd(epoch, state, evaluation, started)
+        # Here, since whatever is asked of a device later waits for the next epoch's steps.
+        pools = pool_summary(state.variables["params"], config.pool)
+    return EpochEnd(epoch, state, evaluation, pools, started)
 
 
 def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
@@ -106,14 +110,12 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
 def _report_evaluation(
     run: Run, ended: EpochEnd, evaluation: eval_loop.Evaluation, seconds: float
 ) -> None:
-    params = jax.device_get(ended.state.variables["params"])
-    summary = pool_summary(params, run.setup.config.pool)
     run.log.write(
         step=ended.epoch * run.setup.steps_per_epoch,
         epoch=float(ended.epoch),
         split=run.setup.split_name,
         images_per_second=len(evaluation.predictions) / seconds,
         **evaluation.metrics,
-        **{name: float(value) for name, value in summary.items()},
+        **{name: float(value) for name, value in jax.device_get(ended.pools).items()},
     )
     run.bar.evaluation(ended.epoch, run.setup.split_name, evaluation.metrics, seconds)
