@@ -1,10 +1,10 @@
 """Reads launch.py's command line: its flags, the config and the config's overrides.
 
 absl parses the flags and ml_collections' config_flags applies the overrides. config_flags'
-`DEFINE_config_file` cannot load the config here: its default is a Python file and not the
-config.json of a run that has begun, an error in the file comes out as a traceback within a
-message, and the types of the fields have to be known before the overrides can be read
-(`configuration.overrides`). So the config is loaded first, and `DEFINE_config_dict` takes it over.
+`DEFINE_config_file` is not used. It reads Python files only, but a run that has begun has its
+config in config.json; it shows the whole traceback of an error in a config file; and it reads the
+overrides together with the file, whereas `configuration.overrides` has to know the fields' types
+first. So the config is loaded here, and then handed to `DEFINE_config_dict`.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from flexpool_jax.errors import UserError, unknown_name
 
 # Flag and meaning, in the order in which --help shows them.
 FLAGS = {
-    "config": "a file of configs/, with a variant after a colon",
+    "config": "a file of configs/, with a variant after a colon; a run that has begun "
+    "continues with its own if none is given",
     "workdir": "the run's folder: checkpoints, metrics and results",
     "mode": "what to do",
-    "step": "which checkpoint to use: best, latest or a step's number",
+    "step": "which checkpoint to use: best, latest (default) or a step's number",
     "resize": "side in pixels to which the test images are resized",
     "images": "what to predict: an image file, a folder of them or a glob",
     "top_k": "how many classes to give for each image",

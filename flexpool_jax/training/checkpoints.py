@@ -120,7 +120,7 @@ def save(
     """
     items = jax.device_get(_items(state))
     step = int(items["optimizer"]["step"])
-    _check_finite(items, step)
+    check_finite(items, step)
     digests = {name: _digest(item) for name, item in items.items()}
     run = {**(run or {}), "step": step}
     described = {"progress": dict(progress), "run": run}
@@ -155,8 +155,9 @@ def wait(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
-def _check_finite(items: Mapping[str, Any], step: int) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(items):
+def check_finite(tree: Any, step: int) -> None:
+    """Raises `NotFinite` if a tree of arrays on the host, of a step, holds a NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
             raise NotFinite(step, f"{jax.tree_util.keystr(path)} is not finite")
 
@@ -206,7 +207,7 @@ def restore(
 
 
 def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -> dict[str, Any]:
-    """Restores ``params`` and ``batch_stats`` alone, as `restore` does."""
+    """Restores only ``params`` and ``batch_stats``; arguments and errors are those of `restore`."""
     _, run, sha256 = _read_progress(manager, step)
     if run is None:
         # Release 0.1 kept the step with the optimizer's state alone.

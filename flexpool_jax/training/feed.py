@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -38,13 +38,16 @@ class Feed:
         """int32 [N], of all examples in order."""
         return np.asarray(self.data.labels)
 
-    def epoch(self, setup: Setup, epoch: int, start: int = 0) -> Iterator[Part]:
+    def epoch(
+        self, setup: Setup, epoch: int, start: int, steps_from: Callable[[int], int]
+    ) -> Iterator[Part]:
         """The parts of a training epoch in order, one for each call of ``setup.train_steps``.
 
         Args:
             setup: says the seed and the sizes.
             epoch: from 0.
             start: steps of the epoch that are done.
+            steps_from: how many steps the part has that begins at a step, see `Pace.steps_from`.
 
         Yields:
             int32 [devices, steps, batch size / devices].
@@ -53,8 +56,10 @@ class Feed:
         order = np.random.default_rng((setup.config.seed, epoch)).permutation(len(self))
         shape = (count, jax.local_device_count(), -1)
         indices = order[: count * batch_size].astype(np.int32).reshape(shape)
-        for first in range(start, count, setup.steps_per_dispatch):
-            yield indices[first : first + setup.steps_per_dispatch].swapaxes(0, 1)
+        while start < count:
+            end = start + steps_from(start)
+            yield indices[start:end].swapaxes(0, 1)
+            start = end
 
     def once(self, batch_size: int) -> Iterator[Part]:
         """The parts of a pass over every example in order, one for each call of an eval step.

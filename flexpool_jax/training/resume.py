@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
-from flexpool_jax.portable.weights import start_from
+from flexpool_jax.models.weights import start_from
 from flexpool_jax.training import checkpoints, superclass
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.setup import Setup
