@@ -23,7 +23,8 @@ from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import paper
 
-_ARM_FIELDS: dict[str, Any] = {
+# What `Arm` holds, with the values that leave only the recipe.
+ARM_FIELDS: dict[str, Any] = {
     "pool": "avg",
     "pool_reg": 0.0,
     "dropout_rate": 0.0,
@@ -125,7 +126,7 @@ def recipe_of(config: ConfigDict) -> str:
         False
     """
     rest = ConfigDict(config.to_dict())
-    rest.update_from_flattened_dict({**_ARM_FIELDS, "seed": 0})
+    rest.update_from_flattened_dict({**ARM_FIELDS, "seed": 0})
     return configuration.digest(rest)
 
 
