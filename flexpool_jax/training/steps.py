@@ -311,9 +311,9 @@ def pmap_eval_step(
         eval_step: from `make_eval_step`.
 
     Returns:
-    ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [local
-    devices, B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`;
-    examples: the same, each [devices, B / devices, ...].
+        ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [local
+        devices, B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`;
+        examples: the same, of all devices: each [devices, B / devices, ...].
     """
 
     def run(variables: Mapping[str, Any], data: DeviceSplit, part: Part) -> tuple[Metrics, Metrics]:
