@@ -99,7 +99,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         UserError: the config does not fit the data or the devices.
     """
     dataset = _with_normalisation(config, dataset)
-    configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
+    configuration.check_batch_size(config, jax.device_count(), len(dataset.train))
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = make_schedule(
         config.schedule,
