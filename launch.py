@@ -146,8 +146,8 @@ def sweep(command: Command) -> None:
 
 
 def report(command: Command) -> None:
-    """Writes tables and figures from the results under the workdir."""
-    from flexpool_jax.report.page import write_report
+    """Writes tables, figures and a page from the results under the workdir."""
+    from flexpool_jax.report.page import PAGE_FILE, write_report
     from flexpool_jax.sweeps import grid
 
     workdir = _workdir(command)
@@ -157,7 +157,7 @@ def report(command: Command) -> None:
     path, skipped = write_report(workdir, cells)
     for line in skipped:
         print(f"skipped: {line}", file=sys.stderr)
-    print(f"see {path}")
+    print(f"see {path.with_name(PAGE_FILE)} or {path}")
 
 
 class Mode(NamedTuple):
@@ -175,7 +175,7 @@ MODES = {
     ),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py", ("shard",)),
-    "report": Mode(report, "tables and figures from the results under --workdir"),
+    "report": Mode(report, "tables, figures and a page from the results under --workdir"),
     "probe": Mode(probe, "accuracy with a changed pool and on changed images", ("step",)),
     "inspect": Mode(
         inspect, "weights, evidence maps, errors and calibration, as a page", ("step",)
