@@ -18,6 +18,7 @@ import numpy as np
 
 from flexpool_jax.data import Split
 from flexpool_jax.data.stored import read_ahead
+from flexpool_jax.training import processes
 from flexpool_jax.training.setup import Setup, replicate
 from flexpool_jax.training.steps import AXIS, DeviceSplit, Part
 
@@ -66,8 +67,8 @@ class Feed:
             steps_from: how many steps the part has that begins at a step, see `Pace.steps_from`.
 
         Yields:
-            For data on the devices int32 [devices, steps, batch size / devices]; else ``image``
-            uint8 and ``label`` int32 whose first axes are these, on the devices.
+            This process's part. For data on the devices int32 [local devices, steps, batch size /
+            devices]; else ``image`` uint8 and ``label`` int32 whose first axes are these.
         """
         count = setup.steps_per_epoch
 
@@ -93,10 +94,11 @@ class Feed:
             batch_size: see `eval_batches`.
 
         Yields:
-            For data on the devices int32 [devices, examples of a device], -1 where it fills the
-            last batch up; else ``image``, ``label`` and ``valid`` whose first axes are these.
+            This process's part. For data on the devices int32 [local devices, examples of a
+            device], -1 where it fills the last batch up; else ``image``, ``label`` and ``valid``
+            whose first axes are these.
         """
-        batches = eval_batches(len(self), batch_size)
+        batches = eval_batches(len(self), batch_size)[:, processes.local_devices()]
         if self.data is not None:
             yield from batches
             return
@@ -161,11 +163,10 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def _epoch_indices(setup: Setup, count: int, epoch: int) -> np.ndarray:
-    """The examples of every step of an epoch: int32 [steps, devices, batch size / devices]."""
-    order = _order(setup.config.seed, epoch, count)[
-        : setup.steps_per_epoch * setup.config.batch_size
-    ]
-    return order.reshape(setup.steps_per_epoch, jax.local_device_count(), -1)
+    """This process's part of an epoch's steps: int32 [steps, local devices, size / devices]."""
+    steps, size = setup.steps_per_epoch, setup.config.batch_size
+    order = _order(setup.config.seed, epoch, count)[: steps * size]
+    return order.reshape(steps, jax.device_count(), -1)[:, processes.local_devices()]
 
 
 def eval_batches(count: int, batch_size: int) -> np.ndarray:
@@ -173,17 +174,16 @@ def eval_batches(count: int, batch_size: int) -> np.ndarray:
 
     Args:
         count: examples.
-        batch_size: at most; rounded up to a multiple of the number of local devices.
+        batch_size: at most; rounded up to a multiple of the number of devices.
 
     Returns:
         int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.
 
     Example:
-        >>> eval_batches(3, 1).shape == (-(-3 // jax.local_device_count()),
-        ...                              jax.local_device_count(), 1)
+        >>> eval_batches(3, 1).shape == (-(-3 // jax.device_count()), jax.device_count(), 1)
         True
     """
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     per_device = math.ceil(min(batch_size, count) / devices)
     batches = math.ceil(count / (devices * per_device))
     indices = np.full(batches * devices * per_device, -1, np.int32)

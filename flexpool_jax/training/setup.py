@@ -26,7 +26,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
-from flexpool_jax.training import steps
+from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
 from flexpool_jax.training.steps import TrainState, create_train_state
@@ -106,7 +106,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         UserError: the config does not fit the data or the devices.
     """
     dataset = _with_normalisation(config, dataset)
-    configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
+    configuration.check_batch_size(config, jax.device_count(), len(dataset.train))
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = make_schedule(
         config.schedule,
@@ -148,7 +148,8 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         freeze_backbone=config.freeze == "backbone",
     )
     size = dataset.train.images.nbytes + dataset.test.images.nbytes
-    is_streamed = size > _memory_for_images(config)
+    # All processes run the same program, whatever memory each of them has.
+    is_streamed = any(processes.gather(size > _memory_for_images(config)))
     image_bytes = math.prod(dataset.train.images.shape[1:])
     batch_bytes = config.batch_size * image_bytes if is_streamed else 0
     return Setup(

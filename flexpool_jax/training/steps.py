@@ -280,15 +280,15 @@ def pick(data: DeviceSplit | None, part: Part) -> Batch:
 def pmap_train_step(
     train_step: TrainStep,
 ) -> Callable[[TrainState, DeviceSplit | None, Part, Array], tuple[TrainState, Metrics]]:
-    """The program that makes one or many updates on all local devices.
+    """The program that makes one or many updates on all devices of all processes.
 
     Args:
         train_step: from `make_train_step`.
 
     Returns:
         ``run(state, data, part, key) -> (state, metrics)``. data: replicated, or None. part: int32
-        [devices, steps, B / devices], indices into data; without data ``image`` and ``label`` with
-        these leading axes. metrics: one float32 [steps] for each name. The state's buffers are
+        [local devices, steps, B / devices], indices into data; without data ``image`` and ``label``
+        with these leading axes. metrics: one float32 [steps] for each name. The state's buffers are
         donated. It is compiled for each number of steps: one gives the bare step; more a
         `jax.lax.scan` over it, for accelerators only: on a CPU XLA runs a convolution inside a loop
         many times slower.
@@ -311,14 +311,14 @@ def pmap_train_step(
 def pmap_eval_step(
     eval_step: EvalStep,
 ) -> Callable[[Mapping[str, Any], DeviceSplit | None, Part], tuple[Metrics, Metrics]]:
-    """The program that evaluates one batch on all local devices.
+    """The program that evaluates one batch on all devices of all processes.
 
     Args:
         eval_step: from `make_eval_step`.
 
     Returns:
         ``run(variables, data, part) -> (sums, examples)``. data: replicated, or None. part: int32
-        [devices, B / devices], indices into data, -1 where it fills a batch up; without data
+        [local devices, B / devices], indices into data, -1 where it fills a batch up; without data
         ``image``, ``label`` and ``valid`` with these leading axes. sums: see `make_eval_step`;
         examples: the same, each [devices, B / devices, ...].
     """
@@ -326,6 +326,8 @@ def pmap_eval_step(
     def run(
         variables: Mapping[str, Any], data: DeviceSplit | None, part: Part
     ) -> tuple[Metrics, Metrics]:
-        return eval_step(variables, pick(data, part))
+        sums, examples = eval_step(variables, pick(data, part))
+        # Of all devices, because the process that writes sees its own alone.
+        return sums, jax.lax.all_gather(examples, AXIS)
 
-    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=(None, 0))
+    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=None)
