@@ -320,7 +320,7 @@ def pmap_eval_step(
         ``run(variables, data, part) -> (sums, examples)``. data: replicated, or None. part: int32
         [local devices, B / devices], indices into data, -1 where it fills a batch up; without data
         ``image``, ``label`` and ``valid`` with these leading axes. sums: see `make_eval_step`;
-        examples: the same, each [devices, B / devices, ...].
+        examples: the same, of all devices: each [devices, B / devices, ...].
     """
 
     def run(
