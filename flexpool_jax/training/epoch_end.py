@@ -81,8 +81,10 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
     accuracy, is_best, results = None, False, None
     # The device begins to evaluate when it has made the steps.
     started = max(ended.started, run.meter.returned)
+    # Several processes agree to stop by their devices, which have other steps to make first.
+    check = run.stop.check if jax.process_count() == 1 else lambda: None
     if ended.evaluation is not None:
-        results = eval_loop.collect(ended.evaluation, run.stop.check)
+        results = eval_loop.collect(ended.evaluation, check)
         run.meter.pause()
     seconds = time.monotonic() - started
     run.report_steps()
