@@ -55,12 +55,17 @@ def train(command: Command) -> None:
 def evaluate(command: Command) -> None:
     """Evaluates a checkpoint of the workdir on the test split."""
     workdir, step, config = _checkpoint(command)
+
+    from flexpool_jax.scoring import METRICS
+
     result = flexpool_jax.evaluate(workdir, step, config, resize=command.resize)
     size = f" at {command.resize}x{command.resize} pixels" if command.resize else ""
     print(
         f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
         f"({result['examples']:,} images, step {result['step']:,})"
     )
+    metrics = [name for name in METRICS if name in result]
+    print(", ".join(f"{name.replace('_', ' ')} {result[name]:.4g}" for name in metrics))
     if step == "best":
         print("this step was chosen by its accuracy on these images, which is therefore too high")
 
@@ -238,11 +243,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def help_text() -> str:
-    """Returns the screen of --help: the modes that exist, examples, where fields are explained."""
+    """Returns the screen of --help: the modes and flags that exist, and examples."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
-    step_modes = ", ".join(name for name, mode in MODES.items() if "step" in mode.flags)
-    configs = textwrap.fill(" ".join(configuration.config_files(CONFIGS_DIR)), width=66)
-    configs = textwrap.indent(configs, " " * 12).lstrip()
+    configs = textwrap.fill(
+        " ".join(configuration.config_files(CONFIGS_DIR)), 79, initial_indent=" " * 12,
+        subsequent_indent=" " * 12,
+    ).lstrip()  # fmt: skip
     return f"""\
 Trains and evaluates image classifiers with FlexPool and Simple Auxiliary
 Classifiers.
@@ -254,16 +260,7 @@ modes
 {modes}
 
 flags
-  --config  {command_line.FLAGS["config"]};
-            a run that has begun continues with its own if none is given
-  --workdir {command_line.FLAGS["workdir"]}
-  --step    {command_line.FLAGS["step"]}
-            ({step_modes}; default: {command_line.DEFAULT_STEP})
-  --resize  {command_line.FLAGS["resize"]} (eval)
-  --shard   {command_line.FLAGS["shard"]} (sweep)
-  --images  {command_line.FLAGS["images"]} (predict)
-  --top_k   {command_line.FLAGS["top_k"]} (predict)
-  --version --help
+{_flags_text()}
 
 configs/    {configs}
 variants    a pool's name, reg, dropout, sac and FIELD=VALUE, with commas
@@ -274,6 +271,16 @@ examples
   python launch.py --config=configs/cifar10.py:flexpool,reg,dropout,sac \\
       --workdir=runs/cifar10 --config.seed=1 --config.sac.weights=0.05,0.1,0.85
   python launch.py --workdir=runs/digits --mode=eval --step=best"""
+
+
+def _flags_text() -> str:
+    """Every flag with its meaning, and the modes that take it where not all do."""
+    lines = []
+    for flag, meaning in {**command_line.FLAGS, "version": "", "help": ""}.items():
+        takers = [name for name, mode in MODES.items() if flag in mode.flags]
+        text = meaning + (f" ({', '.join(takers)})" if takers else "")
+        lines.append(textwrap.fill(f"  --{flag:<10}{text}", 79, subsequent_indent=" " * 14))
+    return "\n".join(lines)
 
 
 def _config(command: Command) -> ConfigDict:

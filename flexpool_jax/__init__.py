@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flexpool_jax.evaluation import evaluate
     from flexpool_jax.losses import sac_loss
     from flexpool_jax.models.registry import create_model, register_model
+    from flexpool_jax.models.weights import load_weights
     from flexpool_jax.pooling import (
         FlexPool,
         flexpool_regularizer,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         resize_flexpool,
     )
     from flexpool_jax.portable.export import load_exported
-    from flexpool_jax.portable.weights import load_weights
+    from flexpool_jax.scoring import register_metric
     from flexpool_jax.trained import load_trained
     from flexpool_jax.training import train
 
@@ -43,6 +44,7 @@ __all__ = [
     "load_trained",
     "load_weights",
     "register_dataset",
+    "register_metric",
     "register_model",
     "register_pool",
     "resize_flexpool",
@@ -56,7 +58,8 @@ _MODULE_OF = {
     "register_pool": "flexpool_jax.pooling",
     "resize_flexpool": "flexpool_jax.pooling",
     "load_exported": "flexpool_jax.portable.export",
-    "load_weights": "flexpool_jax.portable.weights",
+    "load_weights": "flexpool_jax.models.weights",
+    "register_metric": "flexpool_jax.scoring",
     "sac_loss": "flexpool_jax.losses",
     "create_model": "flexpool_jax.models.registry",
     "register_dataset": "flexpool_jax.data.registry",

@@ -22,10 +22,11 @@ from flexpool_jax.errors import UserError, unknown_name
 
 # Flag and meaning, in the order in which --help shows them.
 FLAGS = {
-    "config": "a file of configs/, with a variant after a colon",
+    "config": "a file of configs/, with a variant after a colon; a run that has begun "
+    "continues with its own if none is given",
     "workdir": "the run's folder: checkpoints, metrics and results",
     "mode": "what to do",
-    "step": "which checkpoint to use: best, latest or a step's number",
+    "step": "which checkpoint to use: best, latest (default) or a step's number",
     "resize": "side in pixels to which the test images are resized",
     "images": "what to predict: an image file, a folder of them or a glob",
     "top_k": "how many classes to give for each image",

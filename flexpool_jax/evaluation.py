@@ -102,9 +102,9 @@ def evaluate(
             trained at. See `flexpool_jax.portable.resolution`.
 
     Returns:
-        ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats) and ``accuracy``
-        in [0, 1], and ``resize`` if it is given; written to the workdir's evaluation.json as well,
-        where that can be done.
+        ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats), ``accuracy`` in
+        [0, 1], the metrics of `flexpool_jax.scoring`, ``accuracy_per_class``, and ``resize`` if it
+        is given; written to the workdir's evaluation.json as well, where that can be done.
     """
     restored = restore_workdir(workdir, step, config, dataset)
     label = {}
@@ -114,12 +114,14 @@ def evaluate(
         restored, label = at_resolution(restored, resize), {"resize": resize}
     setup = restored.setup
     test = on_devices(setup.dataset.test)
+    evaluation = evaluate_split(setup, replicate(restored.variables), test)
     report = {
         "step": restored.step,
         "split": setup.split_name,
         **label,
         "examples": len(setup.dataset.test),
-        **evaluate_split(setup, replicate(restored.variables), test).metrics,
+        **evaluation.metrics,
+        "accuracy_per_class": evaluation.accuracy_per_class,
     }
     try:
         files.write_json(restored.workdir / EVALUATION_FILE, report)

@@ -1,4 +1,4 @@
-"""The type and range of every field of a training config, in one table.
+"""Every field of a training config in one table: type, range, and what it means for a run.
 
 What the fields mean, and why their defaults are what they are, stands in configs/default.py; a
 test holds the two to the same names.
@@ -26,6 +26,14 @@ class Field:
         accepts: Whether a value of that type is in range.
         names: For a field that holds one of several names: a function that lists them.
         imports_jax: Whether that function does.
+        fixed: Whether it defines the model, the data or the order of examples. A run that has begun
+            cannot change it, because its checkpoints would then mean something else.
+        has_effect: Whether it changes what a run computes, and not only where it runs and how its
+            progress is written down. The digest of a config leaves out fields without effect, so
+            that the same experiment has the same digest on every machine.
+        before: For a field that came after release 0.1, the value that gives what a run did before;
+            None for others. A config.json that lacks the field is read as if it held this value,
+            and the digest leaves the field out where it has it, so that results keep their digests.
     """
 
     type: type
@@ -33,6 +41,9 @@ class Field:
     accepts: Callable[[Any], bool] = lambda value: True
     names: Callable[[], Iterable[str]] | None = None
     imports_jax: bool = False
+    fixed: bool = False
+    has_effect: bool = True
+    before: Any = None
 
 
 # A group that may hold any names, with plain values: bools, numbers and texts.
@@ -68,6 +79,11 @@ def get_field(config: ConfigDict, name: str) -> Any:
     return node
 
 
+def definition(name: str) -> Field:
+    """Returns the entry of a field by its dotted name; that of the keywords for any other name."""
+    return FIELDS.get(name, _KEYWORD)
+
+
 def check_field(name: str, value: Any) -> None:
     """Checks one field by itself.
 
@@ -78,7 +94,7 @@ def check_field(name: str, value: Any) -> None:
     Raises:
         UserError: When the value is of another type or outside the range.
     """
-    field = FIELDS.get(name, _PLAIN_VALUE)
+    field = definition(name)
     if not has_type(value, field.type):
         raise UserError(
             f"config.{name} is {value!r} ({type(value).__name__}); allowed: {field.allowed}"
@@ -91,15 +107,18 @@ def check_field(name: str, value: Any) -> None:
         raise UserError(f"config.{name} is {value!r}; allowed: {field.allowed}")
 
 
-def _switch() -> Field:
-    return Field(bool, "True or False")
+def _switch(**meaning: Any) -> Field:
+    return Field(bool, "True or False", **meaning)
 
 
-def _whole(low: int, high: int = 10**9) -> Field:
-    return Field(int, f"a whole number from {low} to {high}", lambda value: low <= value <= high)
+def _whole(low: int, high: int = 10**9, **meaning: Any) -> Field:
+    allowed = f"a whole number from {low} to {high}"
+    return Field(int, allowed, lambda value: low <= value <= high, **meaning)
 
 
-def _number(low: float, high: float, *, above: bool = False, below: bool = False) -> Field:
+def _number(
+    low: float, high: float, *, above: bool = False, below: bool = False, **meaning: Any
+) -> Field:
     """A finite number of a range whose ends belong to it, save where `above` or `below` says no."""
     first = f"above {low:g}" if above else f"at least {low:g}"
     last = f"below {high:g}" if below else f"at most {high:g}"
@@ -110,25 +129,39 @@ def _number(low: float, high: float, *, above: bool = False, below: bool = False
             value < high if below else value <= high
         )
 
-    return Field(float, f"a number {first} and {last}", accepts)
+    return Field(float, f"a number {first} and {last}", accepts, **meaning)
 
 
-def _one_of(names: Callable[[], Iterable[str]], *, imports_jax: bool = False) -> Field:
-    return Field(str, "a name", names=names, imports_jax=imports_jax)
+def _one_of(names: Callable[[], Iterable[str]], **meaning: Any) -> Field:
+    return Field(str, "a name", names=names, **meaning)
 
 
-def _registry(module: str, name: str) -> Field:
+def _registry(module: str, name: str, **meaning: Any) -> Field:
     """A name of a registry, whose module is imported for the check only, since it imports JAX."""
     return _one_of(
-        lambda: getattr(importlib.import_module(f"flexpool_jax.{module}"), name), imports_jax=True
+        lambda: getattr(importlib.import_module(f"flexpool_jax.{module}"), name),
+        imports_jax=True,
+        **meaning,
     )
 
 
-def _folder(*, may_be_empty: bool) -> Field:
+def _folder(*, may_be_empty: bool, **meaning: Any) -> Field:
     def accepts(path: str) -> bool:
         return "\0" not in path and "\n" not in path and (may_be_empty or bool(path.strip()))
 
-    return Field(str, "a path" + (", or empty" if may_be_empty else ""), accepts)
+    return Field(str, "a path" + (", or empty" if may_be_empty else ""), accepts, **meaning)
+
+
+def _of_channels(first: str, is_low_enough: Callable[[float], bool]) -> Field:
+    """A number of at most 1 for each channel of the images, or none."""
+
+    def accepts(values: tuple[Any, ...]) -> bool:
+        return not values or (
+            _are_finite(values) and is_low_enough(min(values)) and max(values) <= 1
+        )
+
+    allowed = f"numbers {first}, one for each channel, or empty"
+    return Field(tuple, allowed, accepts, fixed=True, before=())
 
 
 def _is_dataset_name(name: str) -> bool:
@@ -147,71 +180,68 @@ def _is_scale_range(values: tuple[Any, ...]) -> bool:
     return len(values) == 2 and _are_finite(values) and 0.1 <= values[0] <= values[1] <= 10
 
 
-_PLAIN_VALUE = Field(
+# Any keyword of the optimizer.
+_KEYWORD = Field(
     object,
     "True or False, a finite number or a text",
     lambda value: isinstance(value, bool | str) or _are_finite((value,)),
+    fixed=True,
 )
 
 FIELDS: dict[str, Field] = {
-    "seed": _whole(0, 2**32 - 1),
-    "model": _one_of(lambda: registry.MODELS),
-    "norm_after_relu": _switch(),
-    "projection_shortcuts": _switch(),
-    "pool": _registry("pooling", "POOLS"),
+    "seed": _whole(0, 2**32 - 1, fixed=True),
+    "model": _one_of(lambda: registry.MODELS, fixed=True),
+    "norm_after_relu": _switch(fixed=True),
+    "projection_shortcuts": _switch(fixed=True, before=False),
+    "pool": _registry("pooling", "POOLS", fixed=True),
     "pool_reg": _number(0, 1e6),
-    "pool_learning_rate_scale": _number(0, 1e3, above=True),
+    "pool_learning_rate_scale": _number(0, 1e3, above=True, before=1.0),
     "dropout_rate": _number(0, 1, below=True),
-    "init_from": _folder(may_be_empty=True),
-    "freeze": Field(str, "'backbone', or empty", lambda value: value in ("", "backbone")),
-    "sac.enabled": _switch(),
+    "init_from": _folder(may_be_empty=True, fixed=True, before=""),
+    "freeze": Field(
+        str, "'backbone', or empty", lambda value: value in ("", "backbone"), before=""
+    ),
+    "sac.enabled": _switch(fixed=True),
     "sac.weights": Field(tuple, "finite numbers, one for each stage", _are_finite),
-    "dataset.name": Field(str, "the name of a data set", _is_dataset_name),
-    "dataset.data_dir": _folder(may_be_empty=False),
-    "dataset.raw_dir": _folder(may_be_empty=True),
+    "dataset.name": Field(str, "the name of a data set", _is_dataset_name, fixed=True),
+    "dataset.data_dir": _folder(may_be_empty=False, has_effect=False),
+    "dataset.raw_dir": _folder(may_be_empty=True, has_effect=False),
     "dataset.image_size": Field(
         int,
         "0 (the data set's own) or a whole number from 8 to 1024",
         lambda value: value == 0 or 8 <= value <= 1024,
+        fixed=True,
     ),
-    "dataset.holdout": _number(0, 1, below=True),
-    "dataset.mean": Field(
-        tuple,
-        "numbers from 0 to 1, one for each channel, or empty",
-        lambda values: not values or (_are_finite(values) and 0 <= min(values) <= max(values) <= 1),
-    ),
-    "dataset.std": Field(
-        tuple,
-        "numbers above 0 and at most 1, one for each channel, or empty",
-        lambda values: not values or (_are_finite(values) and 0 < min(values) <= max(values) <= 1),
-    ),
-    "batch_size": _whole(1, 10**7),
+    "dataset.holdout": _number(0, 1, below=True, fixed=True),
+    "dataset.mean": _of_channels("from 0 to 1", lambda lowest: lowest >= 0),
+    "dataset.std": _of_channels("above 0 and at most 1", lambda lowest: lowest > 0),
+    "batch_size": _whole(1, 10**7, fixed=True),
     "num_epochs": _whole(1, 10**6),
-    "eval_batch_size": _whole(1, 10**7),
-    "optimizer.name": _registry("training.optimizer", "OPTIMIZERS"),
+    "eval_batch_size": _whole(1, 10**7, has_effect=False),
+    "optimizer.name": _registry("optimizer", "OPTIMIZERS", fixed=True),
     "optimizer.momentum": _number(0, 1, below=True),
     "optimizer.weight_decay": _number(0, 1),
-    "optimizer.weight_decay_kind": _registry("training.optimizer", "WEIGHT_DECAY_KINDS"),
-    "optimizer.decay_pool": _switch(),
-    "optimizer.clip_norm": _number(0, 1e6),
+    "optimizer.weight_decay_kind": _registry("optimizer", "WEIGHT_DECAY_KINDS"),
+    "optimizer.decay_pool": _switch(before=False),
+    "optimizer.clip_norm": _number(0, 1e6, before=0.0),
     "learning_rate": _number(0, 1e3, above=True),
-    "schedule": _registry("training.optimizer", "SCHEDULES"),
-    "warmup_epochs": _whole(0, 10**6),
-    "ema_decay": _number(0, 1, below=True),
-    "label_smoothing": _number(0, 1, below=True),
-    "dtype": _one_of(lambda: ("float32", "bfloat16")),
+    "schedule": _registry("optimizer", "SCHEDULES"),
+    "warmup_epochs": _whole(0, 10**6, before=0),
+    "ema_decay": _number(0, 1, below=True, fixed=True, before=0.0),
+    "label_smoothing": _number(0, 1, below=True, before=0.0),
+    "dtype": _one_of(lambda: ("float32", "bfloat16"), fixed=True),
     "sync_batch_norm": _switch(),
-    "augment.flip": _switch(),
+    "augment.flip": _switch(fixed=True),
     "augment.scale": Field(
-        tuple, "two numbers, the smaller first, both from 0.1 to 10", _is_scale_range
+        tuple, "two numbers, the smaller first, both from 0.1 to 10", _is_scale_range, fixed=True
     ),
-    "augment.crop": _whole(0, 1024),
-    "superclass.epochs": _whole(0, 10**6),
-    "superclass.mapping": _folder(may_be_empty=True),
+    "augment.crop": _whole(0, 1024, fixed=True),
+    "superclass.epochs": _whole(0, 10**6, fixed=True),
+    "superclass.mapping": _folder(may_be_empty=True, fixed=True),
     "eval_every_epochs": _whole(1, 10**6),
     "checkpoint_every_epochs": _whole(1, 10**6),
-    "log_every_steps": _whole(1),
-    "steps_per_dispatch": _whole(0, 10**6),
-    "tensorboard": _switch(),
-    "compilation_cache": _folder(may_be_empty=True),
+    "log_every_steps": _whole(1, has_effect=False),
+    "steps_per_dispatch": _whole(0, 10**6, has_effect=False),
+    "tensorboard": _switch(has_effect=False),
+    "compilation_cache": _folder(may_be_empty=True, has_effect=False),
 }

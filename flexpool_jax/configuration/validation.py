@@ -248,7 +248,7 @@ def _check_optimizer(config: ConfigDict) -> None:
             f"config.{KWARGS}.decay is SGD's momentum; set config.optimizer.momentum instead"
         )
     # Imported here, since it imports JAX.
-    from flexpool_jax.training.optimizer import make_optimizer
+    from flexpool_jax.optimizer import make_optimizer
 
     try:
         make_optimizer(optimizer.name, lambda step: config.learning_rate, kwargs=kwargs)
@@ -319,7 +319,7 @@ def _check_start(config: ConfigDict) -> None:
 
 def _check_initial_weights(config: ConfigDict) -> None:
     # Imported here, because it imports NumPy.
-    from flexpool_jax.portable.weights import read_header
+    from flexpool_jax.models.weights import read_header
 
     try:
         header = read_header(config.init_from)

@@ -11,62 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flexpool_jax import files
-from flexpool_jax.configuration.fields import FIELDS, field_names, get_field
+from flexpool_jax.configuration.fields import FIELDS, definition, field_names, get_field
 from flexpool_jax.errors import UserError
-
-# Fields that make the model or the data, their order included, what they are: a run that has begun
-# cannot change them, for its checkpoints would mean something else. Groups end in a dot.
-_FIXED = (
-    "seed",
-    "model",
-    "norm_after_relu",
-    "projection_shortcuts",
-    "pool",
-    "init_from",
-    "sac.enabled",
-    "dataset.name",
-    "dataset.image_size",
-    "dataset.holdout",
-    "dataset.mean",
-    "dataset.std",
-    "batch_size",
-    "optimizer.name",
-    "optimizer.kwargs.",
-    "ema_decay",
-    "dtype",
-    "augment.",
-    "superclass.",
-)
-
-# Fields that say where and how a run goes, not what comes out: the digest leaves them out, so that
-# the same experiment has the same digest on every machine.
-_WITHOUT_EFFECT = (
-    "dataset.data_dir",
-    "dataset.raw_dir",
-    "eval_batch_size",
-    "log_every_steps",
-    "steps_per_dispatch",
-    "tensorboard",
-    "compilation_cache",
-)
-
-# Fields that came after the first release, with the value that means what a run did before: a
-# config.json that was written without them is read as if it held these. The digest leaves them out
-# where they have these values, so that it stays that of the same run before.
-_ADDED_SINCE: dict[str, Any] = {
-    "pool_learning_rate_scale": 1.0,
-    "label_smoothing": 0.0,
-    "optimizer.decay_pool": False,
-    "optimizer.clip_norm": 0.0,
-    "warmup_epochs": 0,
-    "ema_decay": 0.0,
-    "projection_shortcuts": False,
-    "init_from": "",
-    "freeze": "",
-    "dataset.mean": (),
-    "dataset.std": (),
-}
-
 
 # What a run writes into its workdir: files by their endings, and these folders.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
@@ -210,9 +156,11 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
     with config.unlocked():
         config.update_from_flattened_dict(
             {
-                name: value
-                for name, value in _ADDED_SINCE.items()
-                if name not in names and name.rpartition(".")[0] in groups
+                name: field.before
+                for name, field in FIELDS.items()
+                if field.before is not None
+                and name not in names
+                and name.rpartition(".")[0] in groups
             }
         )
     config.lock()
@@ -231,7 +179,7 @@ def has_effect(name: str, config: ConfigDict) -> bool:
         (True, False)
     """
     is_dataset = name == "dataset.raw_dir" and config.dataset.name == "image_folder"
-    return is_dataset or name not in _WITHOUT_EFFECT
+    return is_dataset or definition(name).has_effect
 
 
 def digest(config: ConfigDict) -> str:
@@ -252,9 +200,7 @@ def digest(config: ConfigDict) -> str:
         if has_effect(name, config)
     }
     # So that a config without the added fields has the digest that its result was saved with.
-    for name, before in _ADDED_SINCE.items():
-        if values.get(name) == before:
-            del values[name]
+    values = {name: value for name, value in values.items() if value != definition(name).before}
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -286,7 +232,7 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
         for name in sorted(given_values.keys() | saved_values.keys())
         if given_values.get(name, absent) != saved_values.get(name, absent)
     ]
-    refused = [change for change in changes if _is_fixed(change.field)]
+    refused = [change for change in changes if definition(change.field).fixed]
     if refused:
         listed = "; ".join(map(str, refused))
         raise UserError(
@@ -324,15 +270,9 @@ def _canonical(name: str, value: Any) -> Any:
     """Makes 1 and 1.0 the same value in a field that holds numbers, as JSON does not."""
     if isinstance(value, tuple):
         return tuple(float(v) if isinstance(v, int | float) else v for v in value)
-    if name in FIELDS and FIELDS[name].type is float and isinstance(value, int):
+    if definition(name).type is float and isinstance(value, int):
         return float(value)
     return value
-
-
-def _is_fixed(name: str) -> bool:
-    return any(
-        name == fixed or (fixed.endswith(".") and name.startswith(fixed)) for fixed in _FIXED
-    )
 
 
 def _with_tuples(value: Any) -> Any:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
-from flexpool_jax.insight.metrics import Bin
+from flexpool_jax.scoring import Bin
 
 if TYPE_CHECKING:
     from flexpool_jax.insight.inspection import Evidence

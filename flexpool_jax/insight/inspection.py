@@ -18,11 +18,11 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, scoring
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
-from flexpool_jax.insight import figures, metrics, page
+from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import INK, WRONG, Tile, contact_sheet
 from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
@@ -53,10 +53,7 @@ class Outputs(NamedTuple):
     @property
     def probabilities(self) -> np.ndarray:
         """float64 [N, num_classes]."""
-        shifted = self.logits - self.logits.max(axis=1, keepdims=True).astype(np.float64)
-        exponentials = np.exp(shifted)
-        found: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return found
+        return scoring.softmax(self.logits)
 
 
 class Evidence(NamedTuple):
@@ -104,8 +101,8 @@ def inspect_workdir(
     last_shape = list(outputs.mean_maps.values())[-1].shape
     reason = why_not_exact(model.pool, variables["params"]["head"], last_shape)
     evidence = None if reason else find_evidence(restored, outputs)
-    errors = metrics.confident_errors(labels, probabilities, _MAX_ERRORS)
-    confusion = metrics.confusion_matrix(labels, probabilities)
+    errors = scoring.confident_errors(labels, probabilities, _MAX_ERRORS)
+    confusion = scoring.confusion_matrix(labels, probabilities)
     summary, flops = summarise_model(model, restored.setup.dataset.image_shape)
     report = {
         "step": restored.step,
@@ -122,11 +119,11 @@ def inspect_workdir(
         "metrics": {
             "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
             "loss": _cross_entropy(outputs.logits, labels),
-            **metrics.scores(labels, probabilities),
+            **scoring.scores(labels, probabilities),
         },
-        "accuracy_per_class": metrics.accuracy_per_class(labels, probabilities),
+        "accuracy_per_class": scoring.accuracy_per_class(labels, probabilities),
         "calibration": [
-            found._asdict() for found in metrics.calibration_bins(labels, probabilities)
+            found._asdict() for found in scoring.calibration_bins(labels, probabilities)
         ],
         "confusion": [
             [int(row), int(column), int(confusion[row, column])]
@@ -273,7 +270,7 @@ def find_evidence(restored: Restored, outputs: Outputs) -> Evidence:
 
 def _choose_images(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Half of the images wrong, where there are so many; the right ones take turns by class."""
-    wrong = metrics.confident_errors(labels, probabilities, _MAX_IMAGES // 2)
+    wrong = scoring.confident_errors(labels, probabilities, _MAX_IMAGES // 2)
     right = np.flatnonzero(probabilities.argmax(axis=1) == labels)
     turn = np.zeros(len(right), int)
     for label in np.unique(labels[right]):
@@ -323,12 +320,12 @@ def _write_pictures(
     for stage, w in pools.items():
         figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
     figures.draw_confusion(
-        metrics.confusion_matrix(test.labels, outputs.probabilities),
+        scoring.confusion_matrix(test.labels, outputs.probabilities),
         names,
         folder / "confusion.png",
     )
-    bins = metrics.calibration_bins(test.labels, outputs.probabilities)
-    error = metrics.calibration_error(test.labels, outputs.probabilities)
+    bins = scoring.calibration_bins(test.labels, outputs.probabilities)
+    error = scoring.calibration_error(test.labels, outputs.probabilities)
     figures.draw_reliability(bins, error, folder / "reliability.png")
     tiles = [
         Tile(

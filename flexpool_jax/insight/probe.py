@@ -124,7 +124,7 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
             intervened.append(named | (means | {"draws": draws} if len(draws) > 1 else draws[0]))
         statistics_of_weights = weight_statistics(w, mean_map)
     return {
-        "baseline": baseline.metrics,
+        "baseline": {name: baseline.metrics[name] for name in ("loss", "accuracy")},
         "interventions": intervened,
         "perturbations": perturbed,
         "weights": statistics_of_weights,

@@ -1,1 +1,1 @@
-"""Weights in and out: safetensors files, PyTorch's names, and exported programs."""
+"""Exported programs, model cards, and images of other sizes."""

@@ -27,8 +27,8 @@ from flexpool_jax import files
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
+from flexpool_jax.models.weights import save_weights
 from flexpool_jax.portable.card import model_card
-from flexpool_jax.portable.weights import save_weights
 from flexpool_jax.trained import Trained, load_trained
 
 FOLDER = "export"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import Counter
@@ -17,6 +18,9 @@ from flexpool_jax.sweeps.grid import Cell
 
 FOLDER = "report"
 _WRITTEN = ("report.md", "*.csv", "figure[24].png", "settings-*.png", "curves-*.png")
+
+# Of a table with a column for each.
+_MAX_CLASSES = 20
 
 _TABLES = (
     ("Table 1: one classifier", "table1.csv", "figure2.png", "Figure 2", False),
@@ -60,6 +64,8 @@ def write_report(
         parts.append(f"## {title}\n\n{text}")
     tables.write_csv(folder / "settings.csv", tables.setting_records(rows))
     tables.write_csv(folder / "runs.csv", tables.run_records(rows, workdir))
+    if any(setting.classes for row in rows for setting in row.settings.values()):
+        tables.write_csv(folder / "classes.csv", tables.class_records(rows))
     parts += [_settings(row, folder) for row in rows]
     parts.append(_left_out(found, rows, workdir))
     path = folder / "report.md"
@@ -195,7 +201,67 @@ def _settings(row: Row, folder: Path) -> str:
         ["SAC", "pool", "accuracy", "best epoch", "to AvgPool", "to control", "to one classifier"],
         lines,
     )
-    return f"## {row.title}: every setting\n\n{_recipe(row)}\n\n{listed}{''.join(drawn)}"
+    parts = [f"## {row.title}: every setting", _recipe(row), listed + "".join(drawn)]
+    return "\n\n".join(filter(None, [*parts, _beside_accuracy(row)]))
+
+
+def _beside_accuracy(row: Row) -> str:
+    """The tables of the other metrics and of the classes; empty where no run has them."""
+    settings = row.run_settings
+    names = list(dict.fromkeys(name for setting in settings for name in setting.metrics))
+    parts = []
+    if names:
+        lines = [
+            [s.arm.label, *(metric_text(name, s.metrics.get(name)) for name in names)]
+            for s in settings
+        ]
+        parts.append(
+            "Beside accuracy, likewise after the last epoch, mean ± half of the 95 % interval:\n\n"
+            + markdown_table(["setting", *map(metric_title, names)], lines)
+        )
+    classes = next((list(s.classes) for s in settings if s.classes), [])
+    if len(classes) > _MAX_CLASSES:
+        parts.append(f"classes.csv has the accuracy of each of the {len(classes)} classes.")
+    elif classes:
+        lines = [
+            [s.arm.label, *("–" if f is None else f"{f.mean:.2f}" for f in s.classes.values())]
+            for s in settings
+            if list(s.classes) == classes
+        ]
+        parts.append(
+            "The accuracy of each class, mean over seeds; classes.csv has the intervals:\n\n"
+            + markdown_table(["setting", *classes], lines)
+        )
+    return "\n\n".join(parts)
+
+
+def metric_title(name: str) -> str:
+    """A metric's name in words; accuracies are shown in per cent.
+
+    Example:
+        >>> metric_title("top5_accuracy"), metric_title("calibration_error")
+        ('top5 accuracy in %', 'calibration error')
+    """
+    return name.replace("_", " ") + " in %" * name.endswith("accuracy")
+
+
+def metric_text(name: str, found: Estimate | None) -> str:
+    """A metric's mean and interval, in the unit that `metric_title` names.
+
+    Example:
+        >>> metric_text("calibration_error", Estimate(0.03125, 0.0012, 5, None))
+        '0.03125 ± 0.0012 (n = 5)'
+        >>> metric_text("top5_accuracy", Estimate(0.97, None, 1, None))
+        '97.00 (n = 1, no interval)'
+    """
+    if found is None:
+        return "–"
+    if name.endswith("accuracy"):
+        half_width = None if found.half_width is None else 100 * found.half_width
+        return _estimate(dataclasses.replace(found, mean=100 * found.mean, half_width=half_width))
+    if found.half_width is None:
+        return f"{found.mean:.4g} (n = 1, no interval)"
+    return f"{found.mean:.4g} ± {found.half_width:.2g} (n = {found.n})"
 
 
 def _described(arm: Arm) -> str:
@@ -272,6 +338,8 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         | 1 | x\\|y |
     """
     # A title can hold the path of a folder, which can hold any character.
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in [heads, *rows]]
+    lines = [
+        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [heads, *rows]
+    ]
     lines.insert(1, ["---"] * len(heads))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

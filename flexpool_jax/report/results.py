@@ -182,13 +182,32 @@ class Run:
         return recipe_of(self.config), self.source, changes
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured beside accuracy, by name; empty for results that do not have it."""
+        found = self.result.get("final_test_metrics")
+        numbers = {name: _number(v) for name, v in found.items()} if isinstance(found, dict) else {}
+        return {name: number for name, number in numbers.items() if number is not None}
+
+    @property
+    def accuracy_per_class(self) -> dict[str, float | None]:
+        """The accuracy in per cent by class, None for a class without images.
+
+        Empty for results that do not have it, and where two classes have one name.
+        """
+        names, values = (
+            self.result.get(name) for name in ("class_names", "final_test_accuracy_per_class")
+        )
+        if not isinstance(names, list) or not isinstance(values, list):
+            return {}
+        numbers = [_number(value) for value in values]
+        shares = [None if number is None else 100 * number for number in numbers]
+        found = dict(zip(map(str, names), shares, strict=False))
+        return found if len(found) == len(names) == len(values) else {}
+
+    @property
     def seconds(self) -> float:
         """The duration of the training; 0 where the result does not have it."""
-        seconds = self.result.get("seconds")
-        try:
-            return float(seconds) if isinstance(seconds, int | float) else 0.0
-        except OverflowError:
-            return 0.0
+        return _number(self.result.get("seconds")) or 0.0
 
     @property
     def device(self) -> str:
@@ -288,6 +307,15 @@ def read_run(folder: Path) -> Run:
     except (ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     return Run(folder, config, final, best, result)
+
+
+def _number(value: object) -> float | None:
+    """A finite number of a result, or None."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _accuracy(value: object) -> float:

@@ -45,6 +45,9 @@ class Setting:
         estimate: The mean accuracy in per cent; None without runs.
         differences: By name of the baseline, see `Arm.baselines`; paired by seed.
         adjusted: Their p-values after Holm's correction for all differences of the report.
+        metrics: What all of its runs have measured beside accuracy, by name, in its own unit.
+        classes: The accuracy in per cent by class, None for a class without images; empty where a
+            run does not have it.
     """
 
     arm: Arm
@@ -54,6 +57,8 @@ class Setting:
     estimate: Estimate | None = None
     differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
     adjusted: dict[str, float] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+    classes: dict[str, Estimate | None] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[int, float]:
@@ -150,10 +155,22 @@ def _compare_settings(row: Row) -> None:
         if not setting.runs:
             continue
         setting.estimate = estimate(list(setting.accuracies.values()))
+        _average_metrics(setting)
         for name, baseline in arm.baselines.items():
             other = row.settings.get(baseline)
             if other is not None and setting.runs.keys() & other.runs.keys():
                 setting.differences[name] = paired_difference(setting.accuracies, other.accuracies)
+
+
+def _average_metrics(setting: Setting) -> None:
+    found = [run.metrics for run in setting.runs.values()]
+    common = [name for name in found[0] if all(name in metrics for metrics in found)]
+    setting.metrics = {name: estimate([metrics[name] for metrics in found]) for name in common}
+    classes = [run.accuracy_per_class for run in setting.runs.values()]
+    if len({tuple(of_run) for of_run in classes}) == 1:
+        for name in classes[0]:
+            values = [value for of_run in classes if (value := of_run[name]) is not None]
+            setting.classes[name] = estimate(values) if values else None
 
 
 def _adjust_p_values(rows: Iterable[Row]) -> None:
@@ -213,9 +230,26 @@ def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
 def setting_records(rows: Sequence[Row]) -> list[Record]:
     """A record for each setting."""
     return [
-        {"dataset": row.title} | _measured(setting, BASELINES)
+        {"dataset": row.title} | _measured(setting, BASELINES) | _metrics(setting)
         for row in rows
         for setting in row.settings.values()
+    ]
+
+
+def class_records(rows: Sequence[Row]) -> list[Record]:
+    """A record for each class of each setting whose runs have the accuracy of each class."""
+    return [
+        {
+            "dataset": row.title,
+            **_arm(setting.arm),
+            "class": name,
+            "n": found.n if found else 0,
+            "accuracy": found.mean if found else None,
+            "half_width": found.half_width if found else None,
+        }
+        for row in rows
+        for setting in row.settings.values()
+        for name, found in setting.classes.items()
     ]
 
 
@@ -230,6 +264,7 @@ def run_records(rows: Sequence[Row], workdir: Path) -> list[Record]:
             "final_accuracy": run.accuracy,
             "best_accuracy": run.best_accuracy,
             **{name: run.result.get(name) for name in _RUN_VALUES},
+            **run.metrics,
         }
         for row in rows
         for setting in row.settings.values()
@@ -282,6 +317,13 @@ def _measured(setting: Setting, baselines: Iterable[str]) -> Record:
             f"to_{name}_p": difference.p_value if difference else None,
             f"to_{name}_p_holm": setting.adjusted.get(name),
         }
+    return record
+
+
+def _metrics(setting: Setting) -> Record:
+    record: Record = {}
+    for name, found in setting.metrics.items():
+        record |= {name: found.mean, f"{name}_half_width": found.half_width}
     return record
 
 

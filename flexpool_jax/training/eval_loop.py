@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from flexpool_jax import scoring
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.setup import Setup
 
@@ -17,12 +18,15 @@ class Evaluation(NamedTuple):
     """What a model makes of a split.
 
     Attributes:
-        metrics: ``loss`` (mean cross-entropy in nats) and ``accuracy`` in [0, 1].
+        metrics: ``loss`` (mean cross-entropy in nats), ``accuracy`` in [0, 1], and those of
+            `flexpool_jax.scoring`.
+        accuracy_per_class: in [0, 1]; None for a class without examples.
         predictions: int16 [N], the predicted class of each example, in the order of the split.
         confidences: float16 [N], the probability of the predicted class.
     """
 
     metrics: dict[str, float]
+    accuracy_per_class: list[float | None]
     predictions: np.ndarray
     confidences: np.ndarray
 
@@ -50,15 +54,15 @@ def evaluate_split(
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
             jax.block_until_ready(results[-2])
     sums, examples = zip(*jax.device_get(results), strict=True)
-
-    def of_all(name: str) -> np.ndarray:
-        return np.concatenate([part[name].ravel() for part in examples])[:count]
-
+    batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]
+    labels, probabilities = feed.labels, scoring.softmax(np.concatenate(batches)[:count])
     return Evaluation(
         metrics={
             "loss": math.fsum(float(part["loss"]) for part in sums) / count,
             "accuracy": sum(int(part["correct"]) for part in sums) / count,
+            **scoring.scores(labels, probabilities),
         },
-        predictions=of_all("prediction").astype(np.int16),
-        confidences=of_all("confidence").astype(np.float16),
+        accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
+        predictions=probabilities.argmax(axis=1).astype(np.int16),
+        confidences=probabilities.max(axis=1).astype(np.float16),
     )

@@ -33,6 +33,11 @@ class Feed:
         """The number of examples."""
         return len(self.data.labels)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N], of all examples in order."""
+        return np.asarray(self.data.labels)
+
     def epoch(self, setup: Setup, epoch: int, start: int = 0) -> Iterator[Part]:
         """The parts of a training epoch in order, one for each call of ``setup.train_steps``.
 

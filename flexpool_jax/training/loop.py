@@ -162,11 +162,12 @@ def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainS
                 if is_last or (epoch + 1) % config.eval_every_epochs == 0:
                     evaluation = _evaluate(run, state, test_feed, epoch + 1)
                     accuracy = evaluation.metrics["accuracy"]
-                    progress.test = evaluation.metrics
+                    per_class = {"accuracy_per_class": evaluation.accuracy_per_class}
+                    progress.test = evaluation.metrics | per_class
                     progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
                     if is_last:
                         labels = setup.dataset.test.labels
-                        write_predictions(run.workdir, labels, *evaluation[1:])
+                        write_predictions(run.workdir, labels, *evaluation[2:])
                         params = jax.device_get(state.variables["params"])
                         write_pool_weights(run.workdir, params)
                 progress.evaluated = True

@@ -100,13 +100,17 @@ def result_of(
 ) -> dict[str, Any]:
     """The content of result.json."""
     assert progress.test is not None
+    measured = dict(progress.test)
     hashes = progress.source_hashes
     device = jax.local_devices()[0]
     step = int(state.step)
     return {
-        "final_test_accuracy": progress.test["accuracy"],
-        "final_test_loss": progress.test["loss"],
+        "final_test_accuracy": measured.pop("accuracy"),
+        "final_test_loss": measured.pop("loss"),
         "best_test_accuracy": progress.best_accuracy,
+        "class_names": list(setup.dataset.class_names),
+        "final_test_accuracy_per_class": measured.pop("accuracy_per_class", None),
+        "final_test_metrics": measured,
         "step": step,
         "epochs": step // setup.steps_per_epoch,
         "split": setup.split_name,

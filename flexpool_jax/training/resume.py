@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
-from flexpool_jax.portable.weights import start_from
+from flexpool_jax.models.weights import start_from
 from flexpool_jax.training import checkpoints, superclass
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.setup import Setup
@@ -28,7 +28,8 @@ class Progress:
     Attributes:
         evaluated: whether the epoch that ends at this step has been evaluated (or need not be).
         best_accuracy: of the evaluations so far, in [0, 1].
-        test: the last evaluation: ``loss``, ``accuracy``.
+        test: the last evaluation: ``loss``, ``accuracy`` and further metrics, and
+            ``accuracy_per_class``; release 0.1 saved the first two alone.
         seconds: spent in training so far, over all processes that worked on it.
         metrics_position: length in bytes of metrics.jsonl; what is after it will be written again.
         config_changes: fields that were given another value when the run was continued, see
@@ -39,7 +40,7 @@ class Progress:
 
     evaluated: bool = True
     best_accuracy: float | None = None
-    test: dict[str, float] | None = None
+    test: dict[str, Any] | None = None
     seconds: float = 0.0
     metrics_position: int = 0
     config_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)

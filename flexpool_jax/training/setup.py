@@ -24,8 +24,8 @@ from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
+from flexpool_jax.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training import steps
-from flexpool_jax.training.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training.steps import TrainState, create_train_state
 
 Array = jax.Array

@@ -238,22 +238,19 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
         ``eval_step(variables, batch) -> (sums, examples)``. batch: ``image``, ``label`` and
         ``valid`` bool [B], False where an example only fills the batch up. sums over the valid
         examples of all devices: ``loss`` float32, ``correct`` int32. examples, of this device:
-        ``prediction`` int32 [B], and ``confidence`` float32 [B], the probability of the predicted
-        class.
+        ``logits`` float32 [B, num_classes].
     """
 
     def eval_step(variables: Mapping[str, Any], batch: Batch) -> tuple[Metrics, Metrics]:
         labels, valid = batch["label"], batch["valid"]
         logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        correct = jnp.argmax(logits, axis=-1) == labels
         sums = {
             "loss": jnp.sum(jnp.where(valid, loss, 0.0)),
-            "correct": jnp.sum(valid & (prediction == labels), dtype=jnp.int32),
+            "correct": jnp.sum(valid & correct, dtype=jnp.int32),
         }
-        confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-        examples = {"prediction": prediction, "confidence": confidence}
-        return jax.lax.psum(sums, AXIS), examples
+        return jax.lax.psum(sums, AXIS), {"logits": logits}
 
     return eval_step
 
@@ -306,7 +303,7 @@ def pmap_eval_step(
     Returns:
         ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [devices,
         B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`; examples:
-        the same, each [devices, B / devices].
+        the same, each [devices, B / devices, ...].
     """
 
     def run(variables: Mapping[str, Any], data: DeviceSplit, part: Part) -> tuple[Metrics, Metrics]:

@@ -16,11 +16,11 @@ from PIL import Image
 
 import launch
 from configs import digits
-from flexpool_jax import register_model
+from flexpool_jax import register_model, scoring
 from flexpool_jax.configuration import write_config
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.evaluation import Restored, restore_workdir
-from flexpool_jax.insight import figures, inspection, metrics, page
+from flexpool_jax.insight import figures, inspection, page
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.training import train
 from flexpool_jax.training.setup import set_up
@@ -98,9 +98,9 @@ def test_metrics_are_those_of_the_network_on_every_image(flexpool):
     loss = -np.mean(np.log(probabilities[np.arange(300), labels]))
     assert report["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
     assert report["metrics"]["calibration_error"] == pytest.approx(
-        metrics.calibration_error(labels, probabilities), abs=1e-5
+        scoring.calibration_error(labels, probabilities), abs=1e-5
     )
-    assert report["accuracy_per_class"] == metrics.accuracy_per_class(labels, probabilities)
+    assert report["accuracy_per_class"] == scoring.accuracy_per_class(labels, probabilities)
     assert sum(count for _, _, count in report["confusion"]) == 300
     hits = sum(count for label, prediction, count in report["confusion"] if label == prediction)
     assert hits / 300 == report["metrics"]["accuracy"]

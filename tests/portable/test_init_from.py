@@ -15,7 +15,7 @@ from flexpool_jax import configuration, register_model
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.layers import BatchNorm, Conv, relu
-from flexpool_jax.portable.weights import save_weights
+from flexpool_jax.models.weights import save_weights
 from flexpool_jax.trained import load_trained
 
 

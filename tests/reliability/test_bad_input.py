@@ -1,7 +1,7 @@
-"""What is wrong with a field, a file or a folder costs one line and exit status 2, nothing more.
+"""What is wrong with a file or a folder costs one line and exit status 2, nothing more.
 
-Mistakes in the flags themselves stand in tests/test_launch.py, and the fields' ranges, which are
-typed here, in tests/configuration/test_validation.py; what is damaged at random, in `fuzz`.
+These are the rarer cases; the common ones stand in tests/black_box, what is damaged at random in
+`fuzz`.
 """
 
 import gzip
@@ -54,70 +54,6 @@ def assert_refused(arguments, folder, capsys, *words):
     assert written == {name: stat for name, stat in before.items() if not name.endswith(".lock")}
 
 
-# As they are typed. Contradictions of fields first.
-OVERRIDES = [
-    "pool=avg",  # with the Eq. 2 weight of the variant
-    "pool=flexpool_softmax",
-    "sac.enabled=True sac.weights=0.2,0.8",
-    "sac.enabled=True sac.weights=0.7,0.2,0.1",
-    "sac.enabled=True sac.weights=0.1,0.1,0.8",
-    "sac.enabled=True sac.weights=0,0.3,0.7",
-    "sac.enabled=True sac.weights=0.1,0.2,0.3",
-    "model=resnet18 norm_after_relu=True",
-    "sac.enabled=True model=resnet18 sac.weights=0.2,0.3,0.5",
-    "superclass.epochs=5",
-    "superclass.mapping=animals.json",
-    "superclass.epochs=5 superclass.mapping=/no/such/file.json",
-    *(f"seed={value}" for value in ("-1", "1.5", "2e10", "nan", "one", "")),
-    *(f"model={value}" for value in ("resnet21", "", "RESNET20", "20", "resnet20,resnet32")),
-    *(f"norm_after_relu={value}" for value in ("2", "maybe", "")),
-    *(f"pool={value}" for value in ("flexpol", "", "Avg", "none")),
-    *(f"pool_reg={value}" for value in ("-1", "nan", "inf", "-inf", "1e7", "x")),
-    *(f"dropout_rate={value}" for value in ("-0.1", "1", "1.5", "nan", "25%")),
-    *(f"sac.weights={value}" for value in ("", "nan,1", "inf", "a,b", "0.1;0.9", "0.1,,0.9")),
-    *(f"dataset.name={value}" for value in ("", "imagenette", "../digits", "a b", "digits\n", ".")),
-    *(f"dataset.data_dir={value}" for value in ("", "  ", "a\0b")),
-    *(f"dataset.image_size={value}" for value in ("-8", "7", "1025", "8.5", "big", "nan")),
-    *(f"dataset.holdout={value}" for value in ("-0.1", "1", "nan", "10%")),
-    *(f"batch_size={value}" for value in ("0", "-1", "1.5", "1e8", "nan", "inf", "many")),
-    *(f"num_epochs={value}" for value in ("0", "-1", "1e7", "ten")),
-    *(f"eval_batch_size={value}" for value in ("0", "-1", "x")),
-    *(f"optimizer.name={value}" for value in ("adamm", "", "SGD")),
-    *(f"optimizer.momentum={value}" for value in ("-0.1", "1", "nan")),
-    *(f"optimizer.weight_decay={value}" for value in ("-1", "2", "nan")),
-    "optimizer.weight_decay_kind=l1",
-    *(f"learning_rate={value}" for value in ("0", "-0.1", "nan", "inf", "1e4", "fast")),
-    *(f"schedule={value}" for value in ("linear", "", "OneCycle")),
-    *(f"dtype={value}" for value in ("float16", "fp32", "")),
-    "sync_batch_norm=2",
-    "augment.flip=left",
-    *(f"augment.scale={value}" for value in ("1", "1.2,0.8", "0,1", "1,nan", "1,2,3", "a,b", "")),
-    *(f"augment.crop={value}" for value in ("-1", "0.5", "1025")),
-    "superclass.epochs=-1",
-    *(f"eval_every_epochs={value}" for value in ("0", "-1", "x")),
-    *(f"checkpoint_every_epochs={value}" for value in ("0", "0.5")),
-    *(f"log_every_steps={value}" for value in ("0", "-1")),
-    *(f"steps_per_dispatch={value}" for value in ("-1", "x")),
-    "tensorboard=2",
-    "compilation_cache=a\0b",
-    "sac=1",
-    "sac.weight=0.1,0.2,0.7",
-    "no.such.field=1",
-]
-
-
-@pytest.mark.parametrize("overrides", OVERRIDES)
-def test_field(overrides, tmp_path, capsys):
-    arguments = [f"--config.{override}" for override in overrides.split(" ") if override]
-    if overrides.partition("=")[2].strip(" ") == "" or "a b" in overrides:
-        arguments = [f"--config.{overrides}"]
-    field = overrides.partition("=")[0].partition(".")[0]
-    # Should a case be none, no data can be read, and the line would not be about the field.
-    (tmp_path / "file").touch()
-    arguments.insert(0, f"--config.dataset.data_dir={tmp_path / 'file'}")
-    assert_refused([DIGITS, f"--workdir={tmp_path}/run", *arguments], tmp_path, capsys, field)
-
-
 def config_of(**changes):
     values = json.loads(digits.get_config("flexpool,reg").to_json())
     for name, value in changes.items():
@@ -129,24 +65,10 @@ def config_of(**changes):
 
 
 CONFIG_FILES = {
-    "empty": "",
-    "half": config_of()[:200],
-    "a list": "[]",
-    "a number": "3",
     "null": "null",
     "text after it": config_of() + "}",
-    "no text": b"\xff\xfe\x00",
     "a dot in a name": config_of(**{"a.b": 1}),
-    "an unknown field": config_of(lerning_rate=0.1),
-    "a field missing": config_of(learning_rate=None),
-    "a group missing": config_of(optimizer=None),
-    "a group that is a number": config_of(dataset=3),
-    "a field that is a group": config_of(seed={"a": 1}),
     "a field that is a list of groups": config_of(seed=[{"a": 1}]),
-    "a number that is text": config_of(batch_size="64"),
-    "NaN": config_of(learning_rate=float("nan")),
-    "nesting without end": '{"seed":' * 100_000,
-    "a huge number": config_of(seed=10**400),
 }
 
 
@@ -160,30 +82,15 @@ def test_config_of_a_workdir(name, mode, tmp_path, capsys):
     assert_refused([f"--workdir={tmp_path}", f"--mode={mode}"], tmp_path, capsys, "config")
 
 
-@pytest.mark.parametrize("what", ["a folder", "a link to nothing", "a pipe"])
-def test_config_that_is_no_file(what, tmp_path, capsys):
-    path = tmp_path / "config.json"
-    {
-        "a folder": path.mkdir,
-        "a link to nothing": lambda: path.symlink_to("nothing"),
-        "a pipe": lambda: os.mkfifo(path),
-    }[what]()
-    for mode in ("train", "eval"):
-        assert_refused([f"--workdir={tmp_path}", f"--mode={mode}"], tmp_path, capsys, "config")
-
-
-@pytest.mark.parametrize("step", ["99", "0", "00", "٣", "1e3", "-1", "best ", "LATEST", "9" * 5000])
+@pytest.mark.parametrize("step", ["00", "best ", "9" * 5000])
 def test_step_that_is_not_there(step, tmp_path, capsys):
     write_config(digits.get_config(), tmp_path)
     assert_refused([f"--workdir={tmp_path}", "--mode=eval", f"--step={step}"], tmp_path, capsys)
 
 
 DAMAGE = {
-    "emptied": lambda content: b"",
-    "cut": lambda content: content[: len(content) // 2],
     "without its end": lambda content: content[:-1],
     "noise": lambda content: np.random.default_rng(0).bytes(len(content)),
-    "something else": lambda content: b"<html>404 not found</html>",
     "removed": None,
 }
 
@@ -218,16 +125,10 @@ FASHION = [
     for kind in ("images-idx3", "labels-idx1")
 ]
 RAW_FILES = {
-    "no folder": None,
-    "empty folder": {},
-    "one missing": dict.fromkeys(FASHION[1:], b""),
     "emptied": dict.fromkeys(FASHION, b""),
-    "web pages": dict.fromkeys(FASHION, b"<html>404 not found</html>"),
     "gzip of nothing": {name: gzip.compress(b"") for name in FASHION},
-    "gzip cut short": {name: gzip.compress(bytes(1000))[:-9] for name in FASHION},
     "wrong magic number": {name: gzip.compress(b"\0\0\x0d\3" + bytes(12)) for name in FASHION},
     "sizes that overflow": {name: gzip.compress(b"\0\0\x08\3" + b"\xff" * 12) for name in FASHION},
-    "a bomb": dict.fromkeys(FASHION, gzip.compress(bytes(2**26))),
     "folders of these names": dict.fromkeys(FASHION),
 }
 
@@ -235,16 +136,15 @@ RAW_FILES = {
 @pytest.mark.parametrize("name", RAW_FILES)
 @pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10", "tiny_imagenet"])
 def test_raw_files(name, dataset, tmp_path, capsys):
-    raw_dir, files = tmp_path / "raw", RAW_FILES[name]
+    raw_dir = tmp_path / "raw"
+    raw_dir.mkdir()
     other = {"cifar10": "cifar-10-binary.tar.gz", "tiny_imagenet": "tiny-imagenet-200.zip"}
-    if files is not None:
-        raw_dir.mkdir()
-        for file_name, content in files.items():
-            path = raw_dir / other.get(dataset, file_name)
-            if content is None:
-                path.mkdir(exist_ok=True)
-            else:
-                path.write_bytes(content)
+    for file_name, content in RAW_FILES[name].items():
+        path = raw_dir / other.get(dataset, file_name)
+        if content is None:
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_bytes(content)
     arguments = [
         f"--config=configs/{dataset}.py",
         "--mode=prepare",
@@ -311,33 +211,12 @@ def zip_bomb(folder):
 
 
 IMAGE_FOLDERS = {
-    "nothing there": lambda folder: folder / "nothing",
     "an empty folder": lambda folder: folder / "raw",
-    "a text file": folder_with(lambda images: (images / "a" / "1.png").write_text("hello")),
     "an empty image": folder_with(lambda images: (images / "a" / "1.png").write_bytes(b"")),
-    "half an image": folder_with(
-        lambda images: (images / "a" / "1.png").write_bytes(png(images / "x.png").read_bytes()[:60])
-    ),
     "an image that lies about its size": folder_with(
         lambda images: lie_about_the_size(images / "a" / "1.png")
     ),
-    "a class without images": folder_with(lambda images: (images / "c").mkdir()),
-    "one class": folder_with(lambda images: shutil.rmtree(images / "b")),
-    "a class missing from test": folder_with(
-        lambda images: [
-            shutil.copytree(images / "a", images / "test" / "a"),
-            shutil.move(images / "a", images / "train" / "a"),
-            shutil.move(images / "b", images / "train" / "b"),
-        ]
-    ),
-    "a folder that links to itself": folder_with(
-        lambda images: (images / "a" / "loop").symlink_to(images)
-    ),
     "a pipe": folder_with(lambda images: os.mkfifo(images / "a" / "3.png")),
-    "an archive that climbs out": archive_with("../evil.png"),
-    "an archive that climbs out on Windows": archive_with("..\\evil.png"),
-    "an archive with an absolute path": archive_with("/tmp/evil.png"),
-    "an archive with a drive": archive_with("C:/evil.png"),
     "an archive with a link": archive_with("a/3.png", link=True),
     "an archive that swells": zip_bomb,
     "no archive": lambda folder: shutil.copy("README.md", folder / "images.zip"),

@@ -371,6 +371,60 @@ def edit_result(folder, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def measured(seed, **fields):
+    return {
+        "final_test_metrics": {"calibration_error": 0.02 + 0.001 * seed, "top5_accuracy": 0.99},
+        "class_names": ["cat|dog", "owl", "eel"],
+        "final_test_accuracy_per_class": [0.9 + 0.01 * seed, 1.0, None],
+        **fields,
+    }
+
+
+def test_metrics_beside_accuracy_have_tables_and_columns(write_sweep):
+    folder = write_sweep(
+        small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1, 2)), accuracy_of
+    )
+    without, _ = write_report(folder)
+    assert "calibration" not in without.read_text() + (without.parent / "runs.csv").read_text()
+    assert not (without.parent / "classes.csv").exists()
+    for seed in range(3):
+        edit_result(folder / FLEXPOOL / f"seed-{seed}", **measured(seed))
+    path, _ = write_report(folder)
+    rows = tables_of(path)["Digits: every setting"]
+    half = stats.t.ppf(0.975, 2) * stats.sem([0.02, 0.021, 0.022])
+    assert rows[4:6] == [
+        ["AvgPool", "–", "–"],
+        ["FlexPool", f"0.021 ± {half:.2g} (n = 3)", "99.00 (n = 3, all alike)"],
+    ]
+    assert rows[8:] == [["FlexPool", "91.00", "100.00", "–"]]
+    setting = read_csv(path.parent / "settings.csv")[1]
+    assert float(setting["calibration_error_half_width"]) == pytest.approx(half)
+    assert read_csv(path.parent / "runs.csv")[-1]["top5_accuracy"] == "0.99"
+    first, _, empty = read_csv(path.parent / "classes.csv")
+    assert (first["class"], first["n"], first["accuracy"]) == ("cat|dog", "3", "91.0")
+    assert (empty["class"], empty["n"], empty["accuracy"]) == ("eel", "0", "")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"final_test_metrics": [0.1], "class_names": None},
+        {"final_test_metrics": {"calibration_error": "low"}, "class_names": ["cat"]},
+        {"final_test_metrics": {"calibration_error": 10**400}, "class_names": [1, 2, 3]},
+    ],
+)
+def test_metrics_that_are_not_numbers_are_left_out(fields, write_sweep):
+    folder = write_sweep(
+        small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1)), lambda cell: 0.9
+    )
+    edit_result(folder / AVG / "seed-0", **measured(0))
+    edit_result(folder / AVG / "seed-1", **measured(1, **fields))
+    path, skipped = write_report(folder)
+    assert skipped == []
+    assert "calibration" not in path.read_text()
+    assert not (path.parent / "classes.csv").exists()
+
+
 def test_runs_of_other_source_code_are_marked_and_not_averaged(write_sweep):
     sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1, 2))
     folder = write_sweep(sweep, accuracy_of)

@@ -9,12 +9,7 @@ from tests.sweeps.conftest import small_sweep
 
 SWEEP = "--config=configs/paper_tables.py"
 MISTAKES = [
-    (["--mode=sweep"], ["--config"]),
-    (["--mode=sweep", "--workdir={new}"], ["--mode=sweep needs --config"]),
-    (["--mode=sweep", SWEEP], ["--workdir"]),
-    (["--mode=sweep", SWEEP, "--workdir={new}", "--step=3"], ["--step"]),
     (["--mode=sweep", SWEEP, "--workdir={file}"], ["is a file"]),
-    (["--mode=sweep", "--config=configs/digits.py", "--workdir={new}"], ["configs/paper_tables"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seed=1"], ["--config.seeds"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.model=vgg11"], ['"model=VALUE"']),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seeds=a"], ["config.seeds='a'"]),
@@ -22,9 +17,6 @@ MISTAKES = [
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.overrides=x=1"], ["cifar10/avg/seed-0"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--shard=2/2"], ["--shard=2/2", "0 to N - 1"]),
     (["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"], ["no meaning for --mode=report"]),
-    ([SWEEP, "--workdir={new}"], ["--mode=sweep"]),
-    (["--mode=report"], ["--workdir"]),
-    (["--mode=report", "--workdir={new}"], ["no result.json"]),
     (["--mode=report", "--workdir={new}", "--config=configs/digits.py"], ["configs/paper_tables"]),
 ]
 

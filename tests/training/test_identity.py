@@ -11,7 +11,15 @@ from flax import linen as nn
 
 import launch
 from configs import digits
-from flexpool_jax import configuration, evaluate, load_trained, register_model, train
+from flexpool_jax import (
+    configuration,
+    evaluate,
+    load_trained,
+    register_metric,
+    register_model,
+    scoring,
+    train,
+)
 from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.evaluation import restore_workdir
@@ -63,7 +71,11 @@ def make_config(data_dir):
 @pytest.fixture(scope="module")
 def finished(make_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    train(make_config(), workdir)
+    register_metric("mean_confidence")(lambda labels, probabilities: probabilities.max(1).mean())
+    try:
+        train(make_config(), workdir)
+    finally:
+        del scoring.METRICS["mean_confidence"]
     return workdir
 
 
@@ -339,6 +351,29 @@ def test_predictions_give_the_final_accuracy_and_evaluation_leaves_them_alone(wo
     assert arrays["confidences"].max() <= 1
     evaluate(workdir, "11")
     assert path.read_bytes() == content
+
+
+def test_metrics_beside_accuracy_are_logged_and_in_the_result(workdir):
+    result, lines = result_of(workdir), (workdir / "metrics.jsonl").read_text().splitlines()
+    restored = restore_workdir(workdir)
+    dataset = restored.setup.dataset
+    images = np.float32((dataset.test.images / 255 - dataset.mean) / dataset.std)
+    logits = restored.setup.model.apply(restored.variables, images)
+    probabilities = scoring.softmax(np.asarray(logits))
+    expected = {
+        "calibration_error": scoring.calibration_error(dataset.test.labels, probabilities),
+        "mean_confidence": probabilities.max(axis=1).mean(),
+    }
+    assert result["final_test_metrics"] == pytest.approx(expected, abs=1e-4)
+    last = json.loads(lines[-1])
+    assert {name: last[name] for name in expected} == result["final_test_metrics"]
+    assert not any(isinstance(value, list | dict) for value in last.values())
+    per_class = scoring.accuracy_per_class(dataset.test.labels, probabilities)
+    assert result["final_test_accuracy_per_class"] == per_class
+    assert result["class_names"] == list("0123456789")
+    evaluated = evaluate(workdir)
+    assert evaluated["accuracy_per_class"] == per_class
+    assert evaluated["calibration_error"] == pytest.approx(expected["calibration_error"], abs=1e-4)
 
 
 def test_pool_weights_are_those_of_the_last_step(workdir, make_config):

@@ -17,7 +17,7 @@ from flexpool_jax.models.classifier import Classifier
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.resnet import ResNet
 from flexpool_jax.models.resnet_cifar import ResNetCifar
-from flexpool_jax.portable.weights import read_header, save_weights, start_from
+from flexpool_jax.models.weights import read_header, save_weights, start_from
 
 RNG = np.random.default_rng(0)
 

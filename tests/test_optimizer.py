@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from flexpool_jax.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 
 PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0])}, "pool": {"w_fp": jnp.array([0.5, 0.5])}}
 GRADS = {"conv": {"kernel": jnp.array([0.1, 0.3])}, "pool": {"w_fp": jnp.array([0.2, -0.4])}}

@@ -1,15 +1,17 @@
 """Metrics of a classifier beside its accuracy, computed from the probabilities that it gives.
 
 ``labels`` are int [N] and ``probabilities`` floating [N, K] throughout. `METRICS` holds those that
-are one number; `register_metric` adds to them.
+are one number, which every evaluation computes; `register_metric` adds to them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from flexpool_jax.errors import UserError
 
@@ -20,16 +22,25 @@ NUM_BINS = 15
 MIN_CLASSES_FOR_TOP5 = 20
 
 METRICS: dict[str, Metric] = {}
+# What the lines of metrics.jsonl and evaluation.json hold besides.
+_TAKEN = (
+    *("step", "epoch", "split", "loss", "accuracy", "accuracy_per_class", "images_per_second"),
+    *("examples", "resize"),
+)
 
 
 def register_metric(name: str) -> Callable[[Metric], Metric]:
     """Registers a function ``(labels [N], probabilities [N, K]) -> float`` as a metric.
 
+    Every evaluation calls it once, with all N examples: int32 labels in [0, K) and float64
+    probabilities, NumPy arrays that it may not write to.
+
     Args:
-        name: what reports call it.
+        name: what files and reports call it: letters, digits and underscores. Where it ends in
+            "accuracy", reports show per cent.
 
     Raises:
-        UserError: another metric has the name.
+        UserError: another metric has the name, or it is not a name.
 
     Example:
         >>> @register_metric("mean_confidence")
@@ -39,6 +50,11 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
         0.625
         >>> del METRICS["mean_confidence"]
     """
+    if not re.fullmatch(r"\w+", name) or name in _TAKEN:
+        raise UserError(
+            f"a metric cannot be named {name!r}; allowed: letters, digits and underscores, but "
+            f"none of {', '.join(_TAKEN)}"
+        )
 
     def register(metric: Metric) -> Metric:
         other = METRICS.get(name)
@@ -57,16 +73,41 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Computes every registered metric; top-5 accuracy from 20 classes on.
 
+    Raises:
+        UserError: a metric fails or does not return a number.
+
     Example:
         >>> scores(np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]]))
         {'calibration_error': 0.0}
     """
     few = probabilities.shape[1] < MIN_CLASSES_FOR_TOP5
-    return {
-        name: float(metric(labels, probabilities))
-        for name, metric in METRICS.items()
-        if not (few and metric is top5_accuracy)
-    }
+    labels, probabilities = labels.view(), probabilities.view()
+    # One metric must not change what the next one is given.
+    labels.flags.writeable = probabilities.flags.writeable = False
+    found = {}
+    for name, metric in METRICS.items():
+        if few and metric is top5_accuracy:
+            continue
+        try:
+            found[name] = float(metric(labels, probabilities))
+        except Exception as error:  # It is the user's own code.
+            raise UserError(
+                f"metric {name!r} failed: {type(error).__name__}: {error}; it is given labels "
+                f"{labels.dtype} {list(labels.shape)} and probabilities {probabilities.dtype} "
+                f"{list(probabilities.shape)}, and must return a number"
+            ) from error
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The probabilities of logits [N, K], in float64: classes keep their order, ties included.
+
+    Example:
+        >>> softmax(np.float32([[0, 0], [800, 0]])).tolist()
+        [[0.5, 0.5], [1.0, 0.0]]
+    """
+    found: np.ndarray = scipy.special.softmax(logits.astype(np.float64), axis=1)
+    return found
 
 
 @register_metric("top5_accuracy")
@@ -86,9 +127,11 @@ def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> flo
         >>> top_k_accuracy(np.array([1, 2]), probabilities, k=2)
         0.5
     """
-    # A stable order, so that k = 1 is the accuracy of argmax.
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    return float(np.mean(np.any(best == labels[:, None], axis=1)))
+    classes, label = np.arange(probabilities.shape[1]), labels[:, None]
+    own = np.take_along_axis(probabilities, label, axis=1)
+    # Not "above": a NaN is before everything, so that an example with NaNs is not counted as right.
+    before = ~(probabilities <= own) | ((probabilities == own) & (classes < label))
+    return float(np.mean(before.sum(axis=1) < k))
 
 
 class Bin(NamedTuple):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from flexpool_jax import scoring
 from flexpool_jax.errors import UserError
-from flexpool_jax.insight import metrics
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 24, 500)
@@ -20,32 +20,32 @@ def test_top_k_accuracy_is_scikit_learns(k):
     expected = sklearn.metrics.top_k_accuracy_score(
         LABELS, PROBABILITIES, k=k, labels=np.arange(24)
     )
-    assert metrics.top_k_accuracy(LABELS, PROBABILITIES, k) == pytest.approx(expected)
+    assert scoring.top_k_accuracy(LABELS, PROBABILITIES, k) == pytest.approx(expected)
 
 
 def test_of_ties_the_class_that_argmax_takes_comes_first():
     even = np.full((2, 6), 1 / 6)
-    assert metrics.top_k_accuracy(np.array([0, 5]), even, 1) == 0.5
-    assert metrics.top_k_accuracy(np.array([0, 5]), even, 5) == 0.5
+    assert scoring.top_k_accuracy(np.array([0, 5]), even, 1) == 0.5
+    assert scoring.top_k_accuracy(np.array([0, 5]), even, 5) == 0.5
 
 
 def test_confusion_matrix_is_scikit_learns():
     expected = sklearn.metrics.confusion_matrix(
         LABELS, PROBABILITIES.argmax(axis=1), labels=np.arange(24)
     )
-    np.testing.assert_array_equal(metrics.confusion_matrix(LABELS, PROBABILITIES), expected)
+    np.testing.assert_array_equal(scoring.confusion_matrix(LABELS, PROBABILITIES), expected)
 
 
 def test_accuracies_per_class_average_to_the_accuracy():
-    accuracies = metrics.accuracy_per_class(LABELS, PROBABILITIES)
+    accuracies = scoring.accuracy_per_class(LABELS, PROBABILITIES)
     weights = np.bincount(LABELS, minlength=24)
     assert np.average(accuracies, weights=weights) == pytest.approx(CORRECT.mean())
-    few = metrics.accuracy_per_class(LABELS[LABELS < 20], PROBABILITIES[LABELS < 20])
+    few = scoring.accuracy_per_class(LABELS[LABELS < 20], PROBABILITIES[LABELS < 20])
     assert few[20:] == [None] * 4
 
 
 def test_bins_hold_each_example_once_and_their_means_are_those_of_numpy():
-    bins = metrics.calibration_bins(LABELS, PROBABILITIES)
+    bins = scoring.calibration_bins(LABELS, PROBABILITIES)
     confidences = PROBABILITIES.max(axis=1)
     assert len(bins) == 15
     assert sum(found.images for found in bins) == 500
@@ -59,19 +59,19 @@ def test_bins_hold_each_example_once_and_their_means_are_those_of_numpy():
 
 
 def test_confidence_at_an_edge_belongs_to_the_lower_bin_and_0_to_the_first():
-    bins = metrics.calibration_bins(np.zeros(3, int), np.array([[0.5, 0.5], [1, 0], [0, 0]]), 2)
+    bins = scoring.calibration_bins(np.zeros(3, int), np.array([[0.5, 0.5], [1, 0], [0, 0]]), 2)
     assert [found.images for found in bins] == [2, 1]
 
 
 def test_calibration_error_is_0_where_confidences_are_true_and_their_excess_elsewhere():
     # Ten examples with confidence 0.7, of which seven and five are right.
     probabilities = np.tile([0.7, 0.3], (10, 1))
-    assert metrics.calibration_error(np.arange(10) // 7, probabilities) == pytest.approx(0)
-    assert metrics.calibration_error(np.arange(10) // 5, probabilities) == pytest.approx(0.2)
+    assert scoring.calibration_error(np.arange(10) // 7, probabilities) == pytest.approx(0)
+    assert scoring.calibration_error(np.arange(10) // 5, probabilities) == pytest.approx(0.2)
 
 
 def test_confident_errors_are_the_wrong_ones_in_order():
-    found = metrics.confident_errors(LABELS, PROBABILITIES, 10)
+    found = scoring.confident_errors(LABELS, PROBABILITIES, 10)
     confidences = PROBABILITIES.max(axis=1)
     assert len(found) == 10
     assert not CORRECT[found].any()
@@ -81,20 +81,48 @@ def test_confident_errors_are_the_wrong_ones_in_order():
 
 
 def test_top5_is_given_from_20_classes_on():
-    assert metrics.scores(LABELS, PROBABILITIES)["top5_accuracy"] > CORRECT.mean()
+    assert scoring.scores(LABELS, PROBABILITIES)["top5_accuracy"] > CORRECT.mean()
     few = LABELS < 19
-    assert "top5_accuracy" not in metrics.scores(LABELS[few], PROBABILITIES[few, :19])
+    assert "top5_accuracy" not in scoring.scores(LABELS[few], PROBABILITIES[few, :19])
+
+
+def test_an_example_with_nans_is_not_counted_as_right():
+    spoilt = PROBABILITIES.copy()
+    spoilt[:250] = np.nan
+    assert scoring.top_k_accuracy(LABELS, spoilt, 5) <= 0.5
+    assert np.isnan(scoring.calibration_error(LABELS, spoilt))
+
+
+def sorts_in_place(labels, probabilities):
+    probabilities.sort(axis=1)
+    return 0.0
+
+
+@pytest.mark.parametrize("metric", [sorts_in_place, lambda *given: "high", lambda: 1.0])
+def test_a_metric_that_fails_is_named(metric):
+    scoring.register_metric("spoilt")(metric)
+    try:
+        with pytest.raises(UserError, match=r"metric 'spoilt' failed: .*float64 \[500, 24\]"):
+            scoring.scores(LABELS, PROBABILITIES)
+    finally:
+        del scoring.METRICS["spoilt"]
+
+
+@pytest.mark.parametrize("name", ["loss", "split", "", "top 5", "a/b"])
+def test_names_that_files_use_or_cannot_hold_are_refused(name):
+    with pytest.raises(UserError, match="cannot be named"):
+        scoring.register_metric(name)
 
 
 def test_a_metric_of_ones_own_is_one_registered_function():
     try:
 
-        @metrics.register_metric("errors")
+        @scoring.register_metric("errors")
         def errors(labels, probabilities):
             return np.count_nonzero(probabilities.argmax(axis=1) != labels)
 
-        assert metrics.scores(LABELS, PROBABILITIES)["errors"] == np.count_nonzero(~CORRECT)
+        assert scoring.scores(LABELS, PROBABILITIES)["errors"] == np.count_nonzero(~CORRECT)
         with pytest.raises(UserError, match="errors"):
-            metrics.register_metric("errors")(metrics.top5_accuracy)
+            scoring.register_metric("errors")(scoring.top5_accuracy)
     finally:
-        metrics.METRICS.pop("errors", None)
+        scoring.METRICS.pop("errors", None)
