@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import math
 import queue
 import tempfile
 import threading
@@ -78,7 +79,7 @@ def watch(arguments: Sequence[str]) -> None:
     def set_up_watched(*arguments: Any) -> Any:
         setup = set_up(*arguments)
         watch = Watch(setup.train_steps)
-        watched.append((watch, setup.steps_per_epoch // setup.steps_per_dispatch))
+        watched.append((watch, math.ceil(setup.steps_per_epoch / setup.steps_per_dispatch)))
         return dataclasses.replace(setup, train_steps=watch)
 
     vars(loop)["set_up"] = set_up_watched

@@ -41,8 +41,8 @@ def _images(batch: int) -> steps.DeviceSplit:
     return steps.DeviceSplit(*replicate((images, labels)))
 
 
-def _program(count: int, dtype: str, pool: str, sac: bool) -> tuple[Callable[..., Any], Any, Any]:
-    """The pmapped program of `count` training steps, its first state, and the run's key."""
+def _program(dtype: str, pool: str, sac: bool) -> tuple[Callable[..., Any], Any, Any]:
+    """The pmapped program of training steps, its first state, and the run's key."""
     model = create_model(
         "resnet20",
         num_classes=NUM_CLASSES,
@@ -61,7 +61,7 @@ def _program(count: int, dtype: str, pool: str, sac: bool) -> tuple[Callable[...
         sac_weights=(0.1, 0.2, 0.7) if sac else (),
         pool_reg=0.1 if pool == "flexpool" else 0.0,
     )
-    run: Callable[..., Any] = steps.pmap_train_step(train_step, count)
+    run: Callable[..., Any] = steps.pmap_train_step(train_step)
     key = jax.random.key(0)
     return run, replicate(steps.create_train_state(model, tx, key, IMAGE_SHAPE)), key
 
@@ -83,7 +83,7 @@ def train(
         cpu_kernels: False takes Flax's own layers on a CPU.
     """
     count, devices = steps_per_call(), jax.local_device_count()
-    run, state, key = _program(count, dtype, pool, sac)
+    run, state, key = _program(dtype, pool, sac)
     data = _images(batch)
     random = np.random.default_rng(1)
 
@@ -108,7 +108,7 @@ def first_steps(batch: int, dtype: str, count: int) -> tuple[list[float], list[n
     Returns:
         `count` losses, and the leaves of the gradient.
     """
-    run, state, key = _program(1, dtype, "flexpool", True)
+    run, state, key = _program(dtype, "flexpool", True)
     data = _images(batch)
     random, shape = np.random.default_rng(1), (jax.local_device_count(), 1, -1)
     losses, gradient = [], []

@@ -143,6 +143,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # What the network computes in, float32 or bfloat16. Parameters, statistics, the pool's
     # weights and the losses are float32 in either case.
     config.dtype = "float32"
+    # On a GPU XLA adds some sums in whatever order comes first, so that two runs differ in the last
+    # bits. True: in a fixed order, with kernels that are not chosen by their speed; slower. A CPU
+    # always gives the same bits. Not for models that pool by the maximum over windows.
+    config.deterministic = False
     # Whether batch statistics are averaged over the devices; then a run on eight devices follows
     # the same loss curve as on one. False spares the communication.
     config.sync_batch_norm = True
@@ -164,12 +168,14 @@ def get_config(variant: str = "") -> ConfigDict:
     # A file that maps classes to superclasses. Empty: the data set's own (cifar100 has them).
     config.superclass.mapping = ""
 
-    # How often the test split is evaluated, and how often the state is saved.
+    # How often the test split is evaluated, and how often the state is saved. A state that is the
+    # best so far waits in memory for the next save, and is saved with it.
     config.eval_every_epochs = 1
     config.checkpoint_every_epochs = 1
     # How often a step's losses are written to metrics.jsonl.
     config.log_every_steps = 50
-    # Steps that one call hands to the device; 0 chooses: one on CPU, many on accelerators.
+    # Steps that one call hands to the device. 0 chooses: one on CPU; on accelerators about as many
+    # as log_every_steps, but not more than take three seconds.
     config.steps_per_dispatch = 0
     # Whether TensorBoard files are written beside metrics.jsonl.
     config.tensorboard = True

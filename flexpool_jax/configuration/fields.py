@@ -230,6 +230,7 @@ FIELDS: dict[str, Field] = {
     "ema_decay": _number(0, 1, below=True, fixed=True, before=0.0),
     "label_smoothing": _number(0, 1, below=True, before=0.0),
     "dtype": _one_of(lambda: ("float32", "bfloat16"), fixed=True),
+    "deterministic": _switch(before=False),
     "sync_batch_norm": _switch(),
     "augment.flip": _switch(fixed=True),
     "augment.scale": Field(

@@ -76,7 +76,7 @@ def check_workdir(workdir: str) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something has this name, a link to nothing included."""
+    """Whether a path exists; a link counts even if what it points to is missing."""
     try:
         path.lstat()
     except FileNotFoundError:

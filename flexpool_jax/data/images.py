@@ -130,7 +130,7 @@ def decode(encoded: bytes, channels: int, size: int = 0) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray | Image.Image) -> bytes:
-    """Encodes uint8 [H, W, 3], [H, W] or an image losslessly as PNG.
+    """Encodes an array, uint8 [H, W, 3] or [H, W], or a Pillow image losslessly as PNG.
 
     Example:
         >>> image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)

@@ -73,7 +73,7 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
 
 
 def _newest(folder: Path, version: str | None) -> Path | None:
-    """Returns the newest version in a folder that can be read without TensorFlow."""
+    """Returns the subfolder with the newest version that is stored as ArrayRecord, or None."""
     found = [
         info.parent
         for info in folder.glob(f"{version or '*'}/dataset_info.json")

@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page about a run. The template is in the folder template/."""
+"""Writes one self-contained HTML page about a run; inspection.js shows what it is given here."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import base64
 import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flexpool_jax import files
 from flexpool_jax.data import Split
+from flexpool_jax.insight.evidence import Evidence
+from flexpool_jax.pages import render
 from flexpool_jax.training.metrics import METRICS_FILE
-
-if TYPE_CHECKING:
-    from flexpool_jax.insight.inspection import Evidence
 
 # What keeps the page at a few megabytes.
 _MAX_WEIGHTS, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = 150_000, 400, 160, 24
@@ -56,42 +54,14 @@ def write_page(
         "name": workdir.name,
         "report": shown,
         "curves": read_curves(workdir / METRICS_FILE),
-        "probe": _read_json(workdir / "probe.json"),
+        "probe": _read_probe(workdir / "probe.json"),
         "weights": {stage: _encode_weights(w) for stage, w in pools.items()},
         "evidence": [] if evidence is None else _encode_evidence(evidence, report, split),
         "summary": summary,
     }
-    files.write_whole(path, render(f"{workdir.name}: inspection", data).encode())
-
-
-def render(title: str, data: Mapping[str, Any]) -> str:
-    """Fills the template.
-
-    Args:
-        title: of the page.
-        data: what the template's program shows, in types that JSON has.
-
-    Returns:
-        An HTML document that loads nothing.
-
-    Example:
-        >>> render("a title", {"name": "moths"}).count("moths")
-        1
-    """
-    template = resources.files("flexpool_jax.insight") / "template"
-    parts = {
-        "title": _escaped(title),
-        "style": (template / "page.css").read_text(encoding="utf-8"),
-        "program": (template / "page.js").read_text(encoding="utf-8"),
-        # A class may be called </script>.
-        "data": files.to_json(data).replace("<", "\\u003c"),
-    }
-    text = (template / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    program = resources.files("flexpool_jax.insight") / "inspection.js"
+    text = render(f"{workdir.name}: inspection", data, program.read_text("utf-8"))
+    files.write_whole(path, text.encode())
 
 
 def read_curves(path: Path) -> list[dict[str, Any]]:
@@ -187,9 +157,11 @@ def _encode_evidence(
     ]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_probe(path: Path) -> dict[str, Any] | None:
+    """What --mode=probe wrote; None where it did not, or where the file is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        whole = all(isinstance(value[name], list) for name in ("interventions", "perturbations"))
+        return value if whole and isinstance(value["baseline"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return value if isinstance(value, dict) else None

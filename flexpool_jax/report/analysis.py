@@ -124,7 +124,11 @@ class Contrast:
     df: int
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Returns ``estimate ± t(½ + confidence / 2, df) · error``."""
+        """Returns both ends of the contrast's confidence interval.
+
+        They are ``estimate ± q · error``, q the quantile of Student's t distribution with ``df``
+        degrees of freedom at ½ + confidence / 2.
+        """
         half_width = float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
         return self.estimate - half_width, self.estimate + half_width
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -95,9 +96,19 @@ def _draw_curve(
     curves = [{at: scale * v for at, v in read_curve(run, split, value).items()} for run in runs]
     for curve in curves if len(runs) > 1 else ():
         ax.plot(list(curve), list(curve.values()), color=colour, alpha=0.18, lw=1)
-    # Only epochs that all runs have: elsewhere the mean would jump.
+    mean = mean_curve(curves)
+    marker = "o" if len(mean) == 1 else ""
+    style: dict[str, Any] = {"color": colour, "lw": MEAN_WIDTH, "label": label, "marker": marker}
+    ax.plot(list(mean), list(mean.values()), **style)
+    return bool(mean)
+
+
+def mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """The mean of curves at the epochs that all of them have: elsewhere it would jump.
+
+    Example:
+        >>> mean_curve([{1: 0.0, 2: 4.0}, {2: 2.0, 3: 1.0}])
+        {2: 3.0}
+    """
     epochs = sorted(set.intersection(*map(set, curves)))
-    means = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs]
-    marker = "o" if len(means) == 1 else ""
-    ax.plot(epochs, means, color=colour, lw=MEAN_WIDTH, label=label, marker=marker)
-    return bool(means)
+    return {epoch: sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs}

@@ -23,7 +23,8 @@ from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import paper
 
-_ARM_FIELDS: dict[str, Any] = {
+# What `Arm` holds, with the values that leave only the recipe.
+ARM_FIELDS: dict[str, Any] = {
     "pool": "avg",
     "pool_reg": 0.0,
     "dropout_rate": 0.0,
@@ -125,7 +126,7 @@ def recipe_of(config: ConfigDict) -> str:
         False
     """
     rest = ConfigDict(config.to_dict())
-    rest.update_from_flattened_dict({**_ARM_FIELDS, "seed": 0})
+    rest.update_from_flattened_dict({**ARM_FIELDS, "seed": 0})
     return configuration.digest(rest)
 
 
@@ -326,36 +327,52 @@ def _accuracy(value: object) -> float:
 
 
 def read_curve(run: Run, split: str, value: str) -> dict[int, float]:
-    """Reads a curve from a run's metrics.jsonl: a value for each epoch.
-
-    Several lines of one epoch, each a mean over the steps since the line before, become their mean
-    over all of these steps.
+    """Reads one of a run's `read_curves`; empty where there is no such value.
 
     Args:
         run: A finished run.
         split: "train", "test" or "validation".
         value: Such as "accuracy" or "loss".
+    """
+    return read_curves(run).get((split, value), {})
+
+
+def read_curves(run: Run) -> dict[tuple[str, str], dict[int, float]]:
+    """Reads the curves of a run's metrics.jsonl: a value for each epoch.
+
+    Several lines of one epoch, each a mean over the steps since the line before, become their mean
+    over all of these steps.
 
     Returns:
-        The value by completed epochs; empty where there is no such file. Torn lines and values that
-        are null are left out.
+        By split and name, the values by completed epochs; empty where there is no such file. Torn
+        lines and values that are null are left out.
     """
     try:
         lines = (run.folder / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    points: dict[int, list[tuple[float, float]]] = {}
-    last_step = 0.0
+    points: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+    last_steps: dict[tuple[str, str], float] = {}
     for line in lines:
         try:
             row = json.loads(line)
-            step, epoch, point = float(row["step"]), float(row["epoch"]), float(row[value])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, RecursionError):
             continue
-        if row.get("split") == split and all(map(math.isfinite, (step, epoch, point))):
-            points.setdefault(math.ceil(epoch - 1e-9), []).append((point, max(step - last_step, 1)))
-            last_step = step
-    return {at: _weighted_mean(found) for at, found in points.items()}
+        numbers = {k: _number(v) for k, v in row.items()} if isinstance(row, dict) else {}
+        step, epoch = numbers.pop("step", None), numbers.pop("epoch", None)
+        if step is None or epoch is None:
+            continue
+        for name, number in numbers.items():
+            if number is not None:
+                key = (str(row.get("split")), name)
+                weight = max(step - last_steps.get(key, 0.0), 1)
+                of_epoch = points.setdefault(key, {}).setdefault(math.ceil(epoch - 1e-9), [])
+                of_epoch.append((number, weight))
+                last_steps[key] = step
+    return {
+        key: {at: _weighted_mean(found) for at, found in by_epoch.items()}
+        for key, by_epoch in points.items()
+    }
 
 
 def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:

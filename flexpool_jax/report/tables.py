@@ -16,19 +16,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flexpool_jax.configuration import FIELDS
-from flexpool_jax.configuration.fields import get_field
+from flexpool_jax.configuration.fields import definition, get_field
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
-from flexpool_jax.report.results import Arm, Run, recipe_of
+from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of
 from flexpool_jax.sweeps.grid import Cell
 
 Record = dict[str, Any]
 
-# Fields that do not tell two recipes apart in a title: those of the arm, the seed, and folders.
-_NOT_IN_TITLES = (
-    *("pool", "pool_reg", "dropout_rate", "sac.", "seed", "dataset.name", "dataset.d", "dataset.r"),
-    *("eval_batch_size", "log_every", "steps_per", "tensorboard", "compilation"),
-)
 _RUN_VALUES = ("epochs", "seconds", "images_per_second", "parameters", "device", "config_digest")
 BASELINES = ("avgpool", "control", "one_classifier")
 
@@ -192,7 +187,8 @@ def _title(row: Row, rows: Sequence[Row]) -> str:
     told_apart = [
         f"{field} {get_field(row.config, field)}"
         for field in FIELDS
-        if not field.startswith(_NOT_IN_TITLES)
+        if definition(field).has_effect
+        and field not in (*ARM_FIELDS, "seed", "dataset.name")
         and len({str(get_field(other.config, field)) for other in others}) > 1
     ]
     if len({other.source for other in others}) > 1:

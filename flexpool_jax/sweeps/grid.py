@@ -41,9 +41,10 @@ class Cell:
         name: Its folder under the sweep's, e.g. "digits/flexpool+reg+sac/seed-0".
         dataset: The entry of `datasets` that it came from.
         config: The training config.
-        arguments: The command line that gives this config: its file, with the words of the column,
-            and the fields that the sweep sets. A file that registers a pool, a model or a data set
-            is run again by them.
+        arguments: The command line that gives this config: the data set's config file with the
+            words of the column after the colon, and the fields that the sweep sets. A process that
+            gets these arguments runs the config file, and so has the pools, models and data sets
+            that the file registers.
     """
 
     name: str

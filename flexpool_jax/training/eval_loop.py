@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,15 +45,46 @@ def evaluate_split(
         feed: of the split.
         check: called between batches; may raise to abandon the evaluation.
     """
-    count = len(feed)
-    results = []
+    results = dispatch(setup, variables, feed, check)
+    return summarise(setup, collect(results, check), feed)
+
+
+def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
+    """Hands every batch of a split to the devices; arguments as for `evaluate_split`.
+
+    On accelerators it waits for nothing: what is dispatched next runs after the evaluation.
+
+    Returns:
+        What ``setup.eval_step`` gave for each batch, for `collect`.
+    """
+    results: list[Any] = []
     for part in feed.once(setup.config.eval_batch_size):
         check()
         results.append(setup.eval_step(variables, feed.data, part))
         if len(results) > 1 and jax.default_backend() == "cpu":
             # One batch ahead is enough to keep a CPU busy; more would only hold memory.
             jax.block_until_ready(results[-2])
-    sums, examples = zip(*jax.device_get(results), strict=True)
+    return results
+
+
+def collect(results: Sequence[Any], check: Callable[[], None]) -> list[Any]:
+    """Waits for the batches that were dispatched, and copies what they gave to the host.
+
+    Args:
+        results: from `dispatch`.
+        check: as for `evaluate_split`.
+    """
+    on_host = []
+    for result in results:
+        check()
+        on_host.append(jax.device_get(result))
+    return on_host
+
+
+def summarise(setup: Setup, on_host: Sequence[Any], feed: Feed) -> Evaluation:
+    """What the model makes of a split, from what `collect` gave; the rest as `evaluate_split`."""
+    count = len(feed)
+    sums, examples = zip(*on_host, strict=True)
     batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]
     labels, probabilities = feed.labels, scoring.softmax(np.concatenate(batches)[:count])
     return Evaluation(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from flexpool_jax.data import Split
+from flexpool_jax.training import processes
 from flexpool_jax.training.setup import Setup, replicate
 from flexpool_jax.training.steps import DeviceSplit, Part
 
@@ -38,23 +39,28 @@ class Feed:
         """int32 [N], of all examples in order."""
         return np.asarray(self.data.labels)
 
-    def epoch(self, setup: Setup, epoch: int, start: int = 0) -> Iterator[Part]:
+    def epoch(
+        self, setup: Setup, epoch: int, start: int, steps_from: Callable[[int], int]
+    ) -> Iterator[Part]:
         """The parts of a training epoch in order, one for each call of ``setup.train_steps``.
 
         Args:
             setup: says the seed and the sizes.
             epoch: from 0.
             start: steps of the epoch that are done.
+            steps_from: how many steps the part has that begins at a step, see `Pace.steps_from`.
 
         Yields:
-            int32 [devices, steps, batch size / devices].
+            int32 [local devices, steps, batch size / devices], this process's part.
         """
         batch_size, count = setup.config.batch_size, setup.steps_per_epoch
         order = np.random.default_rng((setup.config.seed, epoch)).permutation(len(self))
-        shape = (count, jax.local_device_count(), -1)
+        shape = (count, jax.device_count(), -1)
         indices = order[: count * batch_size].astype(np.int32).reshape(shape)
-        for first in range(start, count, setup.steps_per_dispatch):
-            yield indices[first : first + setup.steps_per_dispatch].swapaxes(0, 1)
+        while start < count:
+            end = start + steps_from(start)
+            yield indices[start:end].swapaxes(0, 1)[processes.local_devices()]
+            start = end
 
     def once(self, batch_size: int) -> Iterator[Part]:
         """The parts of a pass over every example in order, one for each call of an eval step.
@@ -63,9 +69,11 @@ class Feed:
             batch_size: see `eval_batches`.
 
         Yields:
-            int32 [devices, examples of a device]; -1 fills the last batch up.
+            int32 [local devices, examples of a device], this process's part; -1 fills the last
+            batch up.
         """
-        yield from eval_batches(len(self), batch_size)
+        for part in eval_batches(len(self), batch_size):
+            yield part[processes.local_devices()]
 
 
 def on_devices(split: Split) -> Feed:
@@ -78,17 +86,16 @@ def eval_batches(count: int, batch_size: int) -> np.ndarray:
 
     Args:
         count: examples.
-        batch_size: at most; rounded up to a multiple of the number of local devices.
+        batch_size: at most; rounded up to a multiple of the number of devices.
 
     Returns:
         int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.
 
     Example:
-        >>> eval_batches(3, 1).shape == (-(-3 // jax.local_device_count()),
-        ...                              jax.local_device_count(), 1)
+        >>> eval_batches(3, 1).shape == (-(-3 // jax.device_count()), jax.device_count(), 1)
         True
     """
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     per_device = math.ceil(min(batch_size, count) / devices)
     batches = math.ceil(count / (devices * per_device))
     indices = np.full(batches * devices * per_device, -1, np.int32)

@@ -17,27 +17,23 @@ from typing import Any
 
 import jax
 import ml_collections
-import orbax.checkpoint as ocp
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged
-from flexpool_jax.pooling import pool_summary
 from flexpool_jax.source import source_hash
-from flexpool_jax.training import checkpoints, console, metrics, superclass
-from flexpool_jax.training.eval_loop import Evaluation, evaluate_split
-from flexpool_jax.training.feed import Feed, on_devices
-from flexpool_jax.training.identity import Identity, begin
+from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
+from flexpool_jax.training.determinism import use_deterministic_ops
+from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
+from flexpool_jax.training.feed import on_devices
+from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
-from flexpool_jax.training.lock import hold_workdir
-from flexpool_jax.training.result import (
-    RESULT_FILE,
-    read_result,
-    result_of,
-    write_pool_weights,
-    write_predictions,
-)
+from flexpool_jax.training.lock import LOCK_FILE, hold_workdir
+from flexpool_jax.training.pace import Pace
+from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
 from flexpool_jax.training.resume import Progress, restore_or_init
+from flexpool_jax.training.run import Run
+from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import (
     Setup,
     load_configured_dataset,
@@ -45,25 +41,31 @@ from flexpool_jax.training.setup import (
     set_up,
     use_compilation_cache,
 )
-from flexpool_jax.training.steps import NotFinite, TrainState, parameter_count
+from flexpool_jax.training.steps import NotFinite, TrainState, parameter_count, steps_in
 
 
 def train(
     config: ml_collections.ConfigDict, workdir: Path, dataset: Dataset | None = None
 ) -> dict[str, Any]:
     """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, processes.explaining_loss():
         use_compilation_cache(config.compilation_cache)
+        if config.deterministic:
+            use_deterministic_ops()
         dataset = dataset or load_configured_dataset(config)
-        phases = [(workdir, set_up(config, dataset))]
+        phases = [("", set_up(config, dataset))]
         if config.superclass.epochs:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
-            phases.insert(0, (workdir / superclass.FOLDER, first))
-        with hold_workdir(workdir):
+            phases.insert(0, (superclass.FOLDER, first))
+        processes.check_alike(facts(phases[-1][1]))
+        stop.agree = processes.shared_flag()
+        with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
+            processes.check_shared(workdir / LOCK_FILE)
             result: dict[str, Any] = {}
             trained = None
-            for folder, setup in phases:
+            for name, setup in phases:
+                folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
                 trained, result = _train_phase(setup, folder, stop, trained)
             return result
@@ -78,8 +80,10 @@ def _train_phase(
     identity = begin(workdir, config, setup.dataset)
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = restore_or_init(setup, manager, identity, pretrained)
+        found = [dataclasses.asdict(progress), read_result(workdir)]
+        saved_progress, result = processes.gather(found)[0]
+        state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
-        result = read_result(workdir)
         if result is not None and step == setup.total_steps and progress.evaluated:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
@@ -104,143 +108,82 @@ def _train_phase(
             ) as bar,
         ):
             started = time.monotonic() - progress.seconds
-            run = Run(setup, workdir, identity, manager, log, bar, stop, started)
-            state, images_per_second = _run_epochs(run, state, progress)
-        result = result_of(setup, identity, progress, state, images_per_second)
+            meter = metrics.Meter(config.batch_size)
+            saver = Saver(manager, identity, step, progress.evaluated)
+            run = Run(setup, workdir, progress, meter, saver, log, bar, stop, started)
+            state = _run_epochs(run, state)
+        result = result_of(setup, identity, progress, state, meter.images_per_second)
         files.write_json(workdir / RESULT_FILE, files.sealed(result))
-        return jax.device_get(state.variables), result
+        return jax.device_get(state.variables), processes.gather(result)[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a process holds open while it works on a run.
-
-    Attributes:
-        started: the present minus the seconds of training so far, by `time.monotonic`.
-    """
-
-    setup: Setup
-    workdir: Path
-    identity: Identity
-    manager: ocp.CheckpointManager
-    log: metrics.MetricsWriter
-    bar: console.ProgressBar
-    stop: StopRequest
-    started: float
-
-
-def _run_epochs(run: Run, state: TrainState, progress: Progress) -> tuple[TrainState, float | None]:
-    """Trains to the last epoch; returns the state and the images per second of the steps alone."""
-    setup, config, stop = run.setup, run.setup.config, run.stop
-    steps_per_epoch = setup.steps_per_epoch
+def _run_epochs(run: Run, state: TrainState) -> TrainState:
+    """Trains to the last epoch; returns the state at its end."""
+    setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
+    steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
+    pace = Pace(steps_per_epoch, setup.steps_per_dispatch)
     train_feed, test_feed = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
-    key, step = jax.random.key(config.seed), int(state.step)
+    key, step = jax.random.key(setup.config.seed), int(state.step)
     state = replicate(state)
-    meter = metrics.Meter(config.batch_size)
-    is_saved = True
-    # The first step compiles; until it is dispatched, nothing can be lost.
+    # The epoch that is not evaluated and saved yet, though its steps are dispatched.
+    ended: EpochEnd | None = None
+    # The first step compiles; until it came back, nothing can be lost.
     stop.saves = False
     stop.check()
     # An epoch whose steps are done, but that was not evaluated, is continued at its evaluation.
     first_epoch = (step - (not progress.evaluated)) // steps_per_epoch
     with _explaining_divergence(run):
         try:
-            for epoch in range(first_epoch, config.num_epochs):
-                for part in train_feed.epoch(setup, epoch, start=step - epoch * steps_per_epoch):
-                    stop.check()
+            for epoch in range(first_epoch, num_epochs):
+                start = step - epoch * steps_per_epoch
+                for part in train_feed.epoch(setup, epoch, start, pace.steps_from):
+                    if ended is None:
+                        stop.check()
+                    meter.expect(steps_in(part))
                     state, values = setup.train_steps(state, train_feed.data, part, key)
-                    step += len(values["loss"])
-                    stop.saves, is_saved, progress.evaluated = True, False, False
+                    step += steps_in(part)
                     meter.add(step, values)
-                    if _is_logged(setup, step):
-                        _log_training(run, meter)
-                    else:
-                        run.bar.show(meter)
+                    stop.saves = True
+                    if ended is not None:
+                        finish_epoch(run, ended, test_feed)
+                        ended = None
+                    progress.evaluated = False
+                    run.report_steps()
+                    seconds = None if setup.config.steps_per_dispatch else meter.seconds_per_step
+                    if seconds is not None and pace.steps > 1:
+                        # All processes dispatch the same steps.
+                        pace.slow_down(max(processes.gather(seconds)))
 
-                is_last = epoch + 1 == config.num_epochs
-                accuracy = None
-                if is_last or (epoch + 1) % config.eval_every_epochs == 0:
-                    evaluation = _evaluate(run, state, test_feed, epoch + 1)
-                    accuracy = evaluation.metrics["accuracy"]
-                    per_class = {"accuracy_per_class": evaluation.accuracy_per_class}
-                    progress.test = evaluation.metrics | per_class
-                    progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
-                    if is_last:
-                        labels = setup.dataset.test.labels
-                        write_predictions(run.workdir, labels, *evaluation[2:])
-                        params = jax.device_get(state.variables["params"])
-                        write_pool_weights(run.workdir, params)
-                progress.evaluated = True
-
-                is_best = accuracy is not None and accuracy == progress.best_accuracy
-                if is_last or is_best or (epoch + 1) % config.checkpoint_every_epochs == 0:
-                    _save(run, state, progress, accuracy)
-                    is_saved = True
-                meter.pause()
-            checkpoints.wait(run.manager)
+                # On a CPU, steps and what follows them would share the cores.
+                in_turn = jax.default_backend() == "cpu" or not meter.step
+                in_turn = in_turn or epoch + 1 == num_epochs
+                if in_turn:
+                    meter.wait()
+                    run.report_steps()
+                ended = end_epoch(run, state, epoch + 1, test_feed, copy=not in_turn)
+                if in_turn:
+                    finish_epoch(run, ended, test_feed)
+                    ended = None
+                    meter.pause()
+            run.saver.wait()
         except Interrupted:
-            _log_training(run, meter)
-            if not is_saved:
-                _save(run, state, progress)
-            checkpoints.wait(run.manager)
+            if ended is None:
+                meter.wait()
+            else:
+                # Steps after its end are made again.
+                state = ended.state
+            run.write_steps()
+            snapshot = run.snapshot(state)
+            run.saver.save(snapshot)
+            run.saver.wait()
+            processes.gather(snapshot.step)  # The others wait until process 0 has saved.
             run.bar.close()
             raise Interrupted(
-                f"told to stop at step {step} of {setup.total_steps}; "
+                f"told to stop at step {snapshot.step} of {setup.total_steps}; "
                 "the same command continues from there"
             ) from None
     progress.seconds = time.monotonic() - run.started
-    return state, meter.images_per_second
-
-
-def _is_logged(setup: Setup, step: int) -> bool:
-    """Whether a line is due: at the end of an epoch, and in the interval that the config names."""
-    into_interval = step % setup.config.log_every_steps
-    return step % setup.steps_per_epoch == 0 or into_interval < setup.steps_per_dispatch
-
-
-def _log_training(run: Run, meter: metrics.Meter) -> None:
-    """Waits for the steps that were dispatched, and writes one line about those since the last."""
-    meter.wait()
-    if meter.rows:
-        run.bar.show(meter)
-        run.log.write(
-            step=meter.step,
-            epoch=meter.step / run.setup.steps_per_epoch,
-            split="train",
-            images_per_second=meter.images_per_second,
-            **meter.means(),
-        )
-        meter.rows.clear()
-
-
-def _evaluate(run: Run, state: TrainState, feed: Feed, epoch: int) -> Evaluation:
-    started = time.monotonic()
-    evaluation = evaluate_split(run.setup, state.variables, feed, run.stop.check)
-    seconds = time.monotonic() - started
-    run.log.write(
-        step=epoch * run.setup.steps_per_epoch,
-        epoch=float(epoch),
-        split=run.setup.split_name,
-        images_per_second=len(feed) / seconds,
-        **evaluation.metrics,
-        **_summary_of_pools(run, state),
-    )
-    run.bar.evaluation(epoch, run.setup.split_name, evaluation.metrics, seconds)
-    return evaluation
-
-
-def _summary_of_pools(run: Run, state: TrainState) -> dict[str, float]:
-    params = jax.device_get(state.variables["params"])
-    summary = pool_summary(params, run.setup.config.pool)
-    return {name: float(value) for name, value in summary.items()}
-
-
-def _save(run: Run, state: TrainState, progress: Progress, accuracy: float | None = None) -> None:
-    progress.metrics_position = run.log.position()
-    progress.seconds = time.monotonic() - run.started
-    checkpoints.save(
-        run.manager, state, dataclasses.asdict(progress), accuracy, run.identity.to_json()
-    )
+    return state
 
 
 @contextlib.contextmanager
@@ -253,13 +196,15 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
         yield
     except NotFinite as error:
         run.bar.close()
-        checkpoints.wait(run.manager)
-        good = run.manager.latest_step()
+        run.saver.save()
+        run.saver.wait()
+        good = run.saver.last_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
         advice = "the same command with a lower --config.learning_rate continues from there"
         if error.step == 1:
             advice = "no update was made before it: look at the model and the data"
-        raise TrainingDiverged(
+        text = (
             f"{error} at step {error.step} (epoch "
             f"{math.ceil(error.step / run.setup.steps_per_epoch)}); {saved}; {advice}"
-        ) from error
+        )
+        raise TrainingDiverged(processes.gather(text)[0]) from error

@@ -29,7 +29,7 @@ class Meter:
     """Collects the metrics of dispatched steps, and times them.
 
     It stays one dispatch behind, so that the devices are busy while the host looks at the metrics
-    of the dispatch before.
+    of the dispatch before. Only the first one of all is waited for, to know how long it takes.
 
     Args:
         batch_size: images per step.
@@ -37,18 +37,39 @@ class Meter:
     Attributes:
         step: updates whose metrics have come back; 0 before the first.
         rows: the metrics of each step that came back and is not logged yet.
-        images_per_second: over all dispatches so far but the first, which compiles, and those
-            across a `pause`; None before there are any.
+        images_per_second: over all dispatches so far but those that compiled (see `expect`) or
+            came across a `pause`; None before there are any.
+        seconds_per_step: of the first dispatch, without its compilation; None before it came back.
+        returned: when the last dispatch came back, or `pause` was called, by `time.monotonic`.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.step = 0
         self.rows: list[dict[str, float]] = []
         self.images_per_second: float | None = None
+        self.seconds_per_step: float | None = None
+        self.returned = 0.0
         self._batch_size = batch_size
         self._dispatched: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._images, self._seconds = 0, 0.0
-        self._clock: float | None = None
+        self._is_timed = False
+        self._programs: set[object] = set()
+
+    def expect(self, program: object) -> None:
+        """Prepares for the dispatch of a program; where it is its first, it will be compiled.
+
+        Nothing is timed across a compilation: what was dispatched before is waited for.
+
+        Args:
+            program: the number of steps of a dispatch, or another name.
+
+        Raises:
+            NotFinite: as `add`.
+        """
+        if program not in self._programs:
+            self._programs.add(program)
+            self.wait()
+            self._is_timed = False
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds a dispatch, and waits for the one before.
@@ -60,8 +81,11 @@ class Meter:
         Raises:
             NotFinite: the loss of the dispatch before is a NaN or infinite.
         """
+        dispatched = time.monotonic()
         self._dispatched.append((step, metrics))
-        self._collect(leave=1)
+        self._collect(leave=1 if self.step else 0)
+        if self.seconds_per_step is None:
+            self.seconds_per_step = (self.returned - dispatched) / len(self.rows)
 
     def wait(self) -> None:
         """Waits for all dispatches; raises as `add` does."""
@@ -77,8 +101,7 @@ class Meter:
 
     def pause(self) -> None:
         """Leaves out of the timing what happened since the last dispatch came back."""
-        if self._clock is not None:
-            self._clock = time.monotonic()
+        self.returned = time.monotonic()
 
     def _collect(self, leave: int) -> None:
         while len(self._dispatched) > leave:
@@ -86,11 +109,11 @@ class Meter:
             metrics = jax.device_get(metrics)
             steps = len(metrics["loss"])
             now = time.monotonic()
-            if self._clock is not None:
+            if self._is_timed:
                 self._images += steps * self._batch_size
-                self._seconds += now - self._clock
+                self._seconds += now - self.returned
                 self.images_per_second = self._images / self._seconds
-            self._clock = now
+            self._is_timed, self.returned = True, now
             for i in range(steps):
                 row = {name: float(values[i]) for name, values in metrics.items()}
                 self.step = last_step - steps + 1 + i

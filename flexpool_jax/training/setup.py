@@ -26,6 +26,8 @@ from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
 from flexpool_jax.training import steps
+from flexpool_jax.training.determinism import check_deterministic
+from flexpool_jax.training.pace import longest_dispatch
 from flexpool_jax.training.steps import TrainState, create_train_state
 
 Array = jax.Array
@@ -40,7 +42,8 @@ class Setup:
         dataset: what the config names.
         model: from `flexpool_jax.create_model`.
         tx: the optimizer.
-        steps_per_dispatch: updates that one call of ``train_steps`` makes; divides an epoch.
+        steps_per_dispatch: updates that one call of ``train_steps`` makes at most; see
+            `flexpool_jax.training.pace`.
         train_steps: see `steps.pmap_train_step`.
         eval_step: see `steps.pmap_eval_step`.
     """
@@ -96,7 +99,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         UserError: the config does not fit the data or the devices.
     """
     dataset = _with_normalisation(config, dataset)
-    configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
+    configuration.check_batch_size(config, jax.device_count(), len(dataset.train))
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = make_schedule(
         config.schedule,
@@ -132,14 +135,13 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         ema_decay=config.ema_decay,
         freeze_backbone=config.freeze == "backbone",
     )
-    steps_per_dispatch = _steps_per_dispatch(config, steps_per_epoch)
     return Setup(
         config,
         dataset,
         model,
         tx,
-        steps_per_dispatch,
-        train_steps=steps.pmap_train_step(train_step, steps_per_dispatch),
+        steps_per_dispatch=_steps_per_dispatch(config, steps_per_epoch),
+        train_steps=steps.pmap_train_step(train_step),
         eval_step=steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise)),
     )
 
@@ -183,6 +185,8 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
             f"model {config.model!r} has variables in {', '.join(others)}, which training does not "
             "keep; allowed: params and batch_stats"
         )
+    if config.deterministic:
+        check_deterministic(model, variables, shape)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
     configuration.check_pool_reg_stability(config, pooled)
@@ -190,11 +194,10 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
 
 
 def _steps_per_dispatch(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """The largest divisor of an epoch up to the limit, so that one compiled program is enough."""
     limit = config.steps_per_dispatch
     if not limit:
         limit = 1 if jax.default_backend() == "cpu" else config.log_every_steps
-    return next(k for k in range(min(limit, steps_per_epoch), 0, -1) if steps_per_epoch % k == 0)
+    return longest_dispatch(steps_per_epoch, limit)
 
 
 def load_configured_dataset(config: ml_collections.ConfigDict) -> Dataset:

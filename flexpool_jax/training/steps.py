@@ -128,6 +128,17 @@ def create_train_state(
     return init(key)
 
 
+def steps_in(part: Part) -> int:
+    """The updates that a part is for, of leaves [devices, steps, ...]."""
+    return int(jax.tree.leaves(part)[0].shape[1])
+
+
+@jax.jit
+def copy_state(state: TrainState) -> TrainState:
+    """Copies a state on its devices, for use after its buffers were donated to the next step."""
+    return jax.tree.map(jnp.copy, state)
+
+
 def parameter_count(params: Any) -> int:
     """The number of trainable parameters in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -256,26 +267,25 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
 
 
 def pick(data: DeviceSplit, indices: Array) -> Batch:
-    """The batch of some indices; see `make_eval_step` for what it holds."""
+    """Gathers the examples at these indices into a batch, as `make_eval_step` takes it."""
     chosen = jnp.maximum(indices, 0)
     return {"image": data.images[chosen], "label": data.labels[chosen], "valid": indices >= 0}
 
 
 def pmap_train_step(
     train_step: TrainStep,
-    steps_per_dispatch: int,
 ) -> Callable[[TrainState, DeviceSplit, Part, Array], tuple[TrainState, Metrics]]:
-    """The program that makes ``steps_per_dispatch`` updates on all local devices.
+    """The program that makes one or many updates on all devices of all processes.
 
     Args:
         train_step: from `make_train_step`.
-        steps_per_dispatch: 1 gives the bare step; more a `jax.lax.scan` over it, for accelerators
-            only: on a CPU XLA runs a convolution inside a loop many times slower.
 
     Returns:
-        ``run(state, data, part, key) -> (state, metrics)``. data: replicated. part: int32 [devices,
-        steps, B / devices], indices into data. metrics: one float32 [steps] for each name. The
-        state's buffers are donated.
+        ``run(state, data, part, key) -> (state, metrics)``. data: replicated. part: int32 [local
+        devices, steps, B / devices], indices into data. metrics: one float32 [steps] for each name.
+        The state's buffers are donated. It is compiled for each number of steps: one gives the bare
+        step; more a `jax.lax.scan` over it, for accelerators only: on a CPU XLA runs a convolution
+        inside a loop many times slower.
     """
 
     def run(
@@ -284,7 +294,7 @@ def pmap_train_step(
         def step(state: TrainState, part: Part) -> tuple[TrainState, Metrics]:
             return train_step(state, pick(data, part), key)
 
-        if steps_per_dispatch > 1:
+        if len(jax.tree.leaves(part)[0]) > 1:
             return jax.lax.scan(step, state, part)
         state, metrics = step(state, jax.tree.map(lambda x: x[0], part))
         return state, jax.tree.map(lambda x: x[None], metrics)
@@ -295,18 +305,20 @@ def pmap_train_step(
 def pmap_eval_step(
     eval_step: EvalStep,
 ) -> Callable[[Mapping[str, Any], DeviceSplit, Part], tuple[Metrics, Metrics]]:
-    """The program that evaluates one batch on all local devices.
+    """The program that evaluates one batch on all devices of all processes.
 
     Args:
         eval_step: from `make_eval_step`.
 
     Returns:
-        ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [devices,
-        B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`; examples:
-        the same, each [devices, B / devices, ...].
+        ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [local
+        devices, B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`;
+        examples: the same, of all devices: each [devices, B / devices, ...].
     """
 
     def run(variables: Mapping[str, Any], data: DeviceSplit, part: Part) -> tuple[Metrics, Metrics]:
-        return eval_step(variables, pick(data, part))
+        sums, examples = eval_step(variables, pick(data, part))
+        # Of all devices, because the process that writes sees its own alone.
+        return sums, jax.lax.all_gather(examples, AXIS)
 
-    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=(None, 0))
+    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=None)

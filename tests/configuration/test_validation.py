@@ -73,6 +73,7 @@ OUT_OF_RANGE = {
     "ema_decay": [-0.1, 1.0, NAN, "0.9", None],
     "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
+    "deterministic": [1, "no"],
     "sync_batch_norm": [1, "no"],
     "augment.flip": [0, "left"],
     "augment.scale": [(0.8,), (1.2, 0.8), (0.0, 1.0), (-1.0, 1.0), (1.0, NAN), (1, 2, 3), 0.8, ()],

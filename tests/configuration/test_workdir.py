@@ -62,6 +62,7 @@ OTHER = {
     "ema_decay": 0.999,
     "label_smoothing": 0.1,
     "dtype": "bfloat16",
+    "deterministic": True,
     "sync_batch_norm": False,
     "augment.flip": False,
     "augment.scale": (1.0, 1.0),

@@ -1,10 +1,7 @@
 """An inspection's numbers are those of the network, and its page works in a browser."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -24,6 +21,7 @@ from flexpool_jax.insight import figures, inspection, page
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.training import train
 from flexpool_jax.training.setup import set_up
+from tests.browser.browser import needs_browser, used_in_browser
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NAMES = (*"012345678", HOSTILE)
@@ -230,45 +228,12 @@ def test_large_maps_do_not_make_a_large_page():
     assert len(page.data_uri(np.zeros((500, 400, 3), np.uint8))) < 10**4
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-BROWSER = Path(__file__).parent / "browser"
-# A window is at least 500 pixels wide, a frame in it is not.
-FRAME = """<!DOCTYPE html><script>
-addEventListener("message", (event) => {
-  const found = Object.assign(document.createElement("pre"), { textContent: event.data });
-  document.body.append(found);
-});
-</script><body><iframe src="page.html" width="WIDTH" height="900" style="border: 0"></iframe>"""
-
-
-def used_in_browser(path, width, scratch):
-    """Opens a page in a headless browser at a width, uses it, and returns what was found."""
-    listen, use = ((BROWSER / f"{name}.js").read_text() for name in ("listen", "use"))
-    text = path.read_text().replace("<title>", f"<script>{listen}</script><title>")
-    text = text.replace("</body>", f"<script>{use}</script></body>")
-    (scratch / "page.html").write_text(text)
-    (scratch / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={scratch / 'profile'}",
-        "--window-size=1400,1000", "--virtual-time-budget=5000", "--dump-dom",
-        (scratch / "frame.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (written,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, re.S)
-    return json.loads(html.unescape(written))
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [375, 1280])
 def test_the_page_works_in_a_browser(width, flexpool, tmp_path):
     restored, report = flexpool
-    found = used_in_browser(restored.workdir / "inspect/index.html", width, tmp_path)
-    assert found["problems"] == []
-    assert found["loaded"] == []
-    assert found["width"] == width
-    assert found["overflow"] == 0
-    assert found["unnamed"] == []
+    script = Path(__file__).with_name("use_page.js")
+    found = used_in_browser(restored.workdir / "inspect/index.html", script, width, tmp_path)
     assert found["titles"] == [
         "Overview", "Training", "Weights of the pool", "Evidence maps", "Predictions",
         "Calibration", "Model",

@@ -43,7 +43,7 @@ COLD_EVERY = 20
 PATIENCE = 3600
 
 # What depends on the clock, and where on the disk the run's data lies.
-CLOCKS = ("seconds", "images_per_second", "config")
+CLOCKS = ("seconds", "images_per_second", "config", "sha256")
 
 
 @dataclasses.dataclass(frozen=True)

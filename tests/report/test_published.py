@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flexpool_jax.report.page import write_report
+from flexpool_jax.report.page import PAGE_FILE, write_report
+from tests.report.test_sweep_page import data_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reproduction.md"
@@ -31,6 +32,9 @@ def test_report_is_what_its_results_say(results, tmp_path):
         assert (path.parent / name).read_text() == (committed / name).read_text(), (
             f"write it again: python launch.py --mode=report --workdir={results.relative_to(ROOT)}"
         )
+    assert data_of(path.with_name(PAGE_FILE)) | {"name": ""} == (
+        data_of(committed / PAGE_FILE) | {"name": ""}
+    )
     # Pixels depend on the version of matplotlib; which pictures there are does not.
     assert {p.name for p in path.parent.iterdir()} == {p.name for p in committed.iterdir()}
 

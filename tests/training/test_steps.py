@@ -54,7 +54,7 @@ def train_step(model, augment=lambda images, keys: images, ema_decay=0.0):
 
 def run(model, indices, steps_per_dispatch=1, **fields):
     """Runs the given steps, [steps, B], from the initial state."""
-    program = steps.pmap_train_step(train_step(model, **fields), steps_per_dispatch)
+    program = steps.pmap_train_step(train_step(model, **fields))
     state = create_train_state(model, TX, KEY, (4, 4, 3), keep_average="ema_decay" in fields)
     collected = []
     for start in range(0, len(indices), steps_per_dispatch):
@@ -124,7 +124,7 @@ def test_the_average_follows_the_parameters_which_do_not_depend_on_it():
 
 
 def test_the_state_has_no_device_axis_and_its_buffers_are_donated():
-    program = steps.pmap_train_step(train_step(PLAIN), 1)
+    program = steps.pmap_train_step(train_step(PLAIN))
     state = create_train_state(PLAIN, TX, KEY, (4, 4, 3))
     shapes = jax.tree.map(jnp.shape, state)
     indices = np.arange(8, dtype=np.int32).reshape(1, 1, 8)

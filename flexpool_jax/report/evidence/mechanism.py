@@ -16,7 +16,8 @@ from flexpool_jax.report.evidence.contrasts import (
     slope_over_length,
 )
 from flexpool_jax.report.evidence.runs import Evidence, read_probes
-from flexpool_jax.report.page import markdown_table, signed
+from flexpool_jax.report.page import markdown_table
+from flexpool_jax.report.words import signed
 
 
 def points(contrast: Contrast) -> str:

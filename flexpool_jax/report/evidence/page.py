@@ -31,8 +31,9 @@ from flexpool_jax.report.evidence.runs import (
     read_probes,
     read_weights,
 )
-from flexpool_jax.report.page import markdown_table, p_text, signed
+from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
+from flexpool_jax.report.words import p_text, signed
 
 MARKER = (
     "<!-- Everything below is written by `python -m flexpool_jax.report.evidence`; "

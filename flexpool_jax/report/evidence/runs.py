@@ -220,7 +220,10 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
 
 
 def read_probes(design: Design) -> dict[str, dict[int, dict[str, Any]]]:
-    """Reads each run's probe.json, by column and seed; those of another config are left out."""
+    """Reads each run's probe.json, by column of the sweep and seed.
+
+    A probe.json that was made with another config than its run has now is left out.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for (column, seed), run in design.by_column():
         try:

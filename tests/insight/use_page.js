@@ -1,17 +1,4 @@
-// Runs after the page's own program: uses every control as a reader does, and tells the outer page
-// what it found.
-const found = { problems };
-const get = (selector) => document.querySelector(selector);
-const all = (selector) => [...document.querySelectorAll(selector)];
-function choose(control, value) {
-  control.value = value;
-  control.dispatchEvent(new Event(control.tagName === "SELECT" ? "change" : "input", { bubbles: true }));
-}
-function press(node, key) {
-  node.focus();
-  node.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-}
-found.titles = all("h2").map((title) => title.textContent);
+// Uses every control of an inspection's page and writes down what it shows.
 found.curves = all("#curves select option").map((option) => option.value);
 found.chart = get("#curves svg").getAttribute("aria-label");
 choose(get("#curves select"), "loss");
@@ -38,14 +25,7 @@ press(get("#evidence canvas.heat"), "ArrowRight");
 found.position = get("#evidence output").textContent;
 choose(get("#evidence input[type=range]"), "20");
 found.errors = all("#predictions .errors li").length;
-found.unnamed = all("canvas, select, input, button, svg[role=img], [role=region], img").filter((node) =>
-  !node.getAttribute("aria-label") && !node.getAttribute("alt") && !(node.labels && node.labels.length) && !node.textContent.trim()
-).map((node) => node.outerHTML.slice(0, 80));
-found.loaded = performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:"));
-found.width = innerWidth;
-found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 found.text = get("#predictions").textContent;
-setTimeout(() => {
+finish(() => {
   found.weightRows = all("#weights details tbody tr").length;
-  parent.postMessage(JSON.stringify(found), "*");
-}, 200);
+});

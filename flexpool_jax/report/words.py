@@ -1,0 +1,262 @@
+"""What a report says in words: the sentences and the cells of its tables.
+
+report.md and index.html show the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flexpool_jax.report import paper
+from flexpool_jax.report.analysis import Estimate
+from flexpool_jax.report.results import Arm, Found
+from flexpool_jax.report.tables import Row, Setting
+
+PAPER_HEADS = ("data set", "", *paper.COLUMNS)
+SETTING_HEADS = (
+    *("SAC", "pool", "accuracy", "best epoch", "to AvgPool", "to control", "to one classifier"),
+)
+
+BESIDE_ACCURACY = (
+    "Beside accuracy, likewise after the last epoch, mean ± half of the 95 % interval:"
+)
+OF_EACH_CLASS = "The accuracy of each class, mean over seeds; classes.csv has the intervals:"
+
+
+def opening(found: Found, rows: Sequence[Row]) -> str:
+    """What the report is about and what its numbers mean, in paragraphs of Markdown."""
+    devices = Counter(run.device for run in found.runs)
+    versions = Counter(run.versions for run in found.runs)
+    hours = sum(run.seconds for run in found.runs) / 3600
+    split, intervals = "the test split", "not how far another test split would"
+    if any(run.config.dataset.holdout for run in found.runs):
+        split += ", or the held-out images that a row names"
+        intervals += "; but each seed holds out other images"
+    text = f"""\
+{len(found.runs)} finished runs, {hours:.1f} hours of training, on {_listed(devices)}; with
+{_listed(versions)}.
+
+Accuracies are those of the **last epoch** on {split},
+in per cent: the mean over n seeds ± half of its 95 % interval (Student's t). The best epoch's is
+higher by design, since it is chosen by looking at the same images, and is given for information in
+the lists below. One seed has no interval. Differences are paired by seed: same order of examples,
+same draws; their p-values are those of the paired t-test. The intervals say how far seeds differ,
+{intervals}."""
+    tested = sum(len(setting.adjusted) for row in rows for setting in row.settings.values())
+    if tested:
+        text += f"""
+
+{tested} differences are tested in this report. Were none of them real, about
+{0.05 * tested:.1f} would be expected to have p < 0.05. An asterisk marks those that keep
+p < 0.05 after Holm's correction for that number; p is shown without it."""
+    if len({run.source for run in found.runs}) > 1 or any(run.changes for run in found.runs):
+        text += """
+
+Runs of other source code, and runs whose fields changed between two starts, have rows of their own;
+they are not averaged or compared with others."""
+    return text
+
+
+def _listed(counts: Counter[str]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{name} ({count} runs)" for name, count in counts.items())
+
+
+def paper_lines(rows: Sequence[Row], *, sac: bool) -> list[list[str]]:
+    """The paper's Table 1, or 2 with SAC, three lines a row; empty if no run belongs to it.
+
+    The cells are those of `PAPER_HEADS`.
+    """
+    cells = [[row.column(column, sac=sac) for column in paper.COLUMNS] for row in rows]
+    if not any(any(found) for found in cells):
+        return []
+    lines = []
+    for row, columns in zip(rows, cells, strict=True):
+        lines.append([row.title, "here", *map(_measured, columns)])
+        published = [paper.accuracy(row.config.dataset.name, c, sac=sac) for c in paper.COLUMNS]
+        in_paper = any(published) and not row.config.dataset.holdout
+        shown = [f"{value:.2f}" if in_paper else "not in it" for value in published]
+        lines.append(["", "paper", *shown])
+        differences = [
+            _difference(found[0], "avgpool") if len(found) == 1 else "–" for found in columns
+        ]
+        lines.append(["", "difference to AvgPool", *differences])
+    return lines
+
+
+def _measured(settings: Sequence[Setting]) -> str:
+    """The text of a cell about its runs."""
+    if len(settings) > 1:
+        return f"{len(settings)} settings, see below"
+    if not settings or settings[0].estimate is None:
+        return "not run"
+    missing = settings[0].missing
+    remark = f"; without seed {', '.join(map(str, missing))}" if missing else ""
+    return f"{_estimate(settings[0].estimate)}{remark}"
+
+
+def _estimate(found: Estimate) -> str:
+    if found.half_width is None:
+        return f"{found.mean:.2f} (n = 1, no interval)"
+    if not found.half_width:
+        return f"{found.mean:.2f} (n = {found.n}, all alike)"
+    return f"{found.mean:.2f} ± {found.half_width:.2f} (n = {found.n})"
+
+
+def _difference(setting: Setting, baseline: str) -> str:
+    if baseline not in setting.arm.baselines or not setting.runs:
+        return "–"
+    found = setting.differences.get(baseline)
+    if found is None:
+        return "nothing to pair with"
+    mean = signed(found.mean)
+    if found.half_width is None:
+        return f"{mean} (one pair, no interval)"
+    if found.p_value is None:
+        return f"{mean} ({found.n} pairs, all alike)"
+    pairs = "" if found.n == len(setting.runs) else f" ({found.n} pairs)"
+    text = f"{mean} ± {found.half_width:.2f}, {p_text(found.p_value)}{pairs}"
+    return f"{text} *" if setting.adjusted[baseline] < 0.05 else text
+
+
+def setting_lines(row: Row) -> list[list[str]]:
+    """A line for each setting of a row; the cells are those of `SETTING_HEADS`."""
+    lines = []
+    for arm, setting in row.settings.items():
+        best = [run.best_accuracy for run in setting.runs.values()]
+        control = _difference(setting, "control")
+        if "control" in setting.differences:
+            control = f"{arm.baselines['control'].title}: {control}"
+        lines.append(
+            [
+                "/".join(f"{weight:g}" for weight in arm.sac) or "–",
+                _described(arm),
+                _measured([setting]),
+                f"{sum(best) / len(best):.2f}" if best else "–",
+                _difference(setting, "avgpool"),
+                control,
+                _difference(setting, "one_classifier"),
+            ]
+        )
+    return lines
+
+
+def metric_lines(row: Row) -> tuple[list[str], list[list[str]]]:
+    """The heads and lines of a row's metrics beside accuracy; no lines where no run has any."""
+    names = list(dict.fromkeys(name for s in row.run_settings for name in s.metrics))
+    lines = [
+        [setting.arm.label, *(metric_text(name, setting.metrics.get(name)) for name in names)]
+        for setting in row.run_settings
+    ]
+    return ["setting", *map(metric_title, names)], lines if names else []
+
+
+def class_lines(row: Row) -> tuple[list[str], list[list[str]]]:
+    """The names of a row's classes, and a line of their accuracies for each setting.
+
+    No lines where no run has them. Settings with other classes than the first are left out.
+    """
+    classes = next((list(s.classes) for s in row.run_settings if s.classes), [])
+    lines = [
+        [s.arm.label, *("–" if f is None else f"{f.mean:.2f}" for f in s.classes.values())]
+        for s in row.run_settings
+        if classes and list(s.classes) == classes
+    ]
+    return classes, lines
+
+
+def metric_title(name: str) -> str:
+    """A metric's name in words; accuracies are shown in per cent.
+
+    Example:
+        >>> metric_title("top5_accuracy"), metric_title("calibration_error")
+        ('top5 accuracy in %', 'calibration error')
+    """
+    return name.replace("_", " ") + " in %" * name.endswith("accuracy")
+
+
+def metric_text(name: str, found: Estimate | None) -> str:
+    """A metric's mean and interval, in the unit that `metric_title` names.
+
+    Example:
+        >>> metric_text("calibration_error", Estimate(0.03125, 0.0012, 5, None))
+        '0.03125 ± 0.0012 (n = 5)'
+        >>> metric_text("top5_accuracy", Estimate(0.97, None, 1, None))
+        '97.00 (n = 1, no interval)'
+    """
+    if found is None:
+        return "–"
+    if name.endswith("accuracy"):
+        half_width = None if found.half_width is None else 100 * found.half_width
+        return _estimate(dataclasses.replace(found, mean=100 * found.mean, half_width=half_width))
+    if found.half_width is None:
+        return f"{found.mean:.4g} (n = 1, no interval)"
+    return f"{found.mean:.4g} ± {found.half_width:.2g} (n = {found.n})"
+
+
+def _described(arm: Arm) -> str:
+    values = [f"{arm.pool_reg:g} × Eq. 2"] * (arm.pool_reg > 0)
+    values += [f"dropout {arm.dropout_rate:g}"] * (arm.dropout_rate > 0)
+    return arm.title + (f" ({', '.join(values)})" if values else "")
+
+
+def recipe(row: Row) -> str:
+    """The fields that all runs of a row have in common, in words."""
+    config = row.config
+    size = config.dataset.image_size
+    augment = [
+        "flips" * bool(config.augment.flip),
+        f"scaling {config.augment.scale[0]:g} to {config.augment.scale[1]:g}"
+        * (tuple(config.augment.scale) != (1, 1)),
+        f"crops of {config.augment.crop} pixels of padding" * bool(config.augment.crop),
+    ]
+    return (
+        f"{config.model}, {f'{size}×{size} pixels' if size else 'images as the data set has them'}"
+        f", {config.num_epochs} epoch{'s' * (config.num_epochs > 1)}, "
+        f"{config.batch_size} images a step, "
+        f"{config.optimizer.name} with learning rate {config.learning_rate:g} ({config.schedule}), "
+        f"weight decay {config.optimizer.weight_decay:g}, {config.dtype}; "
+        f"augmentation: {', '.join(filter(None, augment)) or 'none'}."
+    )
+
+
+def left_out(found: Found, rows: Iterable[Row], workdir: Path) -> list[str]:
+    """Names what is not in the numbers above: damaged, unfinished and missing runs."""
+    lines = [f"Skipped: {entry.replace(f'{workdir}{os.sep}', '')}" for entry in found.skipped]
+    lines += [
+        f"Begun, not finished: {path.relative_to(workdir).as_posix()}" for path in found.unfinished
+    ]
+    for row in rows:
+        for arm, setting in row.settings.items():
+            missing = sorted(setting.expected - setting.runs.keys())
+            if missing:
+                sac = f", SAC {'/'.join(f'{w:g}' for w in arm.sac)}" if arm.sac else ""
+                seeds = ", ".join(map(str, missing))
+                lines.append(f"Not run: {row.title}, {_described(arm)}{sac}, seed {seeds}")
+    return lines
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and two decimals.
+
+    Example:
+        >>> signed(0.5), signed(-0.001)
+        ('+0.50', '+0.00')
+    """
+    # Adding zero removes the minus of a negative number that is rounded to zero.
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with three decimals.
+
+    Example:
+        >>> p_text(0.0421), p_text(1e-9)
+        ('p = 0.042', 'p < 0.001')
+    """
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -1,0 +1,220 @@
+"""Between two epochs an accelerator does not wait for the host, and nothing is lost.
+
+The device of these tests computes nothing: its results come back at a time of its own clock, which
+the host reads as well. So the gaps between its steps are exact.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import digits
+from flexpool_jax import register_model, train
+from flexpool_jax.errors import Interrupted, TrainingDiverged
+from flexpool_jax.training import checkpoints, epoch_end, loop, metrics
+from flexpool_jax.training import run as running
+from flexpool_jax.training.interrupts import StopRequest
+from flexpool_jax.training.steps import TrainState, steps_in
+
+STEPS = 11  # Of an epoch of the digits, in batches of 128.
+STEP_SECONDS, EVAL_SECONDS, SAVE_SECONDS = 0.25, 0.1, 0.4
+
+
+class Linear(nn.Module):
+    """The least that can be trained."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.Dense(2)(images)}
+
+
+register_model("linear_for_tests", num_stages=1)(lambda **fields: Linear())
+
+
+class Later:
+    """An array that whoever reads it must wait for."""
+
+    def __init__(self, device, value):
+        self.device, self.value, self.ready = device, value, device.free
+
+    def block_until_ready(self):
+        self.device.now = max(self.device.now, self.ready)
+
+    def __array__(self, dtype=None, copy=None):
+        self.block_until_ready()
+        return self.value
+
+
+class Device:
+    """Does what it is told in order, while the host's clock runs on its own."""
+
+    def __init__(self, accuracies=(), stop_at=None, diverges_at=None, step_seconds=STEP_SECONDS):
+        self.accuracies, self.stop_at, self.diverges_at = accuracies, stop_at, diverges_at
+        self.step_seconds = step_seconds
+        self.now = self.free = 0.0
+        self.calls = 0
+        self.busy = []  # What it did from when to when.
+        self.stop = StopRequest()
+
+    def work(self, kind, seconds):
+        start = max(self.now, self.free)
+        self.free = start + seconds
+        self.busy.append((kind, start, self.free))
+        self.calls += 1
+        self.stop.requested |= self.calls == self.stop_at
+
+    def train_steps(self, state, data, part, key):
+        steps = steps_in(part)
+        self.work("train", steps * self.step_seconds)
+        numbers = int(state.step) + np.arange(steps)
+        loss = np.where(numbers == self.diverges_at, math.nan, 1 / (1 + numbers))
+        # Of donated buffers nothing may be read any more.
+        step = state.step + steps
+        params = jax.tree.map(lambda x: 0 * x + step, state.params)
+        kept = jax.tree.map(jnp.copy, (state.batch_stats, state.opt_state))
+        jax.tree.map(lambda x: x.delete(), state)
+        values = {name: Later(self, loss) for name in ("loss", "accuracy", "learning_rate")}
+        return TrainState(step, params, *kept), values
+
+    def eval_step(self, variables, data, part):
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
+        self.work("evaluate", EVAL_SECONDS)
+        epoch = int(jax.tree.leaves(variables)[0].mean()) // STEPS
+        accuracy = self.accuracies[epoch - 1] if self.accuracies else epoch / 100
+        sums = {"loss": 1.0, "correct": int(accuracy * np.sum(np.asarray(part) >= 0))}
+        examples = {"logits": np.zeros((*part.shape, 10))}
+        return jax.tree.map(lambda x: Later(self, x), (sums, examples))
+
+    def gaps(self):
+        """Seconds between two epochs' steps in which it did not evaluate either."""
+        ends = [start for kind, start, _ in self.busy if kind == "train"]
+        waits = [0.0] * len(ends)
+        for (_, _, end), (_, start, _) in zip(self.busy, self.busy[1:], strict=False):
+            following = next((i for i, begin in enumerate(ends) if begin >= start), None)
+            if following is not None:
+                waits[following] += start - end
+        return waits[1:]
+
+
+@pytest.fixture
+def run(tmp_path_factory, monkeypatch):
+    """Trains on a `Device`."""
+    data_dir = tmp_path_factory.mktemp("data")
+
+    def run(device, backend, workdir, **fields):
+        config = digits.get_config("flexpool,reg")
+        config.update_from_flattened_dict(
+            {
+                "model": "linear_for_tests",
+                "dataset.data_dir": str(data_dir),
+                "dataset.image_size": 8,
+                "batch_size": 128,
+                "num_epochs": 4,
+                "tensorboard": False,
+            }
+            | fields
+        )
+
+        def set_up(*arguments):
+            setup = original(*arguments)
+            return dataclasses.replace(
+                setup, train_steps=device.train_steps, eval_step=device.eval_step
+            )
+
+        def save(*arguments):
+            device.now += SAVE_SECONDS
+            original_save(*arguments)
+
+        original, original_save = loop.set_up, checkpoints.save
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda: backend)
+            patch.setattr(loop, "set_up", set_up)
+            patch.setattr(loop, "stop_on_signals", lambda: contextlib.nullcontext(device.stop))
+            patch.setattr(checkpoints, "save", save)
+            clock = types.SimpleNamespace(monotonic=lambda: device.now)
+            for module in (loop, running, epoch_end, metrics):
+                patch.setattr(module, "time", clock)
+            return train(config, workdir)
+
+    return run
+
+
+def lines_of(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{**line, "images_per_second": None} for line in lines]
+
+
+def saved_steps(workdir):
+    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+        return manager.all_steps(), manager.best_step()
+
+
+def test_an_accelerator_waits_for_nothing_between_two_epochs(run, tmp_path):
+    gpu, cpu = Device(), Device()
+    result = run(gpu, "gpu", tmp_path / "gpu")
+    same = run(cpu, "cpu", tmp_path / "cpu")
+    assert len(gpu.gaps()) == 3
+    assert max(gpu.gaps()) <= 0.01 * STEPS * STEP_SECONDS
+    # The measure itself: on a CPU each epoch waits for the save of the one before.
+    assert sum(gap > 0.9 * SAVE_SECONDS for gap in cpu.gaps()) == 3
+    # Evaluation and compilation are not training; saving beside the steps costs nothing.
+    assert result["images_per_second"] == pytest.approx(128 / STEP_SECONDS)
+    assert lines_of(tmp_path / "gpu")[-1] == lines_of(tmp_path / "cpu")[-1]
+    for name in ("final_test_accuracy", "best_test_accuracy", "step"):
+        assert result[name] == same[name]
+    assert saved_steps(tmp_path / "gpu") == saved_steps(tmp_path / "cpu") == ([33, 44], 44)
+
+
+def test_dispatches_of_a_slow_model_are_shorter(run, tmp_path):
+    device = Device(step_seconds=0.6)
+    run(device, "gpu", tmp_path / "run", num_epochs=2)
+    seconds = [end - start for kind, start, end in device.busy if kind == "train"]
+    assert seconds == pytest.approx([STEPS * 0.6] + STEPS * [0.6])
+
+
+def test_a_stop_at_any_call_loses_nothing(run, tmp_path):
+    fields = {"num_epochs": 3, "eval_every_epochs": 2, "eval_batch_size": 200}
+    undisturbed, device = tmp_path / "undisturbed", Device()
+    result = run(device, "gpu", undisturbed, **fields)
+    for call in range(1, device.calls + 1):
+        workdir = tmp_path / f"stopped_at_{call}"
+        with pytest.raises(Interrupted):
+            run(Device(stop_at=call), "gpu", workdir, **fields)
+        again = run(Device(), "gpu", workdir, **fields)
+        assert lines_of(workdir) == lines_of(undisturbed), call
+        for name in ("final_test_accuracy", "best_test_accuracy", "step"):
+            assert again[name] == result[name]
+        assert saved_steps(workdir)[1] == saved_steps(undisturbed)[1]
+
+
+ACCURACIES = (0.1, 0.5, 0.2, 0.4, 0.3, 0.3)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_best_state_waits_in_memory_for_the_next_checkpoint(run, tmp_path, backend):
+    fields = {"num_epochs": 6, "checkpoint_every_epochs": 3}
+    device = Device(ACCURACIES)
+    run(device, backend, tmp_path / "run", **fields)
+    # Epoch 1 was better than none before it, and never saved.
+    assert saved_steps(tmp_path / "run") == ([22, 33, 66], 22)
+
+
+def test_the_best_state_is_saved_when_the_run_stops_or_diverges(run, tmp_path):
+    fields = {"num_epochs": 6, "checkpoint_every_epochs": 6, "log_every_steps": 1}
+    with pytest.raises(TrainingDiverged, match="last good checkpoint is step 22"):
+        run(Device(ACCURACIES, diverges_at=40), "gpu", tmp_path / "diverged", **fields)
+    assert saved_steps(tmp_path / "diverged") == ([22], 22)
+    device = Device(ACCURACIES, stop_at=3 * (STEPS + 1) + 3)
+    with pytest.raises(Interrupted):
+        run(device, "gpu", tmp_path / "stopped", **fields)
+    steps, best = saved_steps(tmp_path / "stopped")
+    assert best == 22
+    assert steps[-1] > 33
