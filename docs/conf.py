@@ -4,6 +4,7 @@ Sphinx reads the repository from its root, so that links between README.md, docs
 are the same here and on GitHub. README.md is the first page.
 """
 
+import contextlib
 import inspect
 import re
 import shutil
@@ -49,8 +50,8 @@ nb_merge_streams = True
 
 default_role = "py:obj"
 nitpicky = True
-# What a docstring says of this package has to exist; types in signatures, and names of other
-# packages, are shown without a link where there is none.
+# A docstring's names of this package have to exist, see `check_name`; types in signatures, and
+# names of other packages, are shown without a link where there is none.
 nitpick_ignore_regex = [("py:(?!obj).*", ".*"), ("py:obj", r"(?!flexpool_jax\.).*")]
 # Otherwise a summary ends after "Eq.".
 autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)
@@ -74,6 +75,7 @@ copybutton_prompt_is_regexp = True
 def setup(app: Sphinx) -> None:
     """Adds this project's own steps to the build."""
     app.connect("source-read", adapt_source)
+    app.connect("missing-reference", check_name)
     app.connect("autodoc-process-signature", without_flax_fields)
     app.connect("autodoc-skip-member", is_field_of_tuple)
     app.connect("build-finished", write_index)
@@ -99,6 +101,15 @@ def adapt_source(app: Sphinx, page: str, source: list[str]) -> None:
     elif page.startswith("results/"):
         source[0] = f"---\norphan: true\n---\n{source[0]}"
     source[0] = re.sub(r"\[([^\]]*)\]\(([^)#:]+)\)", adapt_link, source[0])
+
+
+def check_name(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
+    """Shows a name that exists but has no page without a link; the others are warned about."""
+    if node["reftype"] == "obj" and node["reftarget"].startswith("flexpool_jax."):
+        with contextlib.suppress(autosummary.ImportExceptionGroup):
+            autosummary.import_by_name(node["reftarget"])
+            return text
+    return None
 
 
 def without_flax_fields(
