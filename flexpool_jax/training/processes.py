@@ -151,7 +151,7 @@ def explaining_loss() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def is_first() -> bool:
