@@ -120,12 +120,14 @@ def export(command: Command) -> None:
 
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
-    dataset = configuration.resolve(_config(command)).dataset
+    config = configuration.resolve(_config(command))
+    dataset = config.dataset
 
     from flexpool_jax import data
 
     folder = data.prepare_dataset(
-        dataset.name, dataset.data_dir, dataset.raw_dir, image_size=dataset.image_size
+        **configuration.dataset_options(config),
+        max_bytes=data.memory_for_images(dataset.placement),
     )
     where = f"is prepared in {folder}" if folder else "is read as it is, without preparation"
     print(f"{dataset.name} {where}")

@@ -15,7 +15,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints, processes
 from flexpool_jax.training.eval_loop import evaluate_split
-from flexpool_jax.training.feed import on_devices
+from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.identity import RUN_FILE, facts, recall
 from flexpool_jax.training.setup import (
     Setup,
@@ -117,7 +117,7 @@ def evaluate(
 
         restored, label = at_resolution(restored, resize), {"resize": resize}
     setup = restored.setup
-    test = on_devices(setup.dataset.test)
+    test = Feed(setup.dataset.test, setup.is_streamed)
     evaluation = evaluate_split(setup, replicate(restored.variables), test)
     report = {
         "step": restored.step,

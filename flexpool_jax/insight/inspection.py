@@ -24,7 +24,7 @@ from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import INK, WRONG, Tile, contact_sheet
-from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
+from flexpool_jax.insight.evidence import Evidence, evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pooling import effective_weights
@@ -54,27 +54,6 @@ class Outputs(NamedTuple):
     def probabilities(self) -> np.ndarray:
         """float64 [N, num_classes]."""
         return scoring.softmax(self.logits)
-
-
-class Evidence(NamedTuple):
-    """The evidence maps of some images, for the classes that are most probable.
-
-    Attributes:
-        positions: int [M], of the images in the split.
-        classes: int [M, n], most probable first; the image's own class is among them.
-        maps: float64 [M, n, H, W].
-        logits: float32 [M, n].
-        bias: float32 [M, n], the part of the logits that belongs to no position.
-        largest_difference: over all M · num_classes logits, between a logit and the sum of its map
-            plus the bias: rounding.
-    """
-
-    positions: np.ndarray
-    classes: np.ndarray
-    maps: np.ndarray
-    logits: np.ndarray
-    bias: np.ndarray
-    largest_difference: float
 
 
 def inspect_workdir(

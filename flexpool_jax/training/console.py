@@ -67,6 +67,8 @@ class ProgressBar:
         )
         if rate is not None:
             text += f" | {rate:,.0f} images/s"
+        if meter.data_wait is not None:
+            text += f" | {100 * meter.data_wait:.0f} % waiting for data"
         if self._bar is None:
             self._start_bar(meter.step, text)
             return

@@ -25,7 +25,7 @@ from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
-from flexpool_jax.training.feed import on_devices
+from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.lock import LOCK_FILE, hold_workdir
@@ -112,7 +112,7 @@ def _train_phase(
             saver = Saver(manager, identity, step, progress.evaluated)
             run = Run(setup, workdir, progress, meter, saver, log, bar, stop, started)
             state = _run_epochs(run, state)
-        result = result_of(setup, identity, progress, state, meter.images_per_second)
+        result = result_of(setup, identity, progress, state, meter)
         files.write_json(workdir / RESULT_FILE, files.sealed(result))
         return jax.device_get(state.variables), processes.gather(result)[0]
 
@@ -122,7 +122,8 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
     setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
     steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
     pace = Pace(steps_per_epoch, setup.steps_per_dispatch)
-    train_feed, test_feed = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
+    train_feed = Feed(setup.dataset.train, setup.is_streamed)
+    test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
     state = replicate(state)
     # The epoch that is not evaluated and saved yet, though its steps are dispatched.
@@ -132,11 +133,12 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
     stop.check()
     # An epoch whose steps are done, but that was not evaluated, is continued at its evaluation.
     first_epoch = (step - (not progress.evaluated)) // steps_per_epoch
-    with _explaining_divergence(run):
+    with _explaining_divergence(run), contextlib.closing(train_feed):
         try:
             for epoch in range(first_epoch, num_epochs):
                 start = step - epoch * steps_per_epoch
-                for part in train_feed.epoch(setup, epoch, start, pace.steps_from):
+                parts = train_feed.epoch(setup, epoch, start, pace.steps_from)
+                for part in meter.waiting_for(parts) if setup.is_streamed else parts:
                     if ended is None:
                         stop.check()
                     meter.expect(steps_in(part))

@@ -14,6 +14,7 @@ import numpy as np
 from flexpool_jax import configuration, files
 from flexpool_jax.source import commit, versions
 from flexpool_jax.training.identity import Identity
+from flexpool_jax.training.metrics import Meter
 from flexpool_jax.training.resume import Progress
 from flexpool_jax.training.setup import Setup
 from flexpool_jax.training.steps import TrainState, parameter_count
@@ -76,7 +77,7 @@ def result_of(
     identity: Identity,
     progress: Progress,
     state: TrainState,
-    images_per_second: float | None,
+    meter: Meter,
 ) -> dict[str, Any]:
     """The content of result.json."""
     assert progress.test is not None
@@ -104,7 +105,9 @@ def result_of(
         "commit": commit(),
         "data_digest": identity.data,
         "seconds": progress.seconds,
-        "images_per_second": images_per_second,
+        "images_per_second": meter.images_per_second,
+        # The share of the training that waited for streamed data; None for data on the devices.
+        "data_wait": meter.data_wait,
         "device": device.device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
