@@ -233,6 +233,7 @@ _SOURCES = (
     ),
 )
 
+#: Every data set by name, registered ones included: where it comes from.
 DATASETS: dict[str, Source | RawDir | Registered] = {
     **{source.name: source for source in _SOURCES},
     "image_folder": RawDir("image_folder:open_image_folder"),

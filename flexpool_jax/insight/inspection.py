@@ -186,12 +186,7 @@ def _forward(restored: Restored) -> Any:
 
     def forward(variables: Variables, block: Array) -> tuple[Array, dict[str, Array]]:
         images = normalise(block)
-        of_backbone = {
-            collection: values["backbone"]
-            for collection, values in variables.items()
-            if "backbone" in values
-        }
-        stages: Any = model.backbone.apply(of_backbone, images, train=False)
+        stages: Any = model.apply(variables, images, method="stage_maps")
         # XLA computes the backbone once for both.
         logits: Any = model.apply(variables, images, train=False)
         return logits.astype(jnp.float32), dict(stages)

@@ -226,10 +226,5 @@ def _evaluate_pools(
 
 def _feature_map(model: nn.Module, variables: Variables, images: Array) -> Array:
     """The last stage's map [B, H, W, C]."""
-    of_backbone = {
-        collection: values["backbone"]
-        for collection, values in variables.items()
-        if "backbone" in values
-    }
-    stages: Any = model.backbone.apply(of_backbone, images, train=False)
+    stages: Any = model.apply(variables, images, method="stage_maps")
     return list(stages.values())[-1]
