@@ -15,10 +15,12 @@ BIN := $(VENV)/bin
 # A stamp is newer than the requirements that it stands for, so a change of theirs installs again.
 RUN_STAMP := $(VENV)/.installed-$(REQUIREMENTS)
 DEV_STAMP := $(VENV)/.installed-requirements-dev.txt
+DOCS_STAMP := $(VENV)/.installed-requirements-docs.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help env env-dev train test test-slow survive fuzz test-newest gpu-pack lint format figures clean
+.PHONY: help env env-dev train test test-slow survive fuzz test-newest gpu-pack lint format docs figures \
+  clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -78,9 +80,19 @@ format: env-dev ## rewrite the files in the project's format
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-figures: env ## draw the figures in docs/ again
+$(DOCS_STAMP): requirements-docs.txt $(RUN_STAMP)
+	$(INSTALL) -r requirements-docs.txt
+	@touch $@
+
+# Sphinx writes docs/modules/, a page for each module, and would keep those of modules that are gone.
+docs: $(DOCS_STAMP) ## build the documentation site, build/site/index.html, and run its notebook
+	rm -rf docs/modules
+	$(BIN)/python -m sphinx -W -c docs . build/site
+
+figures: $(DOCS_STAMP) ## draw the figures in docs/ again, those in the notebook too
 	$(BIN)/python docs/draw_method.py
+	$(BIN)/jupyter-execute --inplace docs/first_hour.ipynb
 
 clean: ## remove the environment and every cache; runs and data sets stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/modules dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,12 +120,14 @@ def export(command: Command) -> None:
 
 def prepare(command: Command) -> None:
     """Downloads and converts the config's data set."""
-    dataset = configuration.resolve(_config(command)).dataset
+    config = configuration.resolve(_config(command))
+    dataset = config.dataset
 
     from flexpool_jax import data
 
     folder = data.prepare_dataset(
-        dataset.name, dataset.data_dir, dataset.raw_dir, image_size=dataset.image_size
+        **configuration.dataset_options(config),
+        max_bytes=data.memory_for_images(dataset.placement),
     )
     where = f"is prepared in {folder}" if folder else "is read as it is, without preparation"
     print(f"{dataset.name} {where}")
@@ -140,6 +143,8 @@ def sweep(command: Command) -> None:
     if command.shard is not None:
         cells = grid.take_shard(cells, command.shard)
     configuration.check_workdir(workdir)
+    # Of several tasks that sweep, each trains runs of its own.
+    command_line.forget_tasks()
     run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
 
 
@@ -166,10 +171,16 @@ class Mode(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
+_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+
 MODES = {
-    "train": Mode(train, "train; continues if the workdir holds a checkpoint (default)"),
+    "train": Mode(
+        train, "train; continues if the workdir holds a checkpoint (default)", _PROCESSES
+    ),
     "eval": Mode(
-        evaluate, "accuracy of a checkpoint; needs nothing but --workdir", ("step", "resize")
+        evaluate,
+        "accuracy of a checkpoint; needs nothing but --workdir",
+        ("step", "resize", *_PROCESSES),
     ),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),
     "sweep": Mode(sweep, "train a grid of runs, e.g. --config=configs/paper_tables.py", ("shard",)),
@@ -210,6 +221,18 @@ def run_mode(command: Command) -> None:
         value = getattr(command, flag)
         if value is not None and flag not in mode.flags:
             raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
+    if command.distributed or command.coordinator_address:
+        from flexpool_jax.training import processes
+
+        with processes.joined(*(getattr(command, flag) for flag in _PROCESSES[1:])):
+            mode.run(command)
+        return
+    tasks = command_line.task_count()
+    if "distributed" in mode.flags and command.num_processes is None and tasks > 1:
+        raise UserError(
+            f"{tasks} tasks were started together: --distributed makes them one run, and "
+            "--num_processes=1 a run each, with a --workdir of its own"
+        )
     mode.run(command)
 
 
@@ -250,8 +273,7 @@ def help_text() -> str:
         subsequent_indent=" " * 12,
     ).lstrip()  # fmt: skip
     return f"""\
-Trains and evaluates image classifiers with FlexPool and Simple Auxiliary
-Classifiers.
+Trains and evaluates classifiers with FlexPool and auxiliary classifiers.
 
   python launch.py --config=configs/FILE.py[:VARIANT] --workdir=FOLDER
                    [--mode=MODE] [--config.FIELD=VALUE ...]
@@ -279,7 +301,7 @@ def _flags_text() -> str:
     for flag, meaning in {**command_line.FLAGS, "version": "", "help": ""}.items():
         takers = [name for name, mode in MODES.items() if flag in mode.flags]
         text = meaning + (f" ({', '.join(takers)})" if takers else "")
-        lines.append(textwrap.fill(f"  --{flag:<10}{text}", 79, subsequent_indent=" " * 14))
+        lines.append(textwrap.fill(f"  --{flag:<9} {text}", 79, subsequent_indent=" " * 14))
     return "\n".join(lines)
 
 
@@ -337,7 +359,12 @@ if __name__ == "__main__":
     # Matplotlib keeps its list of fonts beside the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)
     os.environ.setdefault("MPLCONFIGDIR", fonts)
-    status = main(sys.argv[1:])
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        # Other processes of the run wait for this one until it ends.
+        traceback.print_exc()
+        status = EXIT_FAILED
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None where a shell closed it.
             stream.flush()

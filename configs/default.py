@@ -85,6 +85,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.raw_dir = ""
     # Side in pixels to which images are resized when prepared; 0 leaves it to the data set.
     config.dataset.image_size = 0
+    # stretch: to a square, whatever an image's proportions. crop: the short side is resized to
+    # image_size, and the middle of the long side is kept (torchvision's Resize and CenterCrop); an
+    # image_folder is then stored as the JPEG bytes that it has, and resized when it is read.
+    config.dataset.resize = "stretch"
+    # Above 0, the network sees the middle of each image, so many pixels a side: of the test images,
+    # and of the training images unless augment.random_resized_crop cuts from the whole of them.
+    config.dataset.center_crop = 0
+    # device: all images lie in the memory of each device (on a CPU, of the machine), decoded once.
+    # stream: each batch is read from the prepared files and decoded by threads while the devices
+    # compute, so that memory is bounded; arrays (npz, registered sets) are streamed from memory.
+    # auto: device where all images take at most a quarter of the memory, else stream. The memory is
+    # that of a device or of the machine, whichever is smaller; several devices of a CPU share it.
+    # Both give the same batches, bit by bit.
+    config.dataset.placement = "auto"
     # This fraction of the training split (stratified, seeded) stands in for the test split: for
     # choosing values without looking at test images. 0: the official splits (section 4.4).
     config.dataset.holdout = 0.0
@@ -160,6 +174,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.scale = (0.8, 1.2)
     # Pad by so many pixels on each side and crop back at a random place; 0 is off.
     config.augment.crop = 0
+    # Cut out a random part and resize it: its share of the area is from this range, the ratio of
+    # its sides from 3/4 to 4/3 (torchvision's RandomResizedCrop, whose range is 0.08,1); in the
+    # place of scale and crop. Empty is off. The result has dataset.center_crop pixels a side, or as
+    # many as the images have.
+    config.augment.random_resized_crop = ()
 
     # Super classing (section 4.2): train so many epochs on superclasses, then replace the head and
     # train num_epochs on the classes. 0 is off; the paper's value is 10.

@@ -9,7 +9,7 @@ first. So the config is loaded here, and then handed to `DEFINE_config_dict`.
 
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,18 @@ FLAGS = {
     "images": "what to predict: an image file, a folder of them or a glob",
     "top_k": "how many classes to give for each image",
     "shard": "I/N: part I of N of a sweep, I from 0; auto: by SLURM's array",
+    "distributed": "one run of all tasks of srun, mpirun, ...",
+    "coordinator_address": "HOST:PORT where process 0 of a run listens",
+    "num_processes": "processes of the run; 1 alone: a run per task",
+    "process_id": "which of them this is, from 0",
 }
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
+
+# What launchers tell a task of how many there are. SLURM's second number counts only where there is
+# a list of the step's nodes as well: outside of srun there is a single task.
+_TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_SLURM_TASK_COUNT, _SLURM_STEP = "SLURM_NTASKS", "SLURM_STEP_NODELIST"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +57,10 @@ class Command:
         images: The value of `--images`; None if not given.
         top_k: A number from 1; None if not given.
         shard: The value of `--shard`; None if not given.
+        distributed: True if JAX is to detect the run's processes; else None.
+        coordinator_address: HOST:PORT of process 0; None if not given.
+        num_processes: A number from 1; None if not given.
+        process_id: A number from 0, less than num_processes; None if not given.
         config: The config of `--config`, else of the workdir, overrides applied; None if neither
             is there.
         config_given: Whether there was a `--config` or an override, so that the config may be
@@ -61,6 +74,10 @@ class Command:
     images: str | None
     top_k: int | None
     shard: str | None
+    distributed: bool | None
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
     config: ConfigDict | None
     config_given: bool
 
@@ -95,6 +112,7 @@ def read(
     top_k = values["top_k"]
     if top_k is not None and not (top_k.isascii() and top_k.isdigit() and int(top_k) >= 1):
         raise UserError(f"--top_k={top_k}; allowed: a whole number from 1")
+    num_processes, process_id = _check_processes(values)
     workdir = _expand(values["workdir"] or "")
     overridden = any(map(is_override, arguments))
     config: ConfigDict | None = None
@@ -121,6 +139,10 @@ def read(
         images=values["images"],
         top_k=None if top_k is None else int(top_k),
         shard=values["shard"],
+        distributed=values["distributed"] or None,
+        coordinator_address=values["coordinator_address"],
+        num_processes=num_processes,
+        process_id=process_id,
         config=config,
         config_given=config_given,
     )
@@ -130,6 +152,9 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the flags' values, of one given twice the last, and what belongs to no flag."""
     flag_values = flags.FlagValues()
     for name, meaning in FLAGS.items():
+        if name == "distributed":
+            flags.DEFINE_boolean(name, False, meaning, flag_values=flag_values)
+            continue
         default = DEFAULT_MODE if name == "mode" else None
         flags.DEFINE_string(name, default, meaning, flag_values=flag_values)
     for argument in arguments:
@@ -145,9 +170,49 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         raise UserError(" ".join(str(error).split())) from error
     values = flag_values.flag_values_dict()
     for name, value in values.items():
-        if value == "" or (value is not None and value.startswith("--")):
+        if value == "" or (isinstance(value, str) and value.startswith("--")):
             raise UserError(f"--{name} has no value; write --{name}=VALUE: {FLAGS[name]}")
     return values, others
+
+
+def _check_processes(values: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Checks flags that belong together; returns --num_processes and --process_id."""
+    names = ("coordinator_address", "num_processes", "process_id")
+    given = " ".join(f"--{name}={values[name]}" for name in names if values[name] is not None)
+    if values["distributed"] and given:
+        raise UserError(f"--distributed detects what {given} says; give the one or the other")
+    if not given:
+        return None, None
+    if given == "--num_processes=1":
+        return 1, None
+    address, *numbers = (values[name] for name in names)
+    if None in (address, *numbers):
+        raise UserError(
+            f"{given}; allowed: --coordinator_address=HOST:PORT --num_processes=N --process_id=I "
+            "together, or --distributed"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) < 1 << 16:
+        raise UserError(
+            f"--coordinator_address={address}; allowed: HOST:PORT of process 0, e.g. node1:1234"
+        )
+    count, index = (int(n) if n.isascii() and n.isdigit() and len(n) < 8 else -1 for n in numbers)
+    if not 0 <= index < count:
+        raise UserError(f"{given}; allowed: N from 1, and process_id from 0 to N - 1")
+    return count, index
+
+
+def task_count() -> int:
+    """Returns how many tasks a launcher such as srun has started together with this one."""
+    names = [*_TASK_COUNTS, *([_SLURM_TASK_COUNT] if _SLURM_STEP in os.environ else [])]
+    counts = [os.environ.get(name, "") for name in names]
+    return max((int(count) for count in counts if count.isdigit()), default=1)
+
+
+def forget_tasks() -> None:
+    """Makes `task_count` 1 in the processes that this one starts."""
+    for name in (*_TASK_COUNTS, _SLURM_STEP):
+        os.environ.pop(name, None)
 
 
 def _expand(workdir: str) -> str:

@@ -30,6 +30,10 @@ class Interrupted(Exception):
     """The process was told to stop and did so once its state was saved; it may be started again."""
 
 
+class PeerLost(Interrupted):
+    """Another process of the same run has ended; all of them may be started again."""
+
+
 def closest_name(given: str, allowed: Iterable[str]) -> str | None:
     """Returns the allowed name most like the given one, letter case aside; None if none is like it.
 

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import checkpoints
+from flexpool_jax.training import checkpoints, processes
 from flexpool_jax.training.eval_loop import evaluate_split
-from flexpool_jax.training.feed import on_devices
-from flexpool_jax.training.identity import recall
+from flexpool_jax.training.feed import Feed
+from flexpool_jax.training.identity import RUN_FILE, facts, recall
 from flexpool_jax.training.setup import (
     Setup,
     load_configured_dataset,
@@ -84,6 +84,7 @@ def restore_workdir(
     return Restored(workdir, number, setup, variables)
 
 
+@processes.explaining_loss()
 def evaluate(
     workdir: str | os.PathLike[str],
     step: str = "latest",
@@ -107,13 +108,16 @@ def evaluate(
         is given; written to the workdir's evaluation.json as well, where that can be done.
     """
     restored = restore_workdir(workdir, step, config, dataset)
+    asked = {"the checkpoint's step": restored.step, "--resize": resize}
+    processes.check_alike({**facts(restored.setup), **asked})
+    processes.check_shared(restored.workdir / RUN_FILE)
     label = {}
     if resize is not None:
         from flexpool_jax.portable.resolution import at_resolution
 
         restored, label = at_resolution(restored, resize), {"resize": resize}
     setup = restored.setup
-    test = on_devices(setup.dataset.test)
+    test = Feed(setup.dataset.test, setup.is_streamed)
     evaluation = evaluate_split(setup, replicate(restored.variables), test)
     report = {
         "step": restored.step,
@@ -124,7 +128,8 @@ def evaluate(
         "accuracy_per_class": evaluation.accuracy_per_class,
     }
     try:
-        files.write_json(restored.workdir / EVALUATION_FILE, report)
+        with processes.writable(restored.workdir) as folder:
+            files.write_json(folder / EVALUATION_FILE, report)
     except OSError as error:
         # The folder may be another user's, or its disk full: the result is returned all the same.
         print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)

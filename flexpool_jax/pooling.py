@@ -661,6 +661,7 @@ class AttentionPool(nn.Module):
         return attention(tokens[:, :1], tokens)[:, 0].astype(x.dtype)
 
 
+#: Every global pool by name, registered ones included: what builds its Flax module.
 POOLS: dict[str, Callable[..., nn.Module]] = {
     "avg": functools.partial(GlobalPool, avg_pool),
     "max": functools.partial(GlobalPool, max_pool),

@@ -21,6 +21,7 @@ NUM_BINS = 15
 # With fewer classes the five most probable ones are right too easily to say anything.
 MIN_CLASSES_FOR_TOP5 = 20
 
+#: Every metric by name, registered ones included.
 METRICS: dict[str, Metric] = {}
 # What the lines of metrics.jsonl and evaluation.json hold besides.
 _TAKEN = (

@@ -1,11 +1,17 @@
-"""Names the code that a run was made with: a hash of its files, and the commit if there is one."""
+"""Names the code that a run was made with: a hash of its files, the commit, packages' versions."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
+import platform
 import subprocess
 from pathlib import Path
+
+import flexpool_jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 _PACKAGE = Path(__file__).resolve().parent
 # A copied or installed package may stand without the project's configs beside it.
@@ -47,3 +53,19 @@ def commit() -> str | None:
     top, head = answer.stdout.split("\n")[:2]
     # An installed package may lie inside somebody else's repository.
     return head if Path(top) == _PACKAGE.parent else None
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those whose change may change a result.
+
+    Example:
+        >>> list(versions())[:3]
+        ['python', 'flexpool_jax', 'jax']
+    """
+    found = {"python": platform.python_version(), "flexpool_jax": flexpool_jax.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -23,6 +23,7 @@ from flexpool_jax.errors import Interrupted, TrainingDiverged
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py:flexpool,reg"
+PEER = ("--coordinator_address=localhost:1234", "--num_processes=2")
 
 
 def files_under(folder):
@@ -45,6 +46,11 @@ MISTAKES = [
     (["--mode=prepare", "--config=configs/digits.py", "--config.dataset.name=x/y"], ["'x/y'"]),
     (["--mode=eval", "--workdir={run}", "--config=configs/cifar10.py"], ["dataset.name"]),
     (["--workdir={run}", "--config=configs/digits.py:avg"], ["config.pool is 'avg'"]),
+    ([DIGITS, "--workdir={new}", "--num_processes=2"], ["--process_id=I", "--distributed"]),
+    ([DIGITS, "--workdir={new}", "--distributed", "--process_id=0"], ["the one or the other"]),
+    ([DIGITS, "--workdir={new}", *PEER, "--process_id=2"], ["--process_id=2", "0 to N - 1"]),
+    ([DIGITS, "--workdir={new}", "--coordinator_address=node1", *PEER[1:]], ["--process_id=I"]),
+    (["--mode=report", "--workdir={new}", *PEER, "--process_id=0"], ["--mode=report"]),
 ]
 
 
@@ -63,6 +69,34 @@ def test_mistake_costs_one_line_and_nothing_is_written(
     for word in words:
         assert word in output.err
     assert files_under(tmp_path) == before
+
+
+# What srun and mpirun tell each of two tasks.
+TASKS = [
+    {"SLURM_STEP_NUM_TASKS": "2"},
+    {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "node[1-2]"},
+    {"OMPI_COMM_WORLD_SIZE": "2"},
+]
+
+
+@pytest.mark.parametrize("variables", TASKS)
+@pytest.mark.parametrize("arguments", [[DIGITS, "--workdir={new}"], ["--workdir={run}"]])
+def test_tasks_started_together_without_saying_so_are_refused(
+    variables, arguments, tmp_path, run_workdir, monkeypatch, capsys
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    names = {"new": tmp_path / "new", "run": run_workdir}
+    mode = "--mode=eval" if "{run}" in arguments[0] else "--mode=train"
+    assert launch.main([mode, *(argument.format(**names) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"launch\.py: 2 tasks .*--distributed.*--num_processes=1.*\n", error)
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_task_of_a_batch_script_is_not_several(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # What sbatch's own shell has.
+    assert command_line.task_count() == 1
 
 
 def test_run_without_its_config_is_not_overwritten(run_workdir, capsys):

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-FILES = ["requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"]
+FILES = sorted(path.name for path in ROOT.glob("requirements*.txt"))
 
 
 def requirements(file):
@@ -51,7 +51,8 @@ def test_pinned_versions_are_ones_that_the_package_accepts():
 def test_no_package_is_listed_twice():
     names = [
         canonicalize_name(requirement.name)
-        for file in ("requirements-cpu.txt", "requirements-dev.txt")
+        for file in FILES
+        if file != "requirements.txt"
         for requirement in requirements(file)[0]
     ]
     assert len(names) == len(set(names))

@@ -3,7 +3,7 @@
 JAX is imported only to read a variant and to check a pool.
 """
 
-from flexpool_jax.configuration.fields import FIELDS
+from flexpool_jax.configuration.fields import FIELDS, dataset_options, field_names, get_field
 from flexpool_jax.configuration.loading import config_files, load_config
 from flexpool_jax.configuration.overrides import apply_overrides
 from flexpool_jax.configuration.validation import (
@@ -39,7 +39,10 @@ __all__ = [
     "config_files",
     "config_from_json",
     "config_path",
+    "dataset_options",
     "digest",
+    "field_names",
+    "get_field",
     "has_checkpoint",
     "has_effect",
     "load_config",

@@ -79,6 +79,22 @@ def get_field(config: ConfigDict, name: str) -> Any:
     return node
 
 
+def dataset_options(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `flexpool_jax.data.load_dataset` that a config determines."""
+    dataset = config.dataset
+    return {
+        "name": dataset.name,
+        "data_dir": dataset.data_dir,
+        "raw_dir": dataset.raw_dir,
+        "image_size": dataset.image_size,
+        "resize": dataset.resize,
+        "center_crop": dataset.center_crop,
+        "crop_training": not config.augment.random_resized_crop,
+        "holdout": dataset.holdout,
+        "seed": config.seed,
+    }
+
+
 def definition(name: str) -> Field:
     """Returns the entry of a field by its dotted name; that of the keywords for any other name."""
     return FIELDS.get(name, _KEYWORD)
@@ -180,6 +196,10 @@ def _is_scale_range(values: tuple[Any, ...]) -> bool:
     return len(values) == 2 and _are_finite(values) and 0.1 <= values[0] <= values[1] <= 10
 
 
+def _is_area_range(values: tuple[Any, ...]) -> bool:
+    return len(values) == 2 and _are_finite(values) and 0 < values[0] <= values[1] <= 1
+
+
 # Any keyword of the optimizer.
 _KEYWORD = Field(
     object,
@@ -212,6 +232,11 @@ FIELDS: dict[str, Field] = {
         lambda value: value == 0 or 8 <= value <= 1024,
         fixed=True,
     ),
+    "dataset.resize": _one_of(lambda: ("stretch", "crop"), fixed=True, before="stretch"),
+    "dataset.center_crop": _whole(0, 1024, fixed=True, before=0),
+    "dataset.placement": _one_of(
+        lambda: ("auto", "device", "stream"), has_effect=False, before="auto"
+    ),
     "dataset.holdout": _number(0, 1, below=True, fixed=True),
     "dataset.mean": _of_channels("from 0 to 1", lambda lowest: lowest >= 0),
     "dataset.std": _of_channels("above 0 and at most 1", lambda lowest: lowest > 0),
@@ -237,6 +262,13 @@ FIELDS: dict[str, Field] = {
         tuple, "two numbers, the smaller first, both from 0.1 to 10", _is_scale_range, fixed=True
     ),
     "augment.crop": _whole(0, 1024, fixed=True),
+    "augment.random_resized_crop": Field(
+        tuple,
+        "two shares of the area above 0 and at most 1, the smaller first, or empty",
+        lambda values: not values or _is_area_range(values),
+        fixed=True,
+        before=(),
+    ),
     "superclass.epochs": _whole(0, 10**6, fixed=True),
     "superclass.mapping": _folder(may_be_empty=True, fixed=True),
     "eval_every_epochs": _whole(1, 10**6),

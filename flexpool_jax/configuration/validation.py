@@ -65,6 +65,7 @@ at most 1000
     for name in sorted(names, key=lambda name: name in FIELDS and FIELDS[name].imports_jax):
         check_field(name, get_field(config, name))
     _check_dataset(config.dataset)
+    _check_crops(config)
     _check_pool(config)
     _check_optimizer(config)
     if config.sac.enabled:
@@ -212,6 +213,25 @@ def _check_dataset(dataset: ConfigDict) -> None:
 
         data_dir = Path(dataset.data_dir).expanduser()
         raise UserError(f"config.dataset.name: {unknown_dataset(dataset.name, data_dir)}")
+
+
+def _check_crops(config: ConfigDict) -> None:
+    dataset, augment = config.dataset, config.augment
+    if dataset.center_crop > dataset.image_size:
+        raise UserError(
+            f"config.dataset.center_crop is {dataset.center_crop} with image_size "
+            f"{dataset.image_size}; allowed: at most image_size, which must not be 0 then"
+        )
+    if dataset.resize == "crop" and not dataset.image_size:
+        raise UserError(
+            "config.dataset.resize is 'crop' with image_size 0; allowed: a size, e.g. "
+            "--config.dataset.image_size=256"
+        )
+    if augment.random_resized_crop and (augment.scale != (1, 1) or augment.crop):
+        raise UserError(
+            f"config.augment.random_resized_crop is {augment.random_resized_crop!r} beside scale "
+            f"{augment.scale!r} and crop {augment.crop}; allowed: scale (1, 1) and crop 0 with it"
+        )
 
 
 def _check_pool(config: ConfigDict) -> None:

@@ -6,7 +6,7 @@ Nothing here imports JAX but `flexpool_jax.data.augment`, which is not imported 
 """
 
 from flexpool_jax.data.dataset import Dataset, Split, Superclasses
-from flexpool_jax.data.load import load_dataset, prepare_dataset
+from flexpool_jax.data.load import load_dataset, memory_for_images, prepare_dataset
 from flexpool_jax.data.registry import DATASETS, register_dataset
 from flexpool_jax.data.superclasses import read_superclass_mapping
 
@@ -16,6 +16,7 @@ __all__ = [
     "Split",
     "Superclasses",
     "load_dataset",
+    "memory_for_images",
     "prepare_dataset",
     "read_superclass_mapping",
     "register_dataset",

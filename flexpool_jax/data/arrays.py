@@ -17,18 +17,19 @@ from PIL import Image
 
 from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split
+from flexpool_jax.data.images import Fit
 from flexpool_jax.errors import UserError
 
 _NPZ_NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
 _NAMES = {split: (f"the {split} images", f"the {split} labels") for split in _NPZ_NAMES}
 
 
-def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
+def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
     """Reads x_train, y_train, x_test, y_test and, where it is there, class_names from a .npz file.
 
     Args:
         raw_dir: The file.
-        image_size: The side that images are resized to; 0 leaves them as they are.
+        fit: The size to bring the images to.
 
     Raises:
         UserError: The file is missing or damaged, holds Python objects, or lacks an array; or an
@@ -70,16 +71,16 @@ def open_npz(raw_dir: Path | None, image_size: int) -> Arrays:
     else:
         class_names = []
     splits = {split: (found[x], found[y]) for split, (x, y) in _NPZ_NAMES.items()}
-    return _resized(_checked(str(raw_dir), splits, class_names, _NPZ_NAMES), image_size)
+    return _resized(_checked(str(raw_dir), splits, class_names, _NPZ_NAMES), fit)
 
 
-def load_registered(name: str, load: Callable[[], Any], image_size: int) -> Arrays:
+def load_registered(name: str, load: Callable[[], Any], fit: Fit) -> Arrays:
     """Returns what a registered function gave when it was called first, resized.
 
     Raises:
         UserError: It returned something else than `registry.register_dataset` describes.
     """
-    return _resized(_load_once(name, load), image_size)
+    return _resized(_load_once(name, load), fit)
 
 
 @functools.cache
@@ -154,20 +155,19 @@ def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Spli
     return Split(pixels, labels.astype(np.int64).clip(-1, 2**31 - 1).astype(np.int32))
 
 
-def _resized(arrays: Arrays, image_size: int) -> Arrays:
+def _resized(arrays: Arrays, fit: Fit) -> Arrays:
     shapes = {split.images.shape[1:3] for split in arrays.splits.values()}
-    if not image_size and len(shapes) > 1:
+    if not fit.size and len(shapes) > 1:
         raise UserError(
             f"the images of train and test differ in size ({' and '.join(map(str, shapes))}); set "
             "dataset.image_size"
         )
-    if not image_size or shapes == {(image_size, image_size)}:
+    if not fit.size or shapes == {(fit.size, fit.size)}:
         return arrays
 
     def resize(image: np.ndarray) -> np.ndarray:
         plain = image[..., 0] if image.shape[-1] == 1 else image
-        resized = np.asarray(images.resize(Image.fromarray(plain), image_size))
-        return resized.reshape(image_size, image_size, image.shape[-1])
+        return np.asarray(fit(Image.fromarray(plain))).reshape(fit.size, fit.size, -1)
 
     return Arrays(
         {

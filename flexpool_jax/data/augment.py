@@ -1,6 +1,6 @@
 """Random flips, scalings and crops on the device, inside the jitted step, and normalisation.
 
-Apart from the rest of ``data``, since that leaves JAX alone. All three draws are one resampling:
+Apart from the rest of ``data``, since that leaves JAX alone. All draws are one resampling:
 an output pixel takes its value from one place in the input, so each image is gathered and
 interpolated once along each axis, whatever is switched on. That costs about 4 µs an image of
 32×32×3 on two CPU cores, a thousandth of a ResNet20 step; multiplying by interpolation matrices
@@ -22,6 +22,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 Array = jax.Array
 Augment = Callable[[Array, Array], Array]
+
+# Of the widest and the narrowest part that a random resized crop takes: 4/3 and 3/4.
+_LOG_RATIO = math.log(4 / 3)
 
 
 def make_normalise(
@@ -63,6 +66,8 @@ def make_augment(
     flip: bool = False,
     scale: tuple[float, float] | None = None,
     crop: int = 0,
+    area: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Augment:
     """Makes the random augmentation of a batch, section 4.2 of the paper: flipping and scaling.
 
@@ -74,6 +79,11 @@ def make_augment(
     output pixel i has the value of the input at ``(i + 1/2 - t) / s - 1/2``, by linear
     interpolation between its neighbours (without a low-pass filter: meant for s not far below 1).
 
+    With ``area`` the place of scale and crop is taken by torchvision's RandomResizedCrop: a part of
+    the image whose share of the area is uniform in ``area``, and whose ratio of width to height is
+    log-uniform in [3/4, 4/3], at a random place and of whole pixels, is resized to ``size``. Of ten
+    draws the first that fits into the image is taken, else the whole image.
+
     What lies outside the image is 0. After `make_normalise` that is the training images' mean
     colour, as in He et al., so augment normalised images; in raw ones 0 is black.
 
@@ -81,14 +91,18 @@ def make_augment(
         flip: whether to mirror at random.
         scale: (lowest, highest) factor; None or (1, 1) is off.
         crop: pixels of padding on each side; 0 is off.
+        area: (lowest, highest) share of the area of a random part; None is off.
+        size: (H, W) of the result, for ``area`` only; None: that of the images.
 
     Returns:
         ``augment(images, keys)``: floating or integer ``[B, H, W, C]`` and typed PRNG keys ``[B]``
-        to images of the same shape and dtype (integers are rounded). It is a function of the image
-        and its key alone. With everything off it returns the images as they are.
+        to images of the same dtype (integers are rounded) and, without ``size``, the same shape. It
+        is a function of the image and its key alone. With everything off it returns the images as
+        they are.
 
     Raises:
-        ValueError: a range that is not 0 < lowest <= highest, or a negative crop.
+        ValueError: a range that is not 0 < lowest <= highest, a share of the area above 1, a
+            negative crop, or ``area`` with scale or crop, or ``size`` without ``area``.
 
     Example:
         >>> augment = jax.jit(make_augment(flip=True, scale=(0.8, 1.2), crop=4))
@@ -101,27 +115,58 @@ def make_augment(
         raise ValueError(f"scale needs 0 < lowest <= highest; got {scale}")
     if crop < 0:
         raise ValueError(f"crop needs a number of pixels >= 0; got {crop}")
+    if area is not None and not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(f"area needs 0 < lowest <= highest <= 1; got {area}")
+    if (area is not None and (low, high, crop) != (1, 1, 0)) or (area is None and size is not None):
+        raise ValueError("area takes the place of scale and crop, and size needs area")
 
     def augment_one(image: Array, key: Array) -> Array:
         height, width = image.shape[:2]
         # A key for each draw: switching one of them off leaves the others as they were.
         flip_key, scale_key, place_key, crop_key = jax.random.split(key, 4)
         flipped = jax.random.bernoulli(flip_key) if flip else jnp.zeros((), bool)
-        factor = jax.random.uniform(scale_key, minval=low, maxval=high) if low < high else low
-        offset = jax.random.uniform(place_key, (2,)) * (1 - factor) * jnp.array([height, width])
-        if crop:
-            offset += jax.random.randint(crop_key, (2,), -crop, crop + 1)
-        rows = (jnp.arange(height) + 0.5 - offset[0]) / factor - 0.5
-        columns = (jnp.arange(width) + 0.5 - offset[1]) / factor - 0.5
+        if area is None:
+            factor = jax.random.uniform(scale_key, minval=low, maxval=high) if low < high else low
+            offset = jax.random.uniform(place_key, (2,)) * (1 - factor) * jnp.array([height, width])
+            if crop:
+                offset += jax.random.randint(crop_key, (2,), -crop, crop + 1)
+            rows = (jnp.arange(height) + 0.5 - offset[0]) / factor - 0.5
+            columns = (jnp.arange(width) + 0.5 - offset[1]) / factor - 0.5
+        else:
+            new_height, new_width = size or (height, width)
+            first, sides = _random_part(jax.random.fold_in(key, 1), (height, width), area)
+            rows = _spread(first[0], sides[0], new_height)
+            columns = _spread(first[1], sides[1], new_width)
         columns = jnp.where(flipped, width - 1 - columns, columns)
         resampled = _interpolate(_interpolate(image, rows, axis=0), columns, axis=1)
         if jnp.issubdtype(image.dtype, jnp.integer):
             resampled = jnp.round(resampled)
         return resampled.astype(image.dtype)
 
-    if not flip and low == high == 1 and not crop:
+    if not flip and low == high == 1 and not crop and area is None:
         return lambda images, keys: images
     return jax.vmap(augment_one)
+
+
+def _random_part(
+    key: Array, shape: tuple[int, int], area: tuple[float, float]
+) -> tuple[Array, Array]:
+    """First row and column, and height and width, of torchvision's RandomResizedCrop."""
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    areas = jax.random.uniform(area_key, (10,), minval=area[0], maxval=area[1]) * math.prod(shape)
+    log_ratios = jax.random.uniform(ratio_key, (10,), minval=-_LOG_RATIO, maxval=_LOG_RATIO)
+    roots = jnp.exp(log_ratios / 2)
+    # [10, 2]: heights and widths.
+    drawn = jnp.round(jnp.sqrt(areas)[:, None] * jnp.stack([1 / roots, roots], axis=1)).astype(int)
+    fits = jnp.all((drawn > 0) & (drawn <= jnp.array(shape)), axis=1)
+    sides = jnp.where(jnp.any(fits), drawn[jnp.argmax(fits)], jnp.array(shape))
+    return jax.random.randint(place_key, (2,), 0, jnp.array(shape) - sides + 1), sides
+
+
+def _spread(first: Array, side: Array, count: int) -> Array:
+    """The positions of ``count`` pixels over a part of ``side`` pixels; none lies outside of it."""
+    positions = first + (jnp.arange(count) + 0.5) * side / count - 0.5
+    return jnp.clip(positions, first, first + side - 1)
 
 
 def _interpolate(image: Array, positions: Array, axis: int) -> Array:

@@ -2,31 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from flexpool_jax import files
+from flexpool_jax.data.stored import ARRAYS_PREFIX, CHUNK_BYTES, StoredImages
 from flexpool_jax.errors import UserError
+
+# Descriptions of stored images by their key, for folders that cannot be written to.
+_described: dict[str, Description] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Some examples of a data set, as NumPy arrays in memory.
+    """Some examples of a data set.
 
     Attributes:
-        images: uint8 [N, H, W, C], values 0 to 255.
-        labels: int32 [N], indices of classes.
+        images: uint8 [N, H, W, C], values 0 to 255: an array in memory, or images that are read
+            when they are indexed.
+        labels: int32 [N], indices of classes, in memory.
     """
 
-    images: np.ndarray
+    images: np.ndarray | StoredImages
     labels: np.ndarray
 
     def __len__(self) -> int:
         """Returns the number of examples."""
         return len(self.labels)
+
+    def take(self, positions: np.ndarray) -> Split:
+        """The examples at some positions, in that order."""
+        images = self.images
+        is_stored = isinstance(images, StoredImages)
+        return Split(
+            images.take(positions) if is_stored else images[positions], self.labels[positions]
+        )
+
+    def center_crop(self, side: int) -> Split:
+        """The middle of every image, side × side pixels.
+
+        Raises:
+            UserError: The images are smaller.
+        """
+        images = self.images
+        height, width = images.shape[1:3]
+        if side > min(height, width):
+            raise UserError(
+                f"center_crop is {side}, and the images have {height} x {width} pixels; allowed: "
+                f"at most {min(height, width)}"
+            )
+        if isinstance(images, StoredImages):
+            return Split(images.center_crop(side), self.labels)
+        top, left = (height - side) // 2, (width - side) // 2
+        return Split(images[:, top : top + side, left : left + side], self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +96,11 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A classification data set in memory.
+    """A classification data set.
 
     Attributes:
         name: What it was loaded as.
-        train: The training split.
+        train: The training split. Its images may be larger than those of `test`, for random crops.
         test: The test split, or the part of the training split that stands in for it.
         class_names: The name of each class; a label is an index of it.
         mean: float32 [C], the mean of images / 255 over the training split.
@@ -85,12 +122,9 @@ class Dataset:
 
         Equal digests mean equal examples in the same order, split in the same way.
         """
-        sha = hashlib.sha256(repr(self.class_names).encode())
-        for split in (self.train, self.test):
-            sha.update(repr(split.images.shape).encode())
-            sha.update(np.ascontiguousarray(split.images).data)
-            sha.update(np.ascontiguousarray(split.labels, np.int32).data)
-        return sha.hexdigest()
+        if isinstance(self.train.images, StoredImages):
+            return describe(self.train, self.test, self.class_names).digest
+        return _digest(self.train, self.test, self.class_names)
 
     @property
     def num_classes(self) -> int:
@@ -99,8 +133,8 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        height, width, channels = self.train.images.shape[1:]
+        """Height, width and channels of an image as the network takes it."""
+        height, width, channels = self.test.images.shape[1:]
         return height, width, channels
 
 
@@ -121,14 +155,110 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         >>> print(mean.round(4), std)
         [0.5    0.0275] [0.5 1. ]
     """
-    channels = images.shape[-1]
-    counts = np.zeros((channels, 256), np.int64)
-    # In slices, because bincount copies what it counts as 64-bit integers.
-    step = max(1, 2**23 // int(np.prod(images.shape[1:])))
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for chunk in _chunks(images):
+        counts += _counts(chunk)
+    return _statistics(counts)
+
+
+class Description(NamedTuple):
+    """What one look at every image of a data set tells.
+
+    Attributes:
+        mean, std: See `channel_statistics`, of the training images.
+        digest: See `Dataset.digest`.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    digest: str
+
+
+def describe(train: Split, test: Split, class_names: Sequence[str]) -> Description:
+    """Looks once at every image of two stored splits, and keeps the result beside their files."""
+    train_images, test_images = train.images, test.images
+    assert isinstance(train_images, StoredImages)
+    assert isinstance(test_images, StoredImages)
+    sha = hashlib.sha256(repr((class_names, train_images.key, test_images.key)).encode())
+    for split, images in ((train, train_images), (test, test_images)):
+        sha.update(np.ascontiguousarray(images.positions, np.int64).data)
+        sha.update(np.ascontiguousarray(split.labels, np.int32).data)
+    key = sha.hexdigest()
+    path = train_images.folder / f"{ARRAYS_PREFIX}description_{key[:16]}.json"
+    found = _described.get(key) or _read_description(path, key)
+    if found is None:
+        count = len(train) + len(test)
+        print(
+            f"reading {count:,} images once, for their mean, deviation and digest",
+            file=sys.stderr,
+            flush=True,
+        )
+        counts = np.zeros((train_images.shape[-1], 256), np.int64)
+
+        def look(chunk: np.ndarray) -> None:
+            counts[...] += _counts(chunk)
+
+        digest = _digest(train, test, class_names, look)
+        found = Description(*_statistics(counts), digest)
+        # A data folder that others prepared may be read-only, and a disk full: then without.
+        with contextlib.suppress(OSError):
+            kept = {"mean": found.mean.tolist(), "std": found.std.tolist(), "digest": digest}
+            files.write_json(path, files.sealed({"key": key, **kept}))
+    _described[key] = found
+    return found
+
+
+def _read_description(path: Path, key: str) -> Description | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] != key or not files.seal_holds(kept):
+            return None
+        mean, std = (np.asarray(kept[name], np.float32) for name in ("mean", "std"))
+        return Description(mean, std, str(kept["digest"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _digest(
+    train: Split,
+    test: Split,
+    class_names: Sequence[str],
+    look: Callable[[np.ndarray], None] = lambda chunk: None,
+) -> str:
+    """See `Dataset.digest`; ``look`` is shown the training images, some at a time."""
+    sha = hashlib.sha256(repr(class_names).encode())
+    for split in (train, test):
+        sha.update(repr(split.images.shape).encode())
+        for chunk in _chunks(split.images):
+            sha.update(np.ascontiguousarray(chunk).data)
+            if split is train:
+                look(chunk)
+        sha.update(np.ascontiguousarray(split.labels, np.int32).data)
+    return sha.hexdigest()
+
+
+def _chunks(images: np.ndarray | StoredImages) -> Iterator[np.ndarray]:
+    """All images in order, some at a time."""
+    if isinstance(images, StoredImages):
+        yield from images.chunks()
+        return
+    step = max(1, CHUNK_BYTES // int(np.prod(images.shape[1:])))
     for start in range(0, len(images), step):
-        for channel in range(channels):
-            values = images[start : start + step, :, :, channel].ravel()
-            counts[channel] += np.bincount(values, minlength=256)
+        yield images[start : start + step]
+
+
+def _counts(images: np.ndarray) -> np.ndarray:
+    """How often each channel has each value: [C, 256]."""
+    return np.stack(
+        [
+            np.bincount(images[..., channel].ravel(), minlength=256)
+            for channel in range(images.shape[-1])
+        ]
+    )
+
+
+def _statistics(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of values / 255 from the counts [C, 256]."""
     frequencies = counts / counts.sum(axis=1, keepdims=True)
     values = np.arange(256) / 255
     mean = frequencies @ values
@@ -189,7 +319,4 @@ def hold_out(
     if not 0 < fraction < 1:
         raise UserError(f"holdout is {fraction}; allowed: 0 or more, below 1")
     left, drawn = stratified_split(train.labels, fraction, seed, class_names)
-    return (
-        Split(train.images[left], train.labels[left]),
-        Split(train.images[drawn], train.labels[drawn]),
-    )
+    return train.take(left), train.take(drawn)

@@ -9,6 +9,10 @@ image: animations and TIFFs of several pages are refused. 16-bit images are scal
 images are stored grey if all of them are, else in colour. Every version of a tree is prepared once:
 the prepared folder is named after the files' names, sizes and times of change, so that a changed
 tree is prepared again, beside the old one.
+
+Images that are stretched are stored at their final size, as PNG. Images that keep their proportions
+are stored whole, upright JPEG files as the bytes that they are, and brought to size when they are
+read: so one prepared folder serves every size.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from flexpool_jax.data import archives, images
 from flexpool_jax.data.archives import FileTree
 from flexpool_jax.data.download import RawFile
+from flexpool_jax.data.images import Fit
 from flexpool_jax.data.registry import Contents, Example, Source
 from flexpool_jax.errors import UserError
 
@@ -32,12 +37,12 @@ _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml
 _FORMAT = 1
 
 
-def open_image_folder(raw_dir: Path | None, image_size: int) -> Source:
+def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
     """Lists a tree and checks its shape; the images are opened when the source is read.
 
     Args:
         raw_dir: The tree, a folder or a zip archive.
-        image_size: The side that images are resized to; 0 leaves them as they are.
+        fit: The size to bring the images to.
 
     Raises:
         UserError: There are no classes, a class is empty or missing from one split, or there are
@@ -66,10 +71,10 @@ def open_image_folder(raw_dir: Path | None, image_size: int) -> Source:
         name="image_folder",
         description=f"The images in a folder named {tree.path.name}.",
         homepage="",
-        read=functools.partial(_read, tree, image_size, class_names, splits),
+        read=functools.partial(_read, tree, fit, class_names, splits),
         num_classes=len(class_names),
         num_examples={split: len(found) for split, found in splits.items()},
-        variant=_variant(tree, image_size),
+        variant=_variant(tree, "whole" if fit.crops else str(fit)),
     )
 
 
@@ -136,16 +141,16 @@ def _images(tree: FileTree, root: str, class_names: tuple[str, ...]) -> list[tup
     return found
 
 
-def _variant(tree: FileTree, image_size: int) -> str:
+def _variant(tree: FileTree, stored: str) -> str:
     listing = [(name, *status) for name, status in tree.files.items()]
     key = repr((_FORMAT, listing)).encode("utf-8", errors="surrogatepass")
     name = re.sub(r"[^a-z0-9]+", "_", tree.path.stem.lower()).strip("_")[:40] or "images"
-    return f"{name}_{hashlib.sha256(key).hexdigest()[:16]}_{image_size or 'as_stored'}"
+    return f"{name}_{hashlib.sha256(key).hexdigest()[:16]}_{stored}"
 
 
 def _read(
     tree: FileTree,
-    image_size: int,
+    fit: Fit,
     class_names: tuple[str, ...],
     splits: Mapping[str, list[tuple[str, int]]],
     files: tuple[RawFile, ...],
@@ -159,22 +164,28 @@ def _read(
     del files  # They lie in the tree.
     names = [name for found in splits.values() for name, _ in found]
     is_grey, shape = True, None
+    plain_jpegs = set()
     headers = images.map_in_threads(functools.partial(_header, tree), names)
     for name, header in zip(names, headers, strict=True):
         is_grey = is_grey and header.is_grey
+        if header.is_plain_jpeg:
+            plain_jpegs.add(name)
         size = (header.height, header.width)
         shape = shape or size
-        if size != shape and not image_size:
+        if size != shape and not fit.size:
             raise UserError(
                 f"images differ in size: {tree.path / names[0]} has {shape[1]} x {shape[0]} "
                 f"pixels, {tree.path / name} {size[1]} x {size[0]}; set dataset.image_size"
             )
     assert shape is not None, "a class without images was let through"
-    height, width = (image_size, image_size) if image_size else shape
+    height, width = (fit.size, fit.size) if fit.size else shape
     channels = 1 if is_grey else 3
-    example = functools.partial(_example, tree, image_size, channels)
+    if fit.crops:
+        example = functools.partial(_whole_example, tree, plain_jpegs, channels)
+    else:
+        example = functools.partial(_example, tree, fit, channels)
     return Contents(
-        (height, width, channels),
+        (None, None, channels) if fit.crops else (height, width, channels),
         class_names,
         {split: images.map_in_threads(example, found) for split, found in splits.items()},
         note=_unused(tree, set(names)),
@@ -204,10 +215,18 @@ def _header(tree: FileTree, name: str) -> images.Header:
         raise UserError(f"cannot read {tree.path / name}: {error}") from error
 
 
-def _example(tree: FileTree, image_size: int, channels: int, image: tuple[str, int]) -> Example:
+def _example(tree: FileTree, fit: Fit, channels: int, image: tuple[str, int]) -> Example:
     name, label = image
     content = archives.read_file(tree, name)
     decoded = images.read_image(content, str(tree.path / name), channels)
-    if image_size:
-        decoded = images.resize(decoded, image_size)
-    return Example(images.encode_png(decoded), label)
+    return Example(images.encode_png(fit(decoded)), label)
+
+
+def _whole_example(
+    tree: FileTree, plain_jpegs: Collection[str], channels: int, image: tuple[str, int]
+) -> Example:
+    name, label = image
+    content = archives.read_file(tree, name)
+    # Decoded in either case: a damaged image is to be found now.
+    decoded = images.read_image(content, str(tree.path / name), channels)
+    return Example(content if name in plain_jpegs else images.encode_png(decoded), label)

@@ -31,14 +31,24 @@ _CHUNK = 64
 T = TypeVar("T")
 R = TypeVar("R")
 
+# What brings images to squares of one size; see `Fit`.
+RESIZES = ("stretch", "crop")
+
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels are read: size and kind."""
+    """What an image file says of itself before its pixels are read: size and kind.
+
+    Attributes:
+        width, height: As it is to be seen.
+        is_grey: Whether it has no colours.
+        is_plain_jpeg: Whether it is a JPEG file that decoders agree on: upright, grey or RGB.
+    """
 
     width: int
     height: int
     is_grey: bool
+    is_plain_jpeg: bool
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
@@ -50,12 +60,14 @@ def read_header(file: BinaryIO, name: str) -> Header:
     with _open(file, name) as image:
         try:
             width, height = image.size
+            orientation = image.getexif().get(_ORIENTATION, 1)
             # Orientations 5 to 8 lie on their side; of a TIFF Pillow gives the upright size.
-            if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
+            if image.format != "TIFF" and orientation in (5, 6, 7, 8):
                 width, height = height, width
         except Exception as error:
             raise _damaged(name, error) from error
-        return Header(width, height, image.mode in _GREY_MODES)
+        is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1
+        return Header(width, height, image.mode in _GREY_MODES, is_plain)
 
 
 def read_image(content: bytes, name: str, channels: int) -> Image.Image:
@@ -111,21 +123,21 @@ def _damaged(name: str, error: Exception) -> UserError:
     return UserError(f"{name} is a damaged image ({reason})")
 
 
-def decode(encoded: bytes, channels: int, size: int = 0) -> np.ndarray:
+def decode(encoded: bytes, channels: int, fit: Fit | None = None) -> np.ndarray:
     """Decodes an image that was checked when it was prepared.
 
     Args:
         encoded: The file's bytes.
         channels: 1, 3 or 4; other images are converted.
-        size: Side to resize to; 0 leaves it as it is.
+        fit: The size to bring it to; None leaves it as it is.
 
     Returns:
         uint8 [H, W, channels].
     """
     with Image.open(io.BytesIO(encoded)) as opened:
         image = opened.convert(MODE_OF_CHANNELS[channels])
-    if size:
-        image = resize(image, size)
+    if fit is not None:
+        image = fit(image)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -160,6 +172,44 @@ def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     # Pillow's box filter weighs each source pixel by the area of it that a new pixel covers.
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     return image.resize((width, height), method)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How images are brought to squares of one size.
+
+    Attributes:
+        size: Side in pixels; 0 leaves images as they are.
+        crops: False stretches an image to the square, see `resize`. True keeps its proportions: the
+            short side is resized to ``size``, linearly with a low-pass filter, and the middle of
+            the long side is kept, as torchvision's Resize and CenterCrop do.
+
+    Example:
+        >>> wide = Image.new("L", (500, 375))
+        >>> Fit(256, crops=True)(wide).size, Fit(0)(wide).size
+        ((256, 256), (500, 375))
+    """
+
+    size: int
+    crops: bool = False
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Brings an image to the size."""
+        if not self.size:
+            return image
+        if not self.crops:
+            return resize(image, self.size)
+        short = min(image.size)
+        # Rounded down and to even, as torchvision rounds.
+        width, height = (int(self.size * side / short) for side in image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def __str__(self) -> str:
+        """Names it, in files' names too."""
+        return f"{self.size or 'as_stored'}{'_crop' * self.crops}"
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

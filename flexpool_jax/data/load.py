@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from flexpool_jax.data import registry
 from flexpool_jax.data.arrays import load_registered
-from flexpool_jax.data.dataset import Arrays, Dataset, channel_statistics, hold_out
+from flexpool_jax.data.dataset import (
+    Arrays,
+    Dataset,
+    channel_statistics,
+    describe,
+    hold_out,
+)
+from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, find_prepared, prepare, unknown_dataset
 from flexpool_jax.data.records import read_prepared
 from flexpool_jax.data.registry import RawDir, Registered, Source
+from flexpool_jax.data.stored import StoredImages
 from flexpool_jax.errors import UserError
 
 # The part of the training split that becomes the test split where a data set has none.
@@ -25,8 +36,12 @@ def load_dataset(
     raw_dir: _Path = "",
     *,
     image_size: int = 0,
+    resize: str = "stretch",
+    center_crop: int = 0,
+    crop_training: bool = True,
     holdout: float = 0.0,
     seed: int = 0,
+    max_bytes: float = math.inf,
 ) -> Dataset:
     """Loads a data set into memory, and prepares it first if that has not been done.
 
@@ -38,11 +53,19 @@ def load_dataset(
         raw_dir: A folder with the published files; empty downloads them. Not looked at once the
             data set is prepared. For image_folder: the tree of images, which is looked at each
             time, and prepared again if it has changed. For npz: the file.
-        image_size: Side in pixels to which images are resized, by area averaging when they
-            shrink; 0 leaves it to the data set, see `Source.default_image_size`.
+        image_size: Side in pixels to which images are resized; 0 leaves it to the data set, see
+            `Source.default_image_size`.
+        resize: "stretch" resizes to a square whatever the proportions, by area averaging when
+            images shrink; "crop" resizes the short side and keeps the middle square, see
+            `images.Fit`.
+        center_crop: Side in pixels of the middle of each image that is kept; 0 keeps all.
+        crop_training: Whether that holds for the training images too.
         holdout: If above 0, this fraction of each class of the training split becomes `test` in
             place of the test split, which is then not looked at.
         seed: Of the draw of what is held out, or of the test split of a data set that has none.
+        max_bytes: If the images of a prepared data set would take more memory, they are left in
+            their files, as `StoredImages`. Their mean, deviation and digest take one pass over all
+            of them, and are then kept beside the files.
 
     Returns:
         The splits, with the statistics of the training split alone.
@@ -60,13 +83,28 @@ def load_dataset(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout is {holdout}; allowed: 0 or more, below 1")
-    opened, size = _open(name, data_dir, raw_dir, image_size)
-    arrays = opened if isinstance(opened, Arrays) else read_prepared(opened, size)
-    return _as_dataset(name, arrays, holdout, seed)
+    opened, fit = _open(name, data_dir, raw_dir, image_size, resize)
+    return _dataset(
+        name,
+        opened,
+        fit,
+        max_bytes,
+        center_crop=center_crop,
+        crop_training=crop_training,
+        holdout=holdout,
+        seed=seed,
+    )
 
 
 def prepare_dataset(
-    name: str, data_dir: _Path, raw_dir: _Path = "", *, image_size: int = 0
+    name: str,
+    data_dir: _Path,
+    raw_dir: _Path = "",
+    *,
+    image_size: int = 0,
+    resize: str = "stretch",
+    max_bytes: float = math.inf,
+    **splitting: Any,
 ) -> Path | None:
     """Downloads and converts a data set, so that the next `load_dataset` is quick.
 
@@ -76,32 +114,56 @@ def prepare_dataset(
         The prepared folder, a TFDS data set of ArrayRecord files; None for arrays, which are
         checked and loaded as they are.
     """
-    opened, size = _open(name, data_dir, raw_dir, image_size)
-    if isinstance(opened, Arrays):
-        return None
-    # Decoded here already, so that a training starts at once.
-    read_prepared(opened, size)
-    return opened
+    opened, fit = _open(name, data_dir, raw_dir, image_size, resize)
+    # Decoded, or looked through, here already, so that a training starts at once.
+    _dataset(name, opened, fit, max_bytes, **splitting)
+    return None if isinstance(opened, Arrays) else opened
 
 
-def _open(name: str, data_dir: _Path, raw_dir: _Path, image_size: int) -> tuple[Path | Arrays, int]:
-    """Returns the prepared folder, and the side at which to read it, or the arrays themselves."""
+def memory_for_images(placement: str, device_bytes: float = math.inf, copies: int = 1) -> float:
+    """How many bytes of images are kept in memory; see dataset.placement in configs/default.py.
+
+    Args:
+        placement: "device", "stream" or "auto".
+        device_bytes: The memory of a device that has its own.
+        copies: How many copies of the images the machine's memory would hold.
+
+    Example:
+        >>> memory_for_images("device"), memory_for_images("auto", device_bytes=80e6)
+        (inf, 20000000.0)
+    """
+    if placement != "auto":
+        return math.inf if placement == "device" else 0
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / copies
+    return min(host_bytes, device_bytes) / 4
+
+
+def _open(
+    name: str, data_dir: _Path, raw_dir: _Path, image_size: int, resize: str
+) -> tuple[Path | Arrays, Fit]:
+    """Returns the prepared folder, and the size at which to read it, or the arrays themselves."""
+    if resize not in RESIZES:
+        raise UserError(f"resize is {resize!r}; allowed: {', '.join(RESIZES)}")
+    fit = Fit(image_size, crops=resize == "crop")
     root = _path("data_dir", data_dir)
     raw = _path("raw_dir", raw_dir) if raw_dir else None
     match registry.DATASETS.get(name):
         case Registered(load):
-            return load_registered(name, load, image_size), 0
+            return load_registered(name, load, fit), fit
         case RawDir(function):
-            opened = registry.resolve(function)(raw, image_size)
-            return (opened if isinstance(opened, Arrays) else prepare(opened, root, raw)), 0
+            opened = registry.resolve(function)(raw, fit)
+            if isinstance(opened, Arrays):
+                return opened, fit
+            return prepare(opened, root, raw), fit if fit.crops else Fit(0)
         case Source() as source:
             # TFDS has builders of some of these names: what they prepared is as good.
             folder = find_prepared(f"{name}:{VERSION}", root) or find_prepared(name, root)
-            return folder or prepare(source, root, raw), image_size or source.default_image_size
+            size = image_size or source.default_image_size
+            return folder or prepare(source, root, raw), dataclasses.replace(fit, size=size)
     folder = find_prepared(name, root)
     if folder is None:
         raise unknown_dataset(name, root)
-    return folder, image_size
+    return folder, fit
 
 
 def _path(field: str, path: _Path) -> Path:
@@ -112,11 +174,28 @@ def _path(field: str, path: _Path) -> Path:
     return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (~name may be unknown)
 
 
-def _as_dataset(name: str, arrays: Arrays, holdout: float, seed: int) -> Dataset:
+def _dataset(
+    name: str,
+    opened: Path | Arrays,
+    fit: Fit,
+    max_bytes: float,
+    *,
+    center_crop: int = 0,
+    crop_training: bool = True,
+    holdout: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    arrays = opened if isinstance(opened, Arrays) else read_prepared(opened, fit, max_bytes)
     train, test = arrays.splits["train"], arrays.splits.get("test")
     if test is None:
         train, test = hold_out(train, _TEST_FRACTION, seed, arrays.class_names)
     if holdout:
         train, test = hold_out(train, holdout, seed, arrays.class_names)
-    mean, std = channel_statistics(train.images)
+    if center_crop:
+        test = test.center_crop(center_crop)
+        train = train.center_crop(center_crop) if crop_training else train
+    if isinstance(train.images, StoredImages):
+        mean, std, _ = describe(train, test, arrays.class_names)
+    else:
+        mean, std = channel_statistics(train.images)
     return Dataset(name, train, test, arrays.class_names, mean, std, arrays.superclasses)

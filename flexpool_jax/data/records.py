@@ -1,15 +1,18 @@
-"""Reading a prepared folder into arrays, and keeping the decoded arrays beside it.
+"""Reading a prepared folder, and keeping beside it what was decoded.
 
 Decoding the images takes seconds; reading the arrays again does not. They are kept in one
 uncompressed .npz file in the prepared folder, whose entries carry a CRC-32 and which is put in
 place by a rename, so that a torn, truncated or damaged file is noticed and made anew. It is only
-taken if it was made from the very files that lie there now, by name, size and time of change.
+taken if it was made from the very files that lie there now, by name, size and time of change. Of
+images that would take too much memory only the labels are read and kept in this way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import math
 import os
 import tempfile
 import zipfile
@@ -22,20 +25,24 @@ import numpy as np
 
 from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split, Superclasses
+from flexpool_jax.data.images import Fit
+from flexpool_jax.data.stored import ARRAYS_PREFIX, StoredImages
 from flexpool_jax.errors import UserError
 
 # Raise it when the same prepared files give other arrays.
 _FORMAT = 1
 _CHUNK = 1000
-_ARRAYS_PREFIX = "decoded_"
+_NO_IMAGE = np.empty((0, 0, 0), np.uint8)
 
 
-def read_prepared(folder: Path, size: int) -> Arrays:
+def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays:
     """Reads a folder that TFDS prepared as ArrayRecord, or the arrays kept from last time.
 
     Args:
         folder: Holds dataset_info.json and the ArrayRecord files.
-        size: Side that images are resized to; 0 keeps them as they are stored.
+        fit: The size to bring the images to.
+        max_bytes: If the images would take more, they are not read into memory: the splits then
+            hold `StoredImages`.
 
     Raises:
         UserError: The folder is damaged, or is not an image classification data set.
@@ -48,7 +55,10 @@ def read_prepared(folder: Path, size: int) -> Arrays:
         _check_features(features, folder)
         _check_class_names(builder.info, folder)
         split_names = _split_names(builder.info.splits, folder)
-        arrays = _kept_or_decoded(builder, folder, split_names, size)
+        shape = _image_shape(builder, fit)
+        count = sum(builder.info.splits[name].num_examples for name in split_names.values())
+        is_stored = count * math.prod(shape) > max_bytes
+        arrays = _kept_or_decoded(builder, folder, split_names, None if is_stored else fit)
     except UserError:
         raise
     except Exception as error:
@@ -59,10 +69,42 @@ def read_prepared(folder: Path, size: int) -> Arrays:
     superclasses, of_class = None, arrays["superclass_of_class"]
     if len(of_class):
         superclasses = Superclasses(tuple(features["coarse_label"].names), of_class)
-    splits = {
-        role: Split(arrays[f"{role}_images"], arrays[f"{role}_labels"]) for role in split_names
-    }
+    splits = {}
+    for role, name in split_names.items():
+        labels = arrays[f"{role}_labels"]
+        if is_stored:
+            key = f"{_key(folder, split_names, fit)} {name}"
+            splits[role] = Split(_stored(builder, name, len(labels), shape, fit, key), labels)
+        else:
+            splits[role] = Split(arrays[f"{role}_images"], labels)
     return Arrays(splits, tuple(features["label"].names), superclasses)
+
+
+def _image_shape(builder: Any, fit: Fit) -> tuple[int, int, int]:
+    """Height, width and channels of the images; those of the first one where they may differ."""
+    height, width, channels = builder.info.features["image"].shape
+    if fit.size:
+        return fit.size, fit.size, channels
+    if not height or not width:
+        height, width = images.decode(_records(builder, "train")[0]["image"], channels).shape[:2]
+    return height, width, channels
+
+
+def _records(builder: Any, split: str) -> Any:
+    """A split's records, undecoded: Pillow is as fast as TFDS, and threads share the work."""
+    import tensorflow_datasets as tfds
+
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _stored(
+    builder: Any, split: str, count: int, shape: tuple[int, int, int], fit: Fit, key: str
+) -> StoredImages:
+    decode = functools.partial(images.decode, channels=shape[2], fit=fit)
+    positions = np.arange(count)
+    return StoredImages(
+        _records(builder, split), positions, decode, shape, Path(builder.data_path), key
+    )
 
 
 def _damaged(folder: Path, reason: str) -> UserError:
@@ -116,36 +158,39 @@ def _check_class_names(info: Any, folder: Path) -> None:
 
 
 def _kept_or_decoded(
-    builder: Any, folder: Path, split_names: dict[str, str], size: int
+    builder: Any, folder: Path, split_names: dict[str, str], fit: Fit | None
 ) -> dict[str, np.ndarray]:
-    kept_in = folder / f"{_ARRAYS_PREFIX}{size or 'as_stored'}.npz"
-    key = _key(folder, split_names, size)
-    arrays = _read_kept(kept_in, key, split_names)
+    """Returns the labels, the superclasses and, unless ``fit`` is None, the images."""
+    kept_in = folder / f"{ARRAYS_PREFIX}{'labels' if fit is None else fit}.npz"
+    key = _key(folder, split_names, fit)
+    what = ("labels",) if fit is None else ("images", "labels")
+    names = [f"{role}_{part}" for role in split_names for part in what]
+    arrays = _read_kept(kept_in, key, [*names, "superclass_of_class"])
     if arrays is None:
-        arrays = _decode(builder, split_names, size)
+        arrays = _decode(builder, split_names, fit)
         # A data folder that others prepared may be read-only, and a disk full: then without.
         with contextlib.suppress(OSError):
             _keep(kept_in, key, arrays)
     return arrays
 
 
-def _key(folder: Path, split_names: dict[str, str], size: int) -> str:
+def _key(folder: Path, split_names: dict[str, str], fit: Fit | None) -> str:
     """Identifies the prepared files as they lie there, and what is made of them."""
+    made = fit.size if fit is not None and not fit.crops else str(fit)
     stats = [
         (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
         for entry in sorted(folder.iterdir())
-        if entry.is_file() and _ARRAYS_PREFIX not in entry.name
+        if entry.is_file() and ARRAYS_PREFIX not in entry.name
     ]
-    return hashlib.sha256(repr((_FORMAT, split_names, size, stats)).encode()).hexdigest()
+    return hashlib.sha256(repr((_FORMAT, split_names, made, stats)).encode()).hexdigest()
 
 
-def _read_kept(path: Path, key: str, roles: Iterable[str]) -> dict[str, np.ndarray] | None:
-    names = [f"{role}_{what}" for role in roles for what in ("images", "labels")]
+def _read_kept(path: Path, key: str, names: Iterable[str]) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return {name: file[name] for name in (*names, "superclass_of_class")}
+            return {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
@@ -166,16 +211,18 @@ def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
             raise
 
 
-def _decode(builder: Any, split_names: dict[str, str], size: int) -> dict[str, np.ndarray]:
+def _decode(builder: Any, split_names: dict[str, str], fit: Fit | None) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     num_classes = builder.info.features["label"].num_classes
     superclass_of_class = np.full(num_classes, -1, np.int32)
     for role, name in split_names.items():
-        decoded, labels, superclasses = _read_examples(builder, name, size)
+        decoded, labels, superclasses = _read_examples(builder, name, fit)
         if labels.min() < 0 or labels.max() >= num_classes:
             reason = f"{name} has labels from {labels.min()} to {labels.max()}"
             raise _damaged(builder.data_path, f"{reason}; allowed: 0 to {num_classes - 1}")
-        arrays |= {f"{role}_images": decoded, f"{role}_labels": labels}
+        arrays[f"{role}_labels"] = labels
+        if fit is not None:
+            arrays[f"{role}_images"] = decoded
         superclass_of_class[labels] = superclasses
     if superclass_of_class.min() < 0:
         superclass_of_class = superclass_of_class[:0]
@@ -183,17 +230,19 @@ def _decode(builder: Any, split_names: dict[str, str], size: int) -> dict[str, n
 
 
 def _read_examples(
-    builder: Any, split: str, size: int
+    builder: Any, split: str, fit: Fit | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns a split's images uint8 [N, H, W, C], labels int32 [N] and superclasses, -1 for none.
+
+    Args:
+        builder: Of the prepared folder.
+        split: Its name.
+        fit: The size of the images; None returns none of them.
 
     Raises:
         UserError: The images differ in size, or there are none.
     """
-    import tensorflow_datasets as tfds
-
-    # Without TFDS's decoding: Pillow's is as fast, and threads share the work.
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    source = _records(builder, split)
     channels = builder.info.features["image"].shape[-1]
 
     def records() -> Iterator[dict[str, Any]]:
@@ -201,7 +250,7 @@ def _read_examples(
             yield from source.__getitems__(list(range(start, min(start + _CHUNK, len(source)))))
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int, int]:
-        image = images.decode(record["image"], channels, size)
+        image = _NO_IMAGE if fit is None else images.decode(record["image"], channels, fit)
         return image, record["label"], record.get("coarse_label", -1)
 
     labels, superclasses = np.empty(len(source), np.int32), np.empty(len(source), np.int32)

@@ -67,7 +67,7 @@ class Contents:
     """What the files of a source hold.
 
     Attributes:
-        image_shape: Height, width and channels of the images.
+        image_shape: Height, width and channels of the images; None for a side that differs.
         class_names: The name of each class.
         splits: "train" and, unless it is to be drawn from that, "test". Each is read once, "train"
             first.
@@ -75,7 +75,7 @@ class Contents:
         note: What to tell the user once everything has been read; empty for nothing.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int | None, int | None, int]
     class_names: Sequence[str]
     splits: Mapping[str, Iterable[Example]]
     superclass_names: Sequence[str] = ()
@@ -118,8 +118,8 @@ class RawDir:
     """A data set that is whatever `dataset.raw_dir` holds.
 
     Attributes:
-        open: Where a function of raw_dir and image_size is that returns a `Source` to prepare or
-            the arrays themselves, a `dataset.Arrays`: ``"module:function"``.
+        open: Where a function of raw_dir and an `images.Fit` is that returns a `Source` to prepare
+            or the arrays themselves, a `dataset.Arrays`: ``"module:function"``.
     """
 
     open: str
@@ -233,6 +233,7 @@ _SOURCES = (
     ),
 )
 
+#: Every data set by name, registered ones included: where it comes from.
 DATASETS: dict[str, Source | RawDir | Registered] = {
     **{source.name: source for source in _SOURCES},
     "image_folder": RawDir("image_folder:open_image_folder"),

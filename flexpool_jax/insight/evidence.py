@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flexpool_jax.pooling import effective_weights
+
+
+class Evidence(NamedTuple):
+    """The evidence maps of some images, for the classes that are most probable.
+
+    Attributes:
+        positions: int [M], of the images in the split.
+        classes: int [M, n], most probable first; the image's own class is among them.
+        maps: float64 [M, n, H, W].
+        logits: float32 [M, n].
+        bias: float32 [M, n], the part of the logits that belongs to no position.
+        largest_difference: over all M · num_classes logits, between a logit and the sum of its map
+            plus the bias: rounding.
+    """
+
+    positions: np.ndarray
+    classes: np.ndarray
+    maps: np.ndarray
+    logits: np.ndarray
+    bias: np.ndarray
+    largest_difference: float
 
 
 def pool_weights(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,10 +15,8 @@ from matplotlib.figure import Figure
 
 from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
+from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.scoring import Bin
-
-if TYPE_CHECKING:
-    from flexpool_jax.insight.inspection import Evidence
 
 # Blue below and red above a light middle; told apart with every common kind of colour blindness.
 DIVERGING = "RdBu_r"

@@ -24,7 +24,7 @@ from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import INK, WRONG, Tile, contact_sheet
-from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
+from flexpool_jax.insight.evidence import Evidence, evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pooling import effective_weights
@@ -54,27 +54,6 @@ class Outputs(NamedTuple):
     def probabilities(self) -> np.ndarray:
         """float64 [N, num_classes]."""
         return scoring.softmax(self.logits)
-
-
-class Evidence(NamedTuple):
-    """The evidence maps of some images, for the classes that are most probable.
-
-    Attributes:
-        positions: int [M], of the images in the split.
-        classes: int [M, n], most probable first; the image's own class is among them.
-        maps: float64 [M, n, H, W].
-        logits: float32 [M, n].
-        bias: float32 [M, n], the part of the logits that belongs to no position.
-        largest_difference: over all M · num_classes logits, between a logit and the sum of its map
-            plus the bias: rounding.
-    """
-
-    positions: np.ndarray
-    classes: np.ndarray
-    maps: np.ndarray
-    logits: np.ndarray
-    bias: np.ndarray
-    largest_difference: float
 
 
 def inspect_workdir(
@@ -207,12 +186,7 @@ def _forward(restored: Restored) -> Any:
 
     def forward(variables: Variables, block: Array) -> tuple[Array, dict[str, Array]]:
         images = normalise(block)
-        of_backbone = {
-            collection: values["backbone"]
-            for collection, values in variables.items()
-            if "backbone" in values
-        }
-        stages: Any = model.backbone.apply(of_backbone, images, train=False)
+        stages: Any = model.apply(variables, images, method="stage_maps")
         # XLA computes the backbone once for both.
         logits: Any = model.apply(variables, images, train=False)
         return logits.astype(jnp.float32), dict(stages)

@@ -9,18 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flexpool_jax import files
 from flexpool_jax.data import Split
+from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.pages import render
 from flexpool_jax.training.metrics import METRICS_FILE
-
-if TYPE_CHECKING:
-    from flexpool_jax.insight.inspection import Evidence
 
 # What keeps the page at a few megabytes.
 _MAX_WEIGHTS, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = 150_000, 400, 160, 24

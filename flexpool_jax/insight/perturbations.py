@@ -126,8 +126,8 @@ def gaussian_noise(images: Array, *, sd: ArrayLike) -> Array:
 def blur(images: Array, *, sigma: ArrayLike) -> Array:
     """Blurs images by a Gaussian of the given deviation, in pixels, channel by channel.
 
-    ``y[i, j] = Σ_ab g(a) g(b) x[i + a, j + b]`` with ``g(a) ∝ exp(−a² / 2σ²)`` for |a| up to 4
-    pixels and Σ g = 1; beyond the border the nearest pixel counts.
+    ``y[i, j] = Σ_ab g(a) g(b) x[i + a, j + b]`` with ``g(a) ∝ exp(−a² / 2σ²)`` for ``|a|`` up to
+    4 pixels and Σ g = 1; beyond the border the nearest pixel counts.
 
     Args:
         images: uint8 ``[N, H, W, C]``.

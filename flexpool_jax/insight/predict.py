@@ -112,8 +112,15 @@ def _files_of(path: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def read_image(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads an image file as training would: upright, in 8 bits, resized without being cropped.
+def read_image(
+    path: Path, image_shape: tuple[int, int, int], fit: images.Fit | None = None
+) -> np.ndarray:
+    """Reads an image file as evaluation would: upright, in 8 bits, and of the network's size.
+
+    Args:
+        path: of the file.
+        image_shape: (H, W, C) of the network's images.
+        fit: the size at which its middle is cut out; None stretches it to ``image_shape``.
 
     Returns:
         uint8 of ``image_shape``, (H, W, C).
@@ -132,8 +139,10 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{path} is too large; at most {MAX_FILE_BYTES:,} bytes are read")
     decoded = images.read_image(content, str(path), channels)
-    resized = images.resize(decoded, (height, width))
-    return np.asarray(resized, np.uint8).reshape(image_shape)
+    resized = images.resize(decoded, (height, width)) if fit is None else fit(decoded)
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    middle = resized.crop((left, top, left + width, top + height))
+    return np.asarray(middle, np.uint8).reshape(image_shape)
 
 
 def predict_files(
@@ -258,11 +267,14 @@ def _predict(
     """Yields each file's prediction with its image, None for one that cannot be read."""
     probabilities_of = _network(trained)
     labels = {name.casefold(): name for name in trained.class_names}
+    dataset = trained.config.dataset
+    crops = dataset.resize == "crop"
+    fit = images.Fit(dataset.image_size, crops) if crops or dataset.center_crop else None
     batch = min(trained.config.eval_batch_size, _MAX_BATCH, len(paths))
 
     def read(path: Path) -> np.ndarray | UserError:
         try:
-            return read_image(path, trained.image_shape)
+            return read_image(path, trained.image_shape, fit)
         except UserError as error:
             return error
 

@@ -19,6 +19,7 @@ import optax
 from flax import linen as nn
 
 from flexpool_jax import configuration, files
+from flexpool_jax.data import Split
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.insight.perturbations import perturbations
@@ -27,7 +28,7 @@ from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
 from flexpool_jax.training.eval_loop import evaluate_split
-from flexpool_jax.training.feed import Feed, on_devices
+from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.setup import Setup, replicate
 
 Array = jax.Array
@@ -91,7 +92,9 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
         ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in `probe_workdir`.
     """
     dataset = setup.dataset
-    feed = on_devices(dataset.test)
+    # Whole, also where training streams: perturbations are drawn for all images together.
+    feed = Feed(dataset.test)
+    assert feed.data is not None
     replicated = replicate(variables)
     baseline = evaluate_split(setup, replicated, feed)
 
@@ -104,8 +107,7 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
 
     perturbed = []
     for named, perturb in perturbations():
-        images = replicate(perturb(feed.data.images))
-        changed = Feed(feed.data._replace(images=images))
+        changed = Feed(Split(np.asarray(perturb(feed.data.images)), dataset.test.labels))
         found = evaluate_split(setup, replicated, changed)
         perturbed.append(named | scores(found.metrics["loss"], found.predictions))
 
@@ -224,10 +226,5 @@ def _evaluate_pools(
 
 def _feature_map(model: nn.Module, variables: Variables, images: Array) -> Array:
     """The last stage's map [B, H, W, C]."""
-    of_backbone = {
-        collection: values["backbone"]
-        for collection, values in variables.items()
-        if "backbone" in values
-    }
-    stages: Any = model.backbone.apply(of_backbone, images, train=False)
+    stages: Any = model.apply(variables, images, method="stage_maps")
     return list(stages.values())[-1]

@@ -86,7 +86,7 @@ def _cut_to_rank(v: np.ndarray, rank: int) -> np.ndarray:
 def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
     """Describes a pool's weights by numbers.
 
-    With v and V as in `interventions`, |·| the root of the sum of squares over all entries, and
+    With v and V as in `interventions`, ``|·|`` the root of the sum of squares over all entries, and
     A the mean feature map:
 
     - ``mean`` and ``sd`` of all entries of w.
@@ -103,7 +103,7 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
       Channels whose weights are all 0 do not count.
     - ``mirror_correlation``: ``Σ_ijk v[i, j, k] · v[i, W + 1 − j, k] / |v|²``, the correlation over
       all entries of v with its left-right mirror image; equal to the mean of the channels'
-      correlations weighted by their shares of |v|². 1 for symmetric weights.
+      correlations weighted by their shares of ``|v|²``. 1 for symmetric weights.
     - ``activation_correlation``: the mean over channels of the Pearson correlation over positions
       of ``|v[i, j, k]|`` (absolute value) with ``A[i, j, k]``; ``activation_channels`` is the
       number of channels in which both vary, which alone count.

@@ -108,6 +108,15 @@ class Classifier(nn.Module):
             name="head",
         )(last[1], train)
 
+    def stage_maps(self, images: Array, train: bool = False) -> Mapping[str, Array]:
+        """Maps images ``[B, H, W, C]`` to the feature map of each stage by name, the last one last.
+
+        Called as ``model.apply(variables, images, method="stage_maps")``. The last map is what the
+        head pools and classifies.
+        """
+        stages: Mapping[str, Array] = self.backbone(images.astype(self.dtype), train=train)
+        return stages
+
     @nn.nowrap
     def _check_stages(self, stages: Any, batch: int) -> None:
         """Checks what the backbone returned; shapes and dtypes are known when it is traced."""

@@ -32,6 +32,7 @@ def _family(module: str, names: str, num_stages: int, **fields: Any) -> dict[str
     return {name: Entry(f"{path}:{name}", num_stages, **fields) for name in names.split()}
 
 
+#: Every backbone by name, registered ones included.
 MODELS: dict[str, Entry] = {
     **_family("resnet_cifar", "resnet20 resnet32 resnet44 resnet56 resnet110", num_stages=3),
     **_family("resnet", "resnet18 resnet34 resnet50", num_stages=4),
@@ -40,7 +41,7 @@ MODELS: dict[str, Entry] = {
     **_family("inception", "inception", num_stages=3),
 }
 
-# Options of the CIFAR ResNets that are fields of a config by the same name.
+#: Options of the CIFAR ResNets that are fields of a config by the same name.
 CIFAR_OPTIONS = ("norm_after_relu", "projection_shortcuts")
 
 

@@ -1,5 +1,8 @@
 """Saving and restoring a run with Orbax: asynchronous, the latest two and the best kept.
 
+Of several processes each has a manager of its own, and only process 0 saves: the state is the same
+in all. So no barrier of Orbax waits for a process that has ended.
+
 A checkpoint has three items: ``model`` (parameters and batch statistics, all that evaluation
 needs), ``optimizer`` (the optimizer's state and the step) and ``progress`` (JSON: where the run
 stands, and which run at which step it is). Arrays are saved from the host without a device axis, so
@@ -21,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import orbax_faults
+from flexpool_jax.training import orbax_faults, processes
 from flexpool_jax.training.orbax_faults import DAMAGED_FOLDER, FOLDER
 from flexpool_jax.training.steps import NotFinite, TrainState
 
@@ -66,10 +69,17 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         save_decision_policy=policies.FixedIntervalPolicy(1),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        ),
     )
     # Orbax fails in the background, silently, with a relative path.
+    folder = (workdir / FOLDER).absolute()
+    if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
-        (workdir / FOLDER).absolute(),
+        folder,
         item_names=("model", "optimizer", "progress"),
         options=options,
     )
@@ -121,6 +131,8 @@ def save(
     items = jax.device_get(_items(state))
     step = int(items["optimizer"]["step"])
     check_finite(items, step)
+    if not processes.is_first():
+        return
     digests = {name: _digest(item) for name, item in items.items()}
     run = {**(run or {}), "step": step}
     described = {"progress": dict(progress), "run": run}

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, TextIO
 import jax
 from tqdm import tqdm
 
+from flexpool_jax.source import versions
 from flexpool_jax.training.metrics import Meter
-from flexpool_jax.training.result import versions
 from flexpool_jax.training.setup import Setup
 
 REDRAW_SECONDS = 0.1
@@ -67,6 +67,8 @@ class ProgressBar:
         )
         if rate is not None:
             text += f" | {rate:,.0f} images/s"
+        if meter.data_wait is not None:
+            text += f" | {100 * meter.data_wait:.0f} % waiting for data"
         if self._bar is None:
             self._start_bar(meter.step, text)
             return
@@ -167,11 +169,13 @@ def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
     Returns:
         Lines without line ends.
     """
-    config, dataset, devices = setup.config, setup.dataset, jax.local_devices()
+    config, dataset, devices = setup.config, setup.dataset, jax.devices()
+    count = jax.process_count()
+    where = f" in {count} processes" if count > 1 else ""
     shape = "x".join(map(str, dataset.image_shape))
     sac = " with SAC" if config.sac.enabled else ""
     lines = [
-        f"device: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
+        f"device: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){where}, "
         f"{config.dtype}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"model: {config.model}, {config.pool} pool{sac}, {parameters:,} parameters",

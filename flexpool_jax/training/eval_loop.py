@@ -52,7 +52,8 @@ def evaluate_split(
 def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
     """Hands every batch of a split to the devices; arguments as for `evaluate_split`.
 
-    On accelerators it waits for nothing: what is dispatched next runs after the evaluation.
+    On accelerators it waits for nothing, unless data are streamed: what is dispatched next runs
+    after the evaluation.
 
     Returns:
         What ``setup.eval_step`` gave for each batch, for `collect`.
@@ -61,8 +62,9 @@ def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]
     for part in feed.once(setup.config.eval_batch_size):
         check()
         results.append(setup.eval_step(variables, feed.data, part))
-        if len(results) > 1 and jax.default_backend() == "cpu":
-            # One batch ahead is enough to keep a CPU busy; more would only hold memory.
+        if len(results) > 1 and (jax.default_backend() == "cpu" or feed.data is None):
+            # One batch ahead is enough to keep a CPU busy; more would only hold memory. Batches of
+            # images on their way to a device hold its memory.
             jax.block_until_ready(results[-2])
     return results
 

@@ -1,42 +1,59 @@
 """Hands the examples of a split to the compiled steps, part by part.
 
-A part is what one call of a compiled step takes of a split besides `Feed.data`. Which examples it
-stands for is a function of the seed, the epoch and the step alone, so that a resumed run sees the
-same batches.
+A part is what one call of a compiled step takes of a split besides `Feed.data`: indices into the
+split on the devices, or the images themselves. Which examples it stands for is a function of the
+seed, the epoch and the step alone, so that a resumed run sees the same batches, and so that both
+placements do.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from flexpool_jax.data import Split
+from flexpool_jax.data.stored import read_ahead
+from flexpool_jax.training import processes
 from flexpool_jax.training.setup import Setup, replicate
-from flexpool_jax.training.steps import DeviceSplit, Part
+from flexpool_jax.training.steps import AXIS, DeviceSplit, Part
+
+HostBatch = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
 class Feed:
     """The source of a split's batches.
 
+    Args:
+        split: the examples.
+        is_streamed: False puts the split whole on every local device. True leaves it where it is:
+            threads read batches from it ahead of the steps.
+
     Attributes:
-        data: the split, whole on every local device; parts are indices into it.
+        data: the split on the devices, or None if it is streamed.
     """
 
-    data: DeviceSplit
+    def __init__(self, split: Split, is_streamed: bool = False) -> None:
+        self._split = split
+        self.data: DeviceSplit | None = None
+        if not is_streamed:
+            self.data = DeviceSplit(*replicate((np.asarray(split.images), split.labels)))
+        # Reads the steps of training ahead, across the ends of epochs, from the step below on.
+        self._ahead: Generator[HostBatch] | None = None
+        self._next_step = 0
 
     def __len__(self) -> int:
         """The number of examples."""
-        return len(self.data.labels)
+        return len(self._split)
 
     @property
     def labels(self) -> np.ndarray:
         """int32 [N], of all examples in order."""
-        return np.asarray(self.data.labels)
+        return self._split.labels
 
     def epoch(
         self, setup: Setup, epoch: int, start: int, steps_from: Callable[[int], int]
@@ -50,16 +67,25 @@ class Feed:
             steps_from: how many steps the part has that begins at a step, see `Pace.steps_from`.
 
         Yields:
-            int32 [devices, steps, batch size / devices].
+            This process's part. For data on the devices int32 [local devices, steps, batch size /
+            devices]; else ``image`` uint8 and ``label`` int32 whose first axes are these.
         """
-        batch_size, count = setup.config.batch_size, setup.steps_per_epoch
-        order = np.random.default_rng((setup.config.seed, epoch)).permutation(len(self))
-        shape = (count, jax.local_device_count(), -1)
-        indices = order[: count * batch_size].astype(np.int32).reshape(shape)
-        while start < count:
-            end = start + steps_from(start)
-            yield indices[start:end].swapaxes(0, 1)
-            start = end
+        count = setup.steps_per_epoch
+
+        def sizes() -> Iterator[int]:
+            done = start
+            while done < count:
+                size = steps_from(done)
+                yield size
+                done += size
+
+        if self.data is None:
+            yield from _uploaded(self._streamed(setup, epoch * count + start, sizes()))
+            return
+        indices = _epoch_indices(setup, len(self), epoch)
+        for size in sizes():
+            yield indices[start : start + size].swapaxes(0, 1)
+            start += size
 
     def once(self, batch_size: int) -> Iterator[Part]:
         """The parts of a pass over every example in order, one for each call of an eval step.
@@ -68,14 +94,79 @@ class Feed:
             batch_size: see `eval_batches`.
 
         Yields:
-            int32 [devices, examples of a device]; -1 fills the last batch up.
+            This process's part. For data on the devices int32 [local devices, examples of a
+            device], -1 where it fills the last batch up; else ``image``, ``label`` and ``valid``
+            whose first axes are these.
         """
-        yield from eval_batches(len(self), batch_size)
+        batches = eval_batches(len(self), batch_size)[:, processes.local_devices()]
+        if self.data is not None:
+            yield from batches
+            return
+        yield from _uploaded(read_ahead(lambda i: _read(self._split, batches[i]), len(batches)))
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _streamed(self, setup: Setup, step: int, sizes: Iterable[int]) -> Iterator[HostBatch]:
+        """Parts of so many steps each, from a step of the whole run on."""
+        if self._ahead is None or self._next_step != step:
+            self.close()
+            count = setup.steps_per_epoch
+
+            def read(step: int) -> HostBatch:
+                indices = _epoch_indices(setup, len(self), step // count)[step % count]
+                batch = _read(self._split, indices)
+                return {"image": batch["image"], "label": batch["label"]}
+
+            self._ahead, self._next_step = read_ahead(read, setup.total_steps, step), step
+        for size in sizes:
+            batches = [next(self._ahead) for _ in range(size)]
+            self._next_step += size
+            yield jax.tree.map(_stacked, *batches)
 
 
-def on_devices(split: Split) -> Feed:
-    """Puts a split whole on every local device."""
-    return Feed(DeviceSplit(*replicate((split.images, split.labels))))
+def _read(split: Split, indices: np.ndarray) -> HostBatch:
+    """The examples of indices of any shape; those of -1, which come last, are not valid."""
+    valid = indices >= 0
+    image = split.images[indices[valid]]
+    if len(image) < indices.size:
+        missing = [(0, indices.size - len(image)), (0, 0), (0, 0), (0, 0)]
+        image = np.pad(image, missing)
+    label = np.where(valid, split.labels[indices], np.int32(0))
+    return {
+        "image": image.reshape(*indices.shape, *image.shape[1:]),
+        "label": label,
+        "valid": valid,
+    }
+
+
+def _stacked(*steps: np.ndarray) -> np.ndarray:
+    """Arrays [devices, ...] of single steps as [devices, steps, ...]; one is not copied."""
+    return np.stack(steps, axis=1) if len(steps) > 1 else steps[0][:, None]
+
+
+def _uploaded(parts: Iterator[HostBatch]) -> Iterator[Any]:
+    """The parts on the devices; the loop asks for one while the step before is computed."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    by_device = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    for part in parts:
+        yield jax.device_put(part, by_device)
+
+
+# Two epochs: the next one is read ahead.
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
+
+
+def _epoch_indices(setup: Setup, count: int, epoch: int) -> np.ndarray:
+    """This process's part of an epoch's steps: int32 [steps, local devices, size / devices]."""
+    steps, size = setup.steps_per_epoch, setup.config.batch_size
+    order = _order(setup.config.seed, epoch, count)[: steps * size]
+    return order.reshape(steps, jax.device_count(), -1)[:, processes.local_devices()]
 
 
 def eval_batches(count: int, batch_size: int) -> np.ndarray:
@@ -83,17 +174,16 @@ def eval_batches(count: int, batch_size: int) -> np.ndarray:
 
     Args:
         count: examples.
-        batch_size: at most; rounded up to a multiple of the number of local devices.
+        batch_size: at most; rounded up to a multiple of the number of devices.
 
     Returns:
         int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.
 
     Example:
-        >>> eval_batches(3, 1).shape == (-(-3 // jax.local_device_count()),
-        ...                              jax.local_device_count(), 1)
+        >>> eval_batches(3, 1).shape == (-(-3 // jax.device_count()), jax.device_count(), 1)
         True
     """
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     per_device = math.ceil(min(batch_size, count) / devices)
     batches = math.ceil(count / (devices * per_device))
     indices = np.full(batches * devices * per_device, -1, np.int32)

@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flexpool_jax.errors import Interrupted
 
@@ -30,18 +30,20 @@ class StopRequest:
         requested: True from the first SIGTERM or SIGINT on.
         saves: whether the loop is where it looks at ``requested`` and saves; while it is not, the
             process ends at once.
+        agree: turns ``requested`` of this process into one answer for all processes of a run.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.saves = False
+        self.agree: Callable[[bool], bool] = bool
 
     def __call__(self, number: int, frame: object) -> None:
         """Is Python's handler of the signals; what there is to do, the watching thread does."""
 
     def check(self) -> None:
-        """Raises `Interrupted` if a stop has been requested."""
-        if self.requested:
+        """Raises `Interrupted` if a stop has been requested; in all processes of a run at once."""
+        if self.agree(self.requested):
             raise Interrupted("told to stop")
 
 
@@ -87,7 +89,7 @@ def _watch(reader: int, stop: StopRequest) -> None:
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
-            _leave(
+            leave_at_once(
                 f"told to stop, but could not save within {GRACE_SECONDS:.0f} s; "
                 "the last saved checkpoint stands",
                 EXIT_STATUS,
@@ -98,15 +100,16 @@ def _watch(reader: int, stop: StopRequest) -> None:
         if number[0] not in (signal.SIGTERM, signal.SIGINT):
             continue
         if stop.requested and number[0] == signal.SIGINT:
-            _leave("stopped at once; the last saved checkpoint stands", 130)
+            leave_at_once("stopped at once; the last saved checkpoint stands", 130)
         stop.requested = True
         if deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
         if not stop.saves:
-            _leave("told to stop with nothing to save; nothing was lost", EXIT_STATUS)
+            leave_at_once("told to stop with nothing to save; nothing was lost", EXIT_STATUS)
 
 
-def _leave(message: str, status: int) -> None:
+def leave_at_once(message: str, status: int) -> None:
+    """Ends the process from any thread, whatever the others are doing."""
     # Not by sys.stderr, whose lock the main thread may hold; and not if nobody reads the pipe.
     if select.select([], [2], [], 0)[1]:
         with contextlib.suppress(OSError):

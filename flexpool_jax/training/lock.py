@@ -14,6 +14,8 @@ import filelock
 from flexpool_jax.errors import UserError
 from flexpool_jax.lock import acquire
 
+LOCK_FILE = ".lock"
+
 
 @contextlib.contextmanager
 def hold_workdir(workdir: Path) -> Iterator[None]:
@@ -22,7 +24,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: another living process holds it, or it cannot be written to.
     """
-    path = workdir / ".lock"
+    path = workdir / LOCK_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = acquire(path, "training in it")

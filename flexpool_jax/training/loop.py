@@ -7,6 +7,7 @@ There is no other state, so that a run that was stopped anywhere continues as if
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 import time
@@ -21,16 +22,16 @@ from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged
 from flexpool_jax.source import source_hash
-from flexpool_jax.training import checkpoints, console, metrics, superclass
+from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
-from flexpool_jax.training.feed import on_devices
-from flexpool_jax.training.identity import begin
+from flexpool_jax.training.feed import Feed
+from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
-from flexpool_jax.training.lock import hold_workdir
+from flexpool_jax.training.lock import LOCK_FILE, hold_workdir
 from flexpool_jax.training.pace import Pace
 from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
-from flexpool_jax.training.resume import restore_or_init
+from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.run import Run
 from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import (
@@ -47,20 +48,24 @@ def train(
     config: ml_collections.ConfigDict, workdir: Path, dataset: Dataset | None = None
 ) -> dict[str, Any]:
     """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, processes.explaining_loss():
         use_compilation_cache(config.compilation_cache)
         if config.deterministic:
             use_deterministic_ops()
         dataset = dataset or load_configured_dataset(config)
-        phases = [(workdir, set_up(config, dataset))]
+        phases = [("", set_up(config, dataset))]
         if config.superclass.epochs:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
-            phases.insert(0, (workdir / superclass.FOLDER, first))
-        with hold_workdir(workdir):
+            phases.insert(0, (superclass.FOLDER, first))
+        processes.check_alike(facts(phases[-1][1]))
+        stop.agree = processes.shared_flag()
+        with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
+            processes.check_shared(workdir / LOCK_FILE)
             result: dict[str, Any] = {}
             trained = None
-            for folder, setup in phases:
+            for name, setup in phases:
+                folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
                 trained, result = _train_phase(setup, folder, stop, trained)
             return result
@@ -75,8 +80,10 @@ def _train_phase(
     identity = begin(workdir, config, setup.dataset)
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = restore_or_init(setup, manager, identity, pretrained)
+        found = [dataclasses.asdict(progress), read_result(workdir)]
+        saved_progress, result = processes.gather(found)[0]
+        state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
-        result = read_result(workdir)
         if result is not None and step == setup.total_steps and progress.evaluated:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
@@ -105,9 +112,9 @@ def _train_phase(
             saver = Saver(manager, identity, step, progress.evaluated)
             run = Run(setup, workdir, progress, meter, saver, log, bar, stop, started)
             state = _run_epochs(run, state)
-        result = result_of(setup, identity, progress, state, meter.images_per_second)
+        result = result_of(setup, identity, progress, state, meter)
         files.write_json(workdir / RESULT_FILE, files.sealed(result))
-        return jax.device_get(state.variables), result
+        return jax.device_get(state.variables), processes.gather(result)[0]
 
 
 def _run_epochs(run: Run, state: TrainState) -> TrainState:
@@ -115,7 +122,8 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
     setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
     steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
     pace = Pace(steps_per_epoch, setup.steps_per_dispatch)
-    train_feed, test_feed = on_devices(setup.dataset.train), on_devices(setup.dataset.test)
+    train_feed = Feed(setup.dataset.train, setup.is_streamed)
+    test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
     state = replicate(state)
     # The epoch that is not evaluated and saved yet, though its steps are dispatched.
@@ -125,11 +133,12 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
     stop.check()
     # An epoch whose steps are done, but that was not evaluated, is continued at its evaluation.
     first_epoch = (step - (not progress.evaluated)) // steps_per_epoch
-    with _explaining_divergence(run):
+    with _explaining_divergence(run), contextlib.closing(train_feed):
         try:
             for epoch in range(first_epoch, num_epochs):
                 start = step - epoch * steps_per_epoch
-                for part in train_feed.epoch(setup, epoch, start, pace.steps_from):
+                parts = train_feed.epoch(setup, epoch, start, pace.steps_from)
+                for part in meter.waiting_for(parts) if setup.is_streamed else parts:
                     if ended is None:
                         stop.check()
                     meter.expect(steps_in(part))
@@ -142,8 +151,10 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
                         ended = None
                     progress.evaluated = False
                     run.report_steps()
-                    if meter.seconds_per_step is not None and not setup.config.steps_per_dispatch:
-                        pace.slow_down(meter.seconds_per_step)
+                    seconds = None if setup.config.steps_per_dispatch else meter.seconds_per_step
+                    if seconds is not None and pace.steps > 1:
+                        # All processes dispatch the same steps.
+                        pace.slow_down(max(processes.gather(seconds)))
 
                 # On a CPU, steps and what follows them would share the cores.
                 in_turn = jax.default_backend() == "cpu" or not meter.step
@@ -167,6 +178,7 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
             snapshot = run.snapshot(state)
             run.saver.save(snapshot)
             run.saver.wait()
+            processes.gather(snapshot.step)  # The others wait until process 0 has saved.
             run.bar.close()
             raise Interrupted(
                 f"told to stop at step {snapshot.step} of {setup.total_steps}; "
@@ -193,7 +205,8 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
         advice = "the same command with a lower --config.learning_rate continues from there"
         if error.step == 1:
             advice = "no update was made before it: look at the model and the data"
-        raise TrainingDiverged(
+        text = (
             f"{error} at step {error.step} (epoch "
             f"{math.ceil(error.step / run.setup.steps_per_epoch)}); {saved}; {advice}"
-        ) from error
+        )
+        raise TrainingDiverged(processes.gather(text)[0]) from error

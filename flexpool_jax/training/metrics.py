@@ -11,10 +11,10 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 
@@ -23,6 +23,9 @@ from flexpool_jax.training.steps import NotFinite
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -52,6 +55,7 @@ class Meter:
         self._batch_size = batch_size
         self._dispatched: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._images, self._seconds = 0, 0.0
+        self._waited: float | None = None
         self._is_timed = False
         self._programs: set[object] = set()
 
@@ -92,12 +96,34 @@ class Meter:
         self._collect(leave=0)
 
     def means(self) -> dict[str, float]:
-        """The means over ``rows``, and the last learning rate."""
+        """The means over ``rows``, the last learning rate, and ``data_wait`` where it is known."""
         means = {
             name: math.fsum(row[name] for row in self.rows) / len(self.rows)
             for name in self.rows[0]
         }
-        return means | {"learning_rate": self.rows[-1]["learning_rate"]}
+        means["learning_rate"] = self.rows[-1]["learning_rate"]
+        return means if self.data_wait is None else means | {"data_wait": self.data_wait}
+
+    @property
+    def data_wait(self) -> float | None:
+        """The share of the timed seconds that `waiting_for` waited; None if it was not used."""
+        if self._waited is None or not self._seconds:
+            return None
+        return self._waited / self._seconds
+
+    def waiting_for(self, parts: Iterable[T]) -> Iterator[T]:
+        """Yields parts of the data, and counts the time until each of them is there."""
+        self._waited = self._waited or 0.0
+        iterator = iter(parts)
+        while True:
+            started = time.monotonic()
+            try:
+                part = next(iterator)
+            except StopIteration:
+                return
+            if self._is_timed:
+                self._waited += time.monotonic() - started
+            yield part
 
     def pause(self) -> None:
         """Leaves out of the timing what happened since the last dispatch came back."""

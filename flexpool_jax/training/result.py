@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-import flexpool_jax
 from flexpool_jax import configuration, files
-from flexpool_jax.source import commit
+from flexpool_jax.source import commit, versions
 from flexpool_jax.training.identity import Identity
+from flexpool_jax.training.metrics import Meter
 from flexpool_jax.training.resume import Progress
 from flexpool_jax.training.setup import Setup
 from flexpool_jax.training.steps import TrainState, parameter_count
@@ -26,7 +24,6 @@ PREDICTIONS_FILE = "predictions.npz"
 POOL_WEIGHTS_FILE = "pool_weights.npz"
 
 _RESULT_NUMBERS = ("final_test_accuracy", "best_test_accuracy", "epochs", "seconds")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
 def write_predictions(
@@ -75,28 +72,12 @@ def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     return result if is_whole and all(isinstance(n, int | float) for n in numbers) else None
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those whose change may change a result.
-
-    Example:
-        >>> list(versions())[:3]
-        ['python', 'flexpool_jax', 'jax']
-    """
-    found = {"python": platform.python_version(), "flexpool_jax": flexpool_jax.__version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def result_of(
     setup: Setup,
     identity: Identity,
     progress: Progress,
     state: TrainState,
-    images_per_second: float | None,
+    meter: Meter,
 ) -> dict[str, Any]:
     """The content of result.json."""
     assert progress.test is not None
@@ -124,9 +105,12 @@ def result_of(
         "commit": commit(),
         "data_digest": identity.data,
         "seconds": progress.seconds,
-        "images_per_second": images_per_second,
+        "images_per_second": meter.images_per_second,
+        # The share of the training that waited for streamed data; None for data on the devices.
+        "data_wait": meter.data_wait,
         "device": device.device_kind,
-        "devices": jax.local_device_count(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "platform": device.platform,
         "convolutions": setup.convolutions,
         "versions": versions(),

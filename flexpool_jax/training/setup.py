@@ -7,6 +7,7 @@ that training used.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,21 @@ import optax
 from flax import linen as nn
 
 from flexpool_jax import configuration, cpu
-from flexpool_jax.data import Dataset, load_dataset
+from flexpool_jax.data import Dataset, load_dataset, memory_for_images
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
-from flexpool_jax.training import steps
+from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
 from flexpool_jax.training.steps import TrainState, create_train_state
 
 Array = jax.Array
+
+# Of images that are sent for one dispatch, so that several of them fit into memory.
+_DISPATCH_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Setup:
         dataset: what the config names.
         model: from `flexpool_jax.create_model`.
         tx: the optimizer.
+        is_streamed: whether batches are read while the devices compute, see
+            config.dataset.placement.
         steps_per_dispatch: updates that one call of ``train_steps`` makes at most; see
             `flexpool_jax.training.pace`.
         train_steps: see `steps.pmap_train_step`.
@@ -52,6 +58,7 @@ class Setup:
     dataset: Dataset
     model: nn.Module
     tx: optax.GradientTransformation
+    is_streamed: bool
     steps_per_dispatch: int
     train_steps: Callable[..., tuple[TrainState, steps.Metrics]]
     eval_step: Callable[..., tuple[steps.Metrics, steps.Metrics]]
@@ -99,7 +106,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         UserError: the config does not fit the data or the devices.
     """
     dataset = _with_normalisation(config, dataset)
-    configuration.check_batch_size(config, jax.local_device_count(), len(dataset.train))
+    configuration.check_batch_size(config, jax.device_count(), len(dataset.train))
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = make_schedule(
         config.schedule,
@@ -119,13 +126,18 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         kwargs=config.optimizer.get("kwargs", {}),
     )
     model = _create_model(config, dataset)
+    area = config.augment.random_resized_crop or None
     normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
     train_step = steps.make_train_step(
         model,
         tx,
         schedule,
         augment=make_augment(
-            flip=config.augment.flip, scale=config.augment.scale, crop=config.augment.crop
+            flip=config.augment.flip,
+            scale=config.augment.scale,
+            crop=config.augment.crop,
+            area=area,
+            size=dataset.image_shape[:2] if area else None,
         ),
         normalise=normalise,
         sac_weights=config.sac.weights if config.sac.enabled else (),
@@ -135,12 +147,18 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         ema_decay=config.ema_decay,
         freeze_backbone=config.freeze == "backbone",
     )
+    size = dataset.train.images.nbytes + dataset.test.images.nbytes
+    # All processes run the same program, whatever memory each of them has.
+    is_streamed = any(processes.gather(size > _memory_for_images(config)))
+    image_bytes = math.prod(dataset.train.images.shape[1:])
+    batch_bytes = config.batch_size * image_bytes if is_streamed else 0
     return Setup(
         config,
         dataset,
         model,
         tx,
-        steps_per_dispatch=_steps_per_dispatch(config, steps_per_epoch),
+        is_streamed,
+        steps_per_dispatch=_steps_per_dispatch(config, steps_per_epoch, batch_bytes),
         train_steps=steps.pmap_train_step(train_step),
         eval_step=steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise)),
     )
@@ -193,22 +211,32 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
     return model
 
 
-def _steps_per_dispatch(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+def _steps_per_dispatch(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, batch_bytes: int
+) -> int:
+    """See `longest_dispatch`; ``batch_bytes`` are sent to the devices for each step."""
     limit = config.steps_per_dispatch
     if not limit:
         limit = 1 if jax.default_backend() == "cpu" else config.log_every_steps
+        limit = max(1, min(limit, _DISPATCH_BYTES // max(1, batch_bytes)))
     return longest_dispatch(steps_per_epoch, limit)
 
 
 def load_configured_dataset(config: ml_collections.ConfigDict) -> Dataset:
     """Loads what ``config.dataset`` names, and prepares it first if that has not been done."""
     return load_dataset(
-        config.dataset.name,
-        config.dataset.data_dir,
-        config.dataset.raw_dir,
-        image_size=config.dataset.image_size,
-        holdout=config.dataset.holdout,
-        seed=config.seed,
+        **configuration.dataset_options(config), max_bytes=_memory_for_images(config)
+    )
+
+
+def _memory_for_images(config: ml_collections.ConfigDict) -> float:
+    device = jax.local_devices()[0]
+    is_cpu = device.platform == "cpu"
+    stats = device.memory_stats() or {}
+    return memory_for_images(
+        config.dataset.placement,
+        device_bytes=math.inf if is_cpu else stats.get("bytes_limit", math.inf),
+        copies=jax.local_device_count() if is_cpu else 1,
     )
 
 

@@ -23,7 +23,7 @@ from flexpool_jax.pooling import flexpool_regularizer
 Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
-# What one call takes of a split, with a leading axis of devices: indices, int32.
+# What one call takes of a split, with a leading axis of devices: indices, int32, or batches.
 Part = Any
 
 AXIS = "devices"
@@ -266,30 +266,36 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
     return eval_step
 
 
-def pick(data: DeviceSplit, indices: Array) -> Batch:
-    """Gathers the examples at these indices into a batch, as `make_eval_step` takes it."""
-    chosen = jnp.maximum(indices, 0)
-    return {"image": data.images[chosen], "label": data.labels[chosen], "valid": indices >= 0}
+def pick(data: DeviceSplit | None, part: Part) -> Batch:
+    """Gathers the examples at a part's indices into a batch, as `make_eval_step` takes it.
+
+    Without data the part is the batch.
+    """
+    if data is None:
+        return part
+    chosen = jnp.maximum(part, 0)
+    return {"image": data.images[chosen], "label": data.labels[chosen], "valid": part >= 0}
 
 
 def pmap_train_step(
     train_step: TrainStep,
-) -> Callable[[TrainState, DeviceSplit, Part, Array], tuple[TrainState, Metrics]]:
-    """The program that makes one or many updates on all local devices.
+) -> Callable[[TrainState, DeviceSplit | None, Part, Array], tuple[TrainState, Metrics]]:
+    """The program that makes one or many updates on all devices of all processes.
 
     Args:
         train_step: from `make_train_step`.
 
     Returns:
-        ``run(state, data, part, key) -> (state, metrics)``. data: replicated. part: int32 [devices,
-        steps, B / devices], indices into data. metrics: one float32 [steps] for each name. The
-        state's buffers are donated. It is compiled for each number of steps: one gives the bare
-        step; more a `jax.lax.scan` over it, for accelerators only: on a CPU XLA runs a convolution
-        inside a loop many times slower.
+        ``run(state, data, part, key) -> (state, metrics)``. data: replicated, or None. part: int32
+        [local devices, steps, B / devices], indices into data; without data ``image`` and ``label``
+        with these leading axes. metrics: one float32 [steps] for each name. The state's buffers are
+        donated. It is compiled for each number of steps: one gives the bare step; more a
+        `jax.lax.scan` over it, for accelerators only: on a CPU XLA runs a convolution inside a loop
+        many times slower.
     """
 
     def run(
-        state: TrainState, data: DeviceSplit, part: Part, key: Array
+        state: TrainState, data: DeviceSplit | None, part: Part, key: Array
     ) -> tuple[TrainState, Metrics]:
         def step(state: TrainState, part: Part) -> tuple[TrainState, Metrics]:
             return train_step(state, pick(data, part), key)
@@ -304,19 +310,24 @@ def pmap_train_step(
 
 def pmap_eval_step(
     eval_step: EvalStep,
-) -> Callable[[Mapping[str, Any], DeviceSplit, Part], tuple[Metrics, Metrics]]:
-    """The program that evaluates one batch on all local devices.
+) -> Callable[[Mapping[str, Any], DeviceSplit | None, Part], tuple[Metrics, Metrics]]:
+    """The program that evaluates one batch on all devices of all processes.
 
     Args:
         eval_step: from `make_eval_step`.
 
     Returns:
-        ``run(variables, data, part) -> (sums, examples)``. data: replicated. part: int32 [devices,
-        B / devices], indices into data; -1 fills a batch up. sums: see `make_eval_step`; examples:
-        the same, each [devices, B / devices, ...].
+        ``run(variables, data, part) -> (sums, examples)``. data: replicated, or None. part: int32
+        [local devices, B / devices], indices into data, -1 where it fills a batch up; without data
+        ``image``, ``label`` and ``valid`` with these leading axes. sums: see `make_eval_step`;
+        examples: the same, of all devices: each [devices, B / devices, ...].
     """
 
-    def run(variables: Mapping[str, Any], data: DeviceSplit, part: Part) -> tuple[Metrics, Metrics]:
-        return eval_step(variables, pick(data, part))
+    def run(
+        variables: Mapping[str, Any], data: DeviceSplit | None, part: Part
+    ) -> tuple[Metrics, Metrics]:
+        sums, examples = eval_step(variables, pick(data, part))
+        # Of all devices, because the process that writes sees its own alone.
+        return sums, jax.lax.all_gather(examples, AXIS)
 
-    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=(None, 0))
+    return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=None)

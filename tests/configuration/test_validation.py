@@ -47,6 +47,9 @@ OUT_OF_RANGE = {
     "dataset.data_dir": ["", "  ", "a\0b", "a\nb", None],
     "dataset.raw_dir": ["a\0b", None, 1],
     "dataset.image_size": [-1, 1, 7, 1025, 32.0, "32", None],
+    "dataset.resize": ["squash", "", None],
+    "dataset.center_crop": [-1, 2000, 0.875, "224"],
+    "dataset.placement": ["host", "", None, True],
     "dataset.mean": [(-0.1,), (125.3, 123.0, 113.9), (NAN,), ("0.5",), 0.5, None],
     "dataset.std": [(0.0,), (-0.1,), (63.0, 62.1, 66.7), (INF,), 0.5, None],
     "dataset.holdout": [-0.1, 1.0, NAN, 10, "0.1"],
@@ -78,6 +81,7 @@ OUT_OF_RANGE = {
     "augment.flip": [0, "left"],
     "augment.scale": [(0.8,), (1.2, 0.8), (0.0, 1.0), (-1.0, 1.0), (1.0, NAN), (1, 2, 3), 0.8, ()],
     "augment.crop": [-1, 0.5, 2000],
+    "augment.random_resized_crop": [(0.0, 1.0), (0.5, 0.1), (0.1,), (0.5, 1.5), (NAN, 1.0), 0.08],
     "superclass.epochs": [-1, 10.0],
     "superclass.mapping": ["a\nb", None],
     "eval_every_epochs": [0, -1, 0.5],
@@ -106,6 +110,9 @@ def test_every_field_has_cases():
 
 
 CONTRADICTIONS = [
+    ({"dataset.center_crop": 224}, ["config.dataset.center_crop is 224", "image_size 0"]),
+    ({"dataset.resize": "crop"}, ["config.dataset.resize", "image_size"]),
+    ({"augment.random_resized_crop": (0.08, 1)}, ["random_resized_crop", "scale (0.8, 1.2)"]),
     ({"pool": "avg", "pool_reg": 0.1}, ["config.pool_reg", "'avg'", "'flexpool'"]),
     ({"pool": "max", "pool_reg": 1e-3}, ["config.pool_reg", "'max'"]),
     ({"pool": "flexpool_softmax", "pool_reg": 0.1}, ["config.pool_reg", "softmax", "Eq. 2"]),

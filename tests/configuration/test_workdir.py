@@ -44,6 +44,9 @@ OTHER = {
     "dataset.data_dir": "elsewhere",
     "dataset.raw_dir": "downloads",
     "dataset.image_size": 64,
+    "dataset.resize": "crop",
+    "dataset.center_crop": 56,
+    "dataset.placement": "stream",
     "dataset.holdout": 0.1,
     "dataset.mean": (0.5, 0.5, 0.5),
     "dataset.std": (0.25, 0.25, 0.25),
@@ -67,6 +70,7 @@ OTHER = {
     "augment.flip": False,
     "augment.scale": (1.0, 1.0),
     "augment.crop": 4,
+    "augment.random_resized_crop": (0.08, 1.0),
     "superclass.epochs": 10,
     "superclass.mapping": "animals.json",
     "eval_every_epochs": 2,
@@ -82,8 +86,10 @@ FIXED = {
     *("dataset.name", "dataset.image_size", "dataset.holdout", "dataset.mean", "dataset.std"),
     *("projection_shortcuts", "init_from", "dtype"),
     *("augment.flip", "augment.scale", "augment.crop", "superclass.epochs", "superclass.mapping"),
+    *("dataset.resize", "dataset.center_crop", "augment.random_resized_crop"),
 }
 WITHOUT_EFFECT = {
+    *("dataset.placement",),
     *("dataset.data_dir", "dataset.raw_dir", "eval_batch_size", "log_every_steps"),
     *("steps_per_dispatch", "tensorboard", "compilation_cache"),
 }

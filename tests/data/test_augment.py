@@ -194,3 +194,59 @@ def test_a_channel_that_never_varies_is_only_centred():
 def test_deviations_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="deviation"):
         make_normalise([0.5], [-0.1])
+
+
+def test_a_random_resized_crop_is_a_part_of_the_image_of_the_size_that_is_asked_for():
+    count, height, width = 2000, 24, 32
+    # Each pixel holds its place, so that the result shows where it was cut from.
+    places = np.stack(np.mgrid[:height, :width], axis=-1).astype(np.float32)
+    images = jnp.broadcast_to(places, (count, height, width, 2))
+    augmented = np.asarray(jitted(area=(0.25, 1.0), size=(16, 16))(images, keys_for(count)))
+    assert augmented.shape == (count, 16, 16, 2)
+    rows, columns = augmented[:, :, 0, 0], augmented[:, 0, :, 1]
+    np.testing.assert_allclose(
+        augmented[..., 0], np.broadcast_to(rows[:, :, None], (count, 16, 16))
+    )
+    # Away from the ends the steps between pixels are the side over 16.
+    tall, wide = (np.diff(x, axis=1)[:, 8] * 16 for x in (rows, columns))
+    np.testing.assert_allclose([tall, wide], np.round([tall, wide]), atol=1e-3)
+    shares, ratios = tall * wide / (height * width), wide / tall
+    # A whole number of pixels is half a pixel from what was drawn.
+    assert 0.25 * 0.9 < shares.min() < 0.3
+    assert 0.95 < shares.max() <= 1
+    # The whole image, 4:3 as it is, stands in where no part fits.
+    assert 0.7 < ratios.min() < 0.8
+    assert 1.25 < ratios.max() < 1.4
+    for x, side, limit in ((rows, tall, height), (columns, wide, width)):
+        assert x.min() >= 0
+        assert x.max() <= limit - 1
+        free = np.round(limit - side) > 0
+        first = (x[:, 7] - 7.5 * side / 16 + 0.5)[free] / np.round(limit - side)[free]
+        assert abs(first.mean() - 0.5) < 0.03
+
+
+def test_a_random_resized_crop_reads_linearly_and_never_outside_of_its_part():
+    image = random_images(8, 8, 3)
+    augmented = jitted(area=(1e-6, 1e-6), size=(5, 5))(image[None], keys_for(1))[0]
+    # Less than a pixel is drawn, which does not fit: the whole image.
+    positions = np.clip((np.arange(5) + 0.5) * 8 / 5 - 0.5, 0, 7)
+    expected = np.asarray(image)
+    for axis in (0, 1):
+        lower = np.minimum(positions.astype(int), 6)
+        weight = (positions - lower).reshape(np.roll([5, 1, 1], axis))
+        first, second = (np.take(expected, lower + i, axis) for i in (0, 1))
+        expected = first * (1 - weight) + second * weight
+    np.testing.assert_allclose(augmented, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"area": area} for area in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5), (float("nan"), 1.0))),
+        *({"area": (0.5, 1.0), **more} for more in ({"crop": 1}, {"scale": (0.8, 1.2)})),
+        {"size": (8, 8)},
+    ],
+)
+def test_impossible_random_resized_crops_are_refused(options):
+    with pytest.raises(ValueError, match="area"):
+        make_augment(**options)

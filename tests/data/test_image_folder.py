@@ -341,3 +341,27 @@ def test_the_folder_has_to_be_named(tmp_path):
         load("", tmp_path)
     with pytest.raises(UserError, match=r"no folder or zip archive .*nowhere"):
         load(tmp_path / "nowhere", tmp_path)
+
+
+def test_images_that_keep_their_proportions_are_stored_as_they_are(tmp_path):
+    tree = write_tree(tmp_path / "tree", size=(30, 20))
+    jpeg = picture(250, size=(40, 20), form="JPEG")
+    (tree / "train" / "cat" / "photo.JPEG").write_bytes(jpeg)
+    image = Image.open(io.BytesIO(picture(250, size=(40, 20))))
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tree / "train" / "dog" / "on_its_side.jpg", exif=exif)
+    dataset = load(tree, tmp_path, image_size=10, resize="crop")
+    assert dataset.image_shape == (10, 10, 3)
+    folder = prepare_dataset("image_folder", tmp_path / "data", tree, image_size=8, resize="crop")
+    assert folder.parent.parent == tmp_path / "data" / "image_folder"
+    assert len(list(folder.parent.parent.iterdir())) == 1, "another size was prepared again"
+    records = b"".join(path.read_bytes() for path in folder.glob("*train.array_record*"))
+    assert b"JFIF" in records
+    stored = load(tree, tmp_path, image_size=10, resize="crop", max_bytes=0)
+    assert stored.digest == dataset.digest
+    # The dark top of the one on its side has become its right side; both keep their middle.
+    upright = max(dataset.train.images[dataset.train.labels == 1], key=lambda image: image.max())
+    turned = max(dataset.train.images[dataset.train.labels == 2], key=lambda image: image.max())
+    assert upright[9, 5, 0] > 240 > 130 > upright[0, 5, 0]
+    assert turned[5, 0, 0] > 240 > 130 > turned[5, 9, 0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flexpool_jax.data.images import map_in_threads, read_header, read_image
+from flexpool_jax.data.images import Fit, map_in_threads, read_header, read_image
 from flexpool_jax.errors import UserError
 
 FORMATS = ["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF"]
@@ -159,3 +159,14 @@ def test_an_error_in_a_thread_arrives_and_what_has_not_begun_never_does():
     with pytest.raises(KeyError):
         list(map_in_threads(function, range(1000)))
     assert len(begun) < 50
+
+
+def test_the_short_side_is_resized_and_the_middle_is_kept_as_torchvision_does():
+    photo = noise(size=(500, 375))
+    # torchvision.transforms.Resize(256) makes 341 x 256 of it, and CenterCrop(256) begins at 42.
+    resized = photo.resize((341, 256), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[:, 42 : 42 + 256]
+    np.testing.assert_array_equal(np.asarray(Fit(256, crops=True)(photo)), expected)
+    upright = Fit(256, crops=True)(photo.transpose(Image.Transpose.TRANSPOSE))
+    # Pillow rounds after each axis.
+    np.testing.assert_allclose(np.asarray(upright, int), expected.transpose(1, 0, 2), atol=1)

@@ -240,8 +240,8 @@ def test_many_files_do_not_take_more_memory(workdir, photos, monkeypatch):
             if self.base is not None and getattr(self, "counted", False):
                 held["now"] -= 1
 
-    def counting(path, shape):
-        image = read_image(path, shape).view(Counted)
+    def counting(path, shape, fit):
+        image = read_image(path, shape, fit).view(Counted)
         image.counted = True
         held["now"] += 1
         held["most"] = max(held["most"], held["now"])

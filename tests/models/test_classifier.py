@@ -83,14 +83,8 @@ def test_auxiliary_logits_are_sown_in_training_only_first_stage_first(sac_model)
     aux = updates["aux_logits"]["logits"]
     assert [x.shape for x in (*aux, logits)] == [(2, 10)] * 3
     # Recomputed from the stage maps by hand: which head saw which stage.
-    stages, _ = model.backbone.apply(
-        {
-            "params": variables["params"]["backbone"],
-            "batch_stats": variables["batch_stats"]["backbone"],
-        },
-        IMAGES,
-        train=True,
-        mutable=["batch_stats"],
+    stages, _ = model.apply(
+        variables, IMAGES, train=True, mutable=["batch_stats"], method="stage_maps"
     )
     for got, name in zip(aux, ["stage1", "stage2"], strict=True):
         head = variables["params"][f"aux_head_{name}"]

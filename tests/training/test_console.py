@@ -17,10 +17,10 @@ import pytest
 
 from configs import digits
 from flexpool_jax.data import Dataset, Split
+from flexpool_jax.source import versions
 from flexpool_jax.training import console
 from flexpool_jax.training.console import ProgressBar
 from flexpool_jax.training.metrics import Meter
-from flexpool_jax.training.result import versions
 from flexpool_jax.training.setup import set_up
 
 

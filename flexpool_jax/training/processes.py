@@ -1,0 +1,321 @@
+"""Several processes that train one run together: joining, agreeing, parts of arrays, one writer.
+
+All processes run the same steps, each on its own devices and its own part of every batch. Process 0
+alone reads checkpoints to continue from, and writes to the workdir. With one process each function
+here is trivial, so that nothing else asks how many there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed  # JAX's key-value store has no public name.
+from jax.experimental import multihost_utils
+
+from flexpool_jax.errors import PeerLost, UserError
+from flexpool_jax.training import interrupts
+
+# For all processes to have started; importing JAX from a busy file system may take a minute.
+JOINING_SECONDS = 300
+# Until a process that does not answer is taken to be dead; JAX then ends the others by SIGABRT.
+HEARTBEAT_SECONDS = 60
+# For the others to come to the end too.
+LEAVING_SECONDS = 10
+# For a file of process 0 to be seen on another machine: NFS remembers for a minute what is missing.
+FILE_SECONDS = 90
+
+# A living process is waited for, however long it prepares data; the heartbeat finds dead ones.
+_WAIT_MS = 7 * 24 * 3600 * 1000
+
+# What errors of collectives, and of JAX's service, say when another process has ended.
+_LOST = re.compile(r"gloo|nccl|coordination|socket closed|connection (reset|refused)", re.I)
+
+# JAX gives each task of SLURM and of Open MPI a single device; here a task uses all that it sees.
+_VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
+
+# Every process makes the same exchanges, in the same order.
+_exchanges = itertools.count()
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Joins the other processes of a run; at the end all leave together.
+
+    To be entered before JAX makes an array. Inside, processes other than the first print nothing,
+    so that a log has each line once.
+
+    Args:
+        coordinator_address: HOST:PORT at which process 0 listens; None lets JAX detect the cluster.
+        num_processes: of the run; detected as well if there is no address.
+        process_id: of this process, from 0; likewise.
+
+    Raises:
+        UserError: no cluster is detected; or another process raised a UserError.
+        PeerLost: another process failed.
+    """
+    _join(coordinator_address, num_processes, process_id)
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            yield
+        except PeerLost:
+            if _client() is not None and is_first():
+                # The others notice it as well, and JAX aborts those that process 0 leaves behind.
+                time.sleep(LEAVING_SECONDS / 5)
+            raise
+        except Exception as error:
+            if _client() is not None:
+                _send({"error": _one_line(error), "mistake": isinstance(error, UserError)})
+            _leave()
+            raise
+        _leave()
+
+
+def _join(address: str | None, count: int | None, index: int | None) -> None:
+    # JAX's own service would replace the handler of SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    visible = {name: jax.config._read(name) for name in _VISIBLE}
+    late = (
+        f"launch.py: not all processes of this run were there within {JOINING_SECONDS} s; run the "
+        "same command again in all of them",
+        interrupts.EXIT_STATUS,
+    )
+    # JAX's own timeout ends the process by SIGABRT.
+    timer = threading.Timer(JOINING_SECONDS, interrupts.leave_at_once, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            cluster_detection_method="deactivate" if address else None,
+            initialization_timeout=2 * JOINING_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=LEAVING_SECONDS,
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        if address:
+            raise UserError(f"--coordinator_address={address}: {_one_line(error)}") from error
+        raise UserError(
+            f"--distributed: JAX detects no cluster ({_one_line(error)}); start the tasks by srun "
+            "or mpirun, or give --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+        ) from error
+    finally:
+        timer.cancel()
+    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        for name, value in visible.items():
+            jax.config.update(name, value)
+
+
+def _leave() -> None:
+    """Waits for the others and disconnects; JAX aborts processes that notice process 0's end."""
+    with contextlib.suppress(RuntimeError):
+        if _client() is not None:
+            _client().wait_at_barrier("flexpool_jax", LEAVING_SECONDS * 1000)
+            jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def explaining_loss() -> Iterator[None]:
+    """Turns what JAX raises when another process has ended into a `PeerLost`."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        is_lost = jax.process_count() > 1 and _LOST.search(str(error)) is not None
+        if isinstance(error, UserError) or not is_lost:
+            raise
+        raise PeerLost(
+            f"another process of this run has ended ({_one_line(error)[:200]}); the last saved "
+            "checkpoint stands, run the same command again in all of them"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def is_first() -> bool:
+    """Whether this process is number 0, which writes; does not start JAX's backend."""
+    return distributed.global_state.process_id == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """Gives every process what each of them hands in, in their order; waits for all.
+
+    Args:
+        value: what JSON can hold.
+
+    Raises:
+        UserError, PeerLost: another process raised an error before it came here.
+
+    Example:
+        >>> gather({"seed": 1})
+        [{'seed': 1}]
+    """
+    client = _client()
+    if client is None:
+        if jax.process_count() > 1:  # A TPU's topology says so by itself.
+            raise UserError(f"{jax.process_count()} processes, but no --distributed; add it")
+        return [value]
+    exchange = _send({"value": value})
+    found = [
+        json.loads(client.blocking_key_value_get(f"{exchange}/{i}", _WAIT_MS))
+        for i in range(jax.process_count())
+    ]
+    for i, record in enumerate(found):
+        if "error" in record:
+            _leave()
+            kind = UserError if record["mistake"] else PeerLost
+            raise kind(f"process {i}: {record['error']}")
+    return [record["value"] for record in found]
+
+
+def _client() -> Any:
+    """JAX's connection to process 0; None in a process that is alone."""
+    return distributed.global_state.client
+
+
+def _send(record: Mapping[str, Any]) -> str:
+    """Hands in this process's part of the next exchange; returns the exchange's name."""
+    number, index = next(_exchanges), distributed.global_state.process_id
+    _client().key_value_set(f"flexpool_jax/{number}/{index}", json.dumps(record))
+    # All have answered the exchange before this one, and so have read those before it.
+    _client().key_value_delete(f"flexpool_jax/{number - 2}/{index}")
+    return f"flexpool_jax/{number}"
+
+
+def broadcast(tree: Any) -> Any:
+    """Gives every process the arrays of process 0, as NumPy arrays.
+
+    Args:
+        tree: arrays of the same shapes and dtypes in each process.
+
+    Example:
+        >>> broadcast({"w": np.float32([1, 2])})
+        {'w': array([1., 2.], dtype=float32)}
+    """
+    tree = jax.tree.map(np.asarray, jax.device_get(tree))
+    leaves: list[np.ndarray] = jax.tree.leaves(tree)
+    # As bytes and at once: JAX adds zeros to what it broadcasts, which would turn -0.0 into 0.0.
+    content = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(content, is_source=is_first()))
+    ends = np.cumsum([leaf.nbytes for leaf in leaves])
+    parts = np.split(content, ends[:-1])
+    received = [
+        p.view(leaf.dtype).reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), received)
+
+
+def local_devices() -> slice:
+    """Which rows of an array with a leading axis of all devices belong to this process.
+
+    `jax.pmap` numbers devices process by process.
+    """
+    count = jax.local_device_count()
+    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+
+
+def shared_flag() -> Callable[[bool], bool]:
+    """Turns a flag of each process into one that all see raised at the same call.
+
+    A process that is alone sees its own at once.
+    """
+    return bool if jax.process_count() == 1 else _SharedFlag()
+
+
+class _SharedFlag:
+    """A flag that all processes see raised at the same call, whichever of them raised it.
+
+    Each call hands in this process's flag and answers for the flags of the call before, so that the
+    devices are not waited for. The calls have the same places between the steps in each process.
+    """
+
+    def __init__(self) -> None:
+        self._any = jax.pmap(lambda flag: jax.lax.pmax(flag, "all"), "all", out_axes=None)
+        self._before: jax.Array | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Hands in a flag; returns whether any process handed in a raised one the call before."""
+        before = self._before
+        self._before = self._any(np.full(jax.local_device_count(), flag, np.int32))
+        return before is not None and bool(before)
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes were started alike.
+
+    Args:
+        facts: by name what has to be the same in all; what JSON can hold.
+
+    Raises:
+        UserError: in every process, if something differs; names it with both values.
+    """
+    first, *others = gather(dict(facts))
+    for i, other in enumerate(others, start=1):
+        different = [name for name in first | other if first.get(name) != other.get(name)]
+        if different:
+            listed = "; ".join(f"{n} is {other.get(n)} ({first.get(n)})" for n in different)
+            raise UserError(
+                f"process {i} was not started as process 0 was: {listed}; give all processes the "
+                "same command, code and data"
+            )
+
+
+def check_shared(file: Path) -> None:
+    """Checks that every process sees the file that process 0 sees, and so the same workdir.
+
+    Raises:
+        UserError: in every process, if one sees another file or none; names its folder.
+    """
+    folder = str(file.parent)
+    content, wanted = gather([_read(file), folder])[0]
+    deadline = time.monotonic() + (FILE_SECONDS if folder == wanted else 0)
+    while (is_same := _read(file) == content) is False and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for i, (sees_it, found) in enumerate(gather([is_same, folder])):
+        if not sees_it:
+            raise UserError(
+                f"--workdir={found} of process {i} is not the folder --workdir={wanted} of process "
+                "0; give all processes the same folder, on a file system that all machines share"
+            )
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def writable(workdir: Path) -> Iterator[Path]:
+    """The workdir in process 0; in the others an empty folder in its place, removed at the end.
+
+    So every process does what the first does, and only the first has an effect.
+    """
+    if is_first():
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory(prefix="flexpool_jax_") as folder:
+        yield Path(folder)

@@ -1,0 +1,298 @@
+"""Several processes that train one run: the same numbers as one, and no hang when one is lost."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.conftest import ROOT, read_metrics
+
+# All-reduces between processes on a CPU take milliseconds, so the network is as small as can be.
+CONFIG = """\
+import os, time
+from flax import linen as nn
+import numpy as np
+from configs import digits
+from flexpool_jax import register_dataset, register_model
+
+class Tiny(nn.Module):
+    norm_axis_name: str | None
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(4, (3, 3), strides=2, use_bias=False)(images)
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.norm_axis_name)(x)
+        first = nn.relu(x)
+        return {"stage1": first, "stage2": nn.relu(nn.Conv(8, (3, 3))(first))}
+
+@register_model("tiny", num_stages=2)
+def tiny(*, dtype, norm_axis_name):
+    return Tiny(norm_axis_name)
+
+@register_dataset("stripes")
+def load_stripes():
+    if os.environ.get("RAISES") == os.environ.get("PROCESS", "none"):
+        raise RuntimeError("a mistake in a program")
+    random = np.random.default_rng(0)
+    labels = np.arange(203) % 3
+    images = random.integers(0, 120, (203, 8, 8, 1))
+    images[np.arange(203), labels] += 100
+    return {"train": (images[:160].astype(np.uint8), labels[:160]),
+            "test": (images[160:].astype(np.uint8), labels[160:])}, ["a", "b", "c"]
+
+def get_config(variant=""):
+    config = digits.get_config(variant or "flexpool,reg,sac")
+    config.model, config.dataset.name = "tiny", "stripes"
+    config.sac.weights = (0.3, 0.7)
+    config.batch_size, config.eval_batch_size, config.num_epochs = 16, 12, 2
+    config.learning_rate, config.log_every_steps = 0.003, 1
+    config.tensorboard = False
+    return config
+"""
+EXIT_STOPPED, EXIT_ABORTED = 75, 134
+
+
+class Group:
+    """The processes of one run, each with its output; process i is the i-th."""
+
+    def __init__(self, commands, before=(), **environment):
+        self.processes = []
+        for i, command in enumerate(commands):
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, *(before or ["launch.py"]), *command],
+                    cwd=ROOT,
+                    env={**os.environ, "PROCESS": str(i), **environment},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+
+    def finish(self, seconds=300):
+        """Waits for all; returns their exit statuses and their outputs."""
+        outputs = []
+        try:
+            for process in self.processes:
+                outputs.append(process.communicate(timeout=seconds)[0])
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [process.returncode for process in self.processes], outputs
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The config file of a tiny run."""
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def flags_of(count):
+    """The flags that make each of ``count`` processes one of a run."""
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        (f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={i}")
+        for i in range(count)
+    ]
+
+
+def start(count, *arguments, **environment):
+    return Group([(*flags, *arguments) for flags in flags_of(count)], **environment)
+
+
+def run(count, *arguments, **environment):
+    """Runs a command in ``count`` processes to its end; returns what process 0 printed."""
+    if count == 1:
+        statuses, outputs = Group([arguments], **environment).finish()
+    else:
+        statuses, outputs = start(count, *arguments, **environment).finish()
+    assert statuses == [0] * count, outputs
+    for output in outputs[1:]:
+        assert not re.sub(r"\[Gloo\].*\n", "", output)
+    return outputs[0]
+
+
+def said(output):
+    """What the program itself said at its end."""
+    return [line for line in output.splitlines() if line.startswith("launch.py: ")]
+
+
+def arrays_of(workdir, step):
+    """Every array of a checkpoint, by name, whatever the model."""
+    import orbax.checkpoint as ocp
+
+    items = ("model", "optimizer")
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=items) as manager:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in items})
+        )
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in items})
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_run(workdir, other, step):
+    arrays, others = arrays_of(workdir, step), arrays_of(other, step)
+    assert len(arrays) > 20
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    assert read_metrics(workdir) == read_metrics(other)
+    assert (workdir / "predictions.npz").read_bytes() == (other / "predictions.npz").read_bytes()
+
+
+def test_two_processes_are_bit_by_bit_one_process_with_two_devices(config, tmp_path):
+    command = (f"--config={config}", "--config.dropout_rate=0.2", "--config.augment.flip=True")
+    one, two = tmp_path / "one", tmp_path / "two"
+    devices = "--xla_force_host_platform_device_count=2"
+    run(1, *command, f"--workdir={one}", XLA_FLAGS=devices)
+    output = run(2, *command, f"--workdir={two}")
+    assert "device: 2 x cpu (cpu) in 2 processes" in output
+    assert_same_run(one, two, 20)
+    # Each of the 43 test images counts once, in batches of 12.
+    found = np.load(two / "predictions.npz")
+    accuracy = np.mean(found["labels"] == found["predictions"])
+    assert read_metrics(two, "test")[-1]["accuracy"] == accuracy
+    output = run(
+        2,
+        f"--config={config}",
+        "--config.dropout_rate=0.2",
+        "--config.augment.flip=True",
+        f"--workdir={two}",
+        "--mode=eval",
+    )
+    assert f"test accuracy {accuracy:.2%}" in output
+    assert "(43 images, step 20)" in output
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_agree_and_continue_each_others_checkpoints(config, tmp_path):
+    command = (f"--config={config}", "--config.optimizer.name=sgd", "--config.num_epochs=1")
+    curves = []
+    for count in (1, 2, 4):
+        workdir = tmp_path / str(count)
+        run(count, *command, f"--workdir={workdir}")
+        curves.append([line["loss"] for line in read_metrics(workdir, "train")])
+    assert len(curves[0]) == 10
+    np.testing.assert_allclose(curves[1:], [curves[0]] * 2, rtol=1e-5)
+    ends = []
+    for before, after in ((4, 1), (1, 2), (2, 4)):
+        workdir = tmp_path / str(before)
+        output = run(after, *command[:2], f"--workdir={workdir}")
+        assert "resuming after step 10" in output
+        ends.append([line["loss"] for line in read_metrics(workdir, "train")])
+    assert len(ends[0]) == 20
+    np.testing.assert_allclose(ends[1:], [ends[0]] * 2, rtol=1e-4)
+
+
+def test_processes_that_were_not_started_alike_say_so_in_one_line(config, tmp_path):
+    """The second of each pair comes late, too."""
+    pairs = [
+        (
+            "--config.seed=1",
+            f"--workdir={tmp_path / 'run'}",
+            "process 1 .* config.seed is 1 \\(0\\)",
+        ),
+        ("--config.seed=0", f"--workdir={tmp_path / 'other'}", "--workdir=.*/other of process 1"),
+    ]
+    groups = []
+    for seed, workdir, words in pairs:
+        first, second = flags_of(2)
+        same = (f"--config={config}", "--config.seed=0", f"--workdir={tmp_path / 'run'}")
+        group = Group([(*first, *same), (*second, *same[:1], seed, workdir)])
+        groups.append((group, words))
+    for group, words in groups:
+        statuses, outputs = group.finish()
+        assert statuses == [2, 2], outputs
+        for output in outputs:
+            assert len(said(output)) == 1
+            assert re.search(words, said(output)[0])
+            assert "Traceback" not in output
+
+
+# Fewer seconds than the hundreds that a cluster may need.
+IMPATIENT = """\
+import sys
+import time
+from flexpool_jax.training import processes
+processes.JOINING_SECONDS = 4
+import launch
+sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_peer_never_comes_leaves_in_time(index, config, tmp_path):
+    command = (*flags_of(2)[index], f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    statuses, outputs = Group([command], before=("-c", IMPATIENT)).finish()
+    assert statuses == [EXIT_STOPPED]
+    assert [
+        "not all processes of this run were there within 4 s" in line for line in said(outputs[0])
+    ] == [True]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_fails_ends_the_others(config, tmp_path):
+    command = (f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    statuses, outputs = start(2, *command, RAISES="1").finish()
+    assert statuses == [EXIT_STOPPED, 1], outputs
+    assert "RuntimeError: a mistake in a program" in outputs[1]
+    assert re.search("process 1: a mistake in a program", said(outputs[0])[0])
+
+
+LONG = ("--config.num_epochs=40", "--config.log_every_steps=10")
+
+
+def wait_for_step(workdir, step, group):
+    deadline = time.monotonic() + 300
+    while not any(
+        path.name.isdigit() and int(path.name) >= step for path in workdir.glob("checkpoints/*")
+    ):
+        assert [process.poll() for process in group.processes] == [None, None]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_whichever_process_is_lost_the_same_command_ends_as_if_none_had_been(config, tmp_path):
+    command = (f"--config={config}", *LONG)
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
+    run(2, *command, f"--workdir={undisturbed}")
+    faults = [
+        (1, signal.SIGTERM, {EXIT_STOPPED}, {EXIT_STOPPED}),
+        (1, signal.SIGKILL, {-signal.SIGKILL}, {EXIT_STOPPED}),
+        (0, signal.SIGTERM, {EXIT_STOPPED}, {EXIT_STOPPED}),
+        (0, signal.SIGKILL, {-signal.SIGKILL}, {EXIT_STOPPED, -signal.SIGABRT}),
+    ]
+    step = 0
+    for index, number, own, others in faults:
+        group = start(2, *command, f"--workdir={workdir}")
+        wait_for_step(workdir, step + 10, group)
+        group.processes[index].send_signal(number)
+        sent = time.monotonic()
+        statuses, outputs = group.finish()
+        assert time.monotonic() - sent < 60
+        assert statuses[index] in own, outputs
+        assert statuses[1 - index] in others, outputs
+        if statuses[1 - index] == EXIT_STOPPED:
+            last = said(outputs[1 - index])
+            assert len(last) == 1
+            assert ("told to stop at step" if own == others else "another process") in last[0]
+        step = max(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+        assert step < 400
+    run(2, *command, f"--workdir={workdir}")
+    assert_same_run(workdir, undisturbed, 400)

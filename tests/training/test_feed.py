@@ -1,0 +1,120 @@
+"""Data on the devices and data that are streamed give the same batches, and the same run."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import digits
+from flexpool_jax import evaluate, register_model, train
+from flexpool_jax.configuration import dataset_options
+from flexpool_jax.data import load_dataset
+from flexpool_jax.training import steps
+from flexpool_jax.training.feed import Feed
+from flexpool_jax.training.pace import Pace
+from flexpool_jax.training.setup import set_up
+
+
+class Small(nn.Module):
+    """One convolution, so that the tests compile in no time."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2)(images))}
+
+
+register_model("small_for_feeds", num_stages=1)(lambda **fields: Small())
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def make_config(data_dir):
+    def make_config(**fields):
+        config = digits.get_config("flexpool")
+        config.update_from_flattened_dict(
+            {
+                "model": "small_for_feeds",
+                "dataset.data_dir": data_dir,
+                "dataset.image_size": 8,
+                "schedule": "constant",
+                "batch_size": 96,
+                "eval_batch_size": 100,
+                "num_epochs": 2,
+                "tensorboard": False,
+                **fields,
+            }
+        )
+        return config
+
+    return make_config
+
+
+def picked(feed, parts):
+    """The batches of parts, on the host."""
+    return [jax.device_get(steps.pick(feed.data, part)) for part in parts]
+
+
+def assert_same(batches, others, names):
+    for batch, other in itertools.zip_longest(batches, others):
+        for name in names:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 5])
+def test_streamed_batches_are_those_on_the_devices(make_config, steps_per_dispatch):
+    config = make_config()
+    stored = load_dataset(**dataset_options(config), max_bytes=0)
+    setup = set_up(config, load_dataset(**dataset_options(config)))
+    device, stream = Feed(setup.dataset.train), Feed(stored.train, is_streamed=True)
+    # The second epoch is read ahead during the first; then a run resumes in the middle of one.
+    for place in ((0, 0), (1, 0), (0, 7)):
+        pace = Pace(setup.steps_per_epoch, steps_per_dispatch).steps_from
+        expected = picked(device, device.epoch(setup, *place, pace))
+        assert_same(picked(stream, stream.epoch(setup, *place, pace)), expected, ("image", "label"))
+    stream.close()
+
+    device, stream = Feed(setup.dataset.test), Feed(stored.test, is_streamed=True)
+    batches = picked(stream, stream.once(100))
+    labels = np.concatenate([batch["label"][batch["valid"]] for batch in batches])
+    np.testing.assert_array_equal(labels, setup.dataset.test.labels)
+    expected = picked(device, device.once(100))
+    assert_same(batches[:-1], expected[:-1], ("image", "label", "valid"))
+    assert_same(batches[-1:], expected[-1:], ("valid",))
+
+
+def test_a_run_may_change_its_placement_and_stays_the_same(make_config, tmp_path):
+    config = make_config()
+    device = train(config, tmp_path / "device")
+    config.dataset.placement = "stream"
+    config.num_epochs = 1
+    train(config, tmp_path / "stream")
+    config.num_epochs = 2
+    stream = train(config, tmp_path / "stream")
+    assert stream["final_test_loss"] == device["final_test_loss"]
+    assert stream["data_digest"] == device["data_digest"]
+    for file in ("pool_weights.npz", "predictions.npz"):
+        assert (tmp_path / "stream" / file).read_bytes() == (
+            tmp_path / "device" / file
+        ).read_bytes()
+    assert evaluate(tmp_path / "stream")["loss"] == device["final_test_loss"]
+    assert 0 <= stream["data_wait"] < 1
+    lines = (tmp_path / "stream" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-2])["data_wait"] == stream["data_wait"]
+
+
+def test_arrays_are_streamed_from_memory(make_config, tmp_path):
+    config = make_config(num_epochs=1)
+    dataset = load_dataset(**dataset_options(config))
+    device = train(config, tmp_path / "device", dataset)
+    config.dataset.placement = "stream"
+    stream = train(config, tmp_path / "stream", dataset)
+    assert stream["final_test_loss"] == device["final_test_loss"]
+    assert stream["data_wait"] is not None
+    assert device["data_wait"] is None
