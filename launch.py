@@ -44,7 +44,9 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def train(command: Command) -> None:
     """Trains, or continues from the workdir's last checkpoint."""
     config, workdir = _config(command), _workdir(command)
-    result = flexpool_jax.train(config, workdir)
+    result = flexpool_jax.train(
+        config, workdir, profile=bool(command.profile), debug_nans=bool(command.debug_nans)
+    )
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
         f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
@@ -175,7 +177,9 @@ _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id
 
 MODES = {
     "train": Mode(
-        train, "train; continues if the workdir holds a checkpoint (default)", _PROCESSES
+        train,
+        "train; continues if the workdir holds a checkpoint (default)",
+        ("profile", "debug_nans", *_PROCESSES),
     ),
     "eval": Mode(
         evaluate,
@@ -298,11 +302,11 @@ examples
 def _flags_text() -> str:
     """Every flag with its meaning, and the modes that take it where not all do."""
     lines = []
-    for flag, meaning in {**command_line.FLAGS, "version": "", "help": ""}.items():
+    for flag, meaning in command_line.FLAGS.items():
         takers = [name for name, mode in MODES.items() if flag in mode.flags]
         text = meaning + (f" ({', '.join(takers)})" if takers else "")
         lines.append(textwrap.fill(f"  --{flag:<9} {text}", 79, subsequent_indent=" " * 14))
-    return "\n".join(lines)
+    return "\n".join([*lines, "  --version, --help"])
 
 
 def _config(command: Command) -> ConfigDict:

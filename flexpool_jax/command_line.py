@@ -30,12 +30,16 @@ FLAGS = {
     "resize": "side in pixels to which the test images are resized",
     "images": "what to predict: an image file, a folder of them or a glob",
     "top_k": "how many classes to give for each image",
+    "profile": "traces a few steps for TensorBoard",
+    "debug_nans": "names the operation behind the first NaN; slower",
     "shard": "I/N: part I of N of a sweep, I from 0; auto: by SLURM's array",
     "distributed": "one run of all tasks of srun, mpirun, ...",
     "coordinator_address": "HOST:PORT where process 0 of a run listens",
     "num_processes": "processes of the run; 1 alone: a run per task",
     "process_id": "which of them this is, from 0",
 }
+# Flags without a value.
+_SWITCHES = ("profile", "debug_nans", "distributed")
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
 
@@ -56,6 +60,8 @@ class Command:
         resize: A number from 8 to 1024; None if not given.
         images: The value of `--images`; None if not given.
         top_k: A number from 1; None if not given.
+        profile: True if a few steps are to be traced; else None.
+        debug_nans: True if the operation behind a NaN is to be found; else None.
         shard: The value of `--shard`; None if not given.
         distributed: True if JAX is to detect the run's processes; else None.
         coordinator_address: HOST:PORT of process 0; None if not given.
@@ -73,6 +79,8 @@ class Command:
     resize: int | None
     images: str | None
     top_k: int | None
+    profile: bool | None
+    debug_nans: bool | None
     shard: str | None
     distributed: bool | None
     coordinator_address: str | None
@@ -138,6 +146,8 @@ def read(
         resize=None if resize is None else int(resize),
         images=values["images"],
         top_k=None if top_k is None else int(top_k),
+        profile=values["profile"] or None,
+        debug_nans=values["debug_nans"] or None,
         shard=values["shard"],
         distributed=values["distributed"] or None,
         coordinator_address=values["coordinator_address"],
@@ -152,7 +162,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the flags' values, of one given twice the last, and what belongs to no flag."""
     flag_values = flags.FlagValues()
     for name, meaning in FLAGS.items():
-        if name == "distributed":
+        if name in _SWITCHES:
             flags.DEFINE_boolean(name, False, meaning, flag_values=flag_values)
             continue
         default = DEFAULT_MODE if name == "mode" else None

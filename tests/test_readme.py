@@ -15,9 +15,10 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"))
 }
 README = PAGES["README.md"]
+PAGES_WITH_PROGRAMS = ("README.md", "docs/extending.md", "docs/layer.md")
 PROGRAMS = [
     (page, program)
-    for page in ("README.md", "docs/extending.md")
+    for page in PAGES_WITH_PROGRAMS
     for program in re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
 ]
 
@@ -29,7 +30,7 @@ def section(page, title):
 
 
 def test_there_are_programs_to_run():
-    assert {page for page, _ in PROGRAMS} == {"README.md", "docs/extending.md"}
+    assert {page for page, _ in PROGRAMS} == set(PAGES_WITH_PROGRAMS)
 
 
 @pytest.mark.parametrize(("page", "program"), PROGRAMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: ConfigDict, workdir: str | os.PathLike[str], dataset: Dataset | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    dataset: Dataset | None = None,
+    *,
+    profile: bool = False,
+    debug_nans: bool = False,
 ) -> dict[str, Any]:
     """Trains a model, or continues from the workdir's latest checkpoint if it holds one.
 
@@ -27,6 +33,8 @@ def train(
             if need be.
         dataset: used in the place of what ``config.dataset`` names. Give the same one whenever this
             run is continued or evaluated: other data are refused.
+        profile: trace a few steps; TensorBoard's profile plugin reads the workdir's profile/.
+        debug_nans: end at the operation that gives the first NaN, and name its line. Slower.
 
     Returns:
         What is written to result.json: final and best accuracy, seconds, versions and more.
@@ -53,6 +61,7 @@ def train(
     configuration.check_workdir(os.fspath(workdir))
     configuration.check_resume(config, folder)
 
-    from flexpool_jax.training import loop
+    from flexpool_jax.training import debugging, loop
 
-    return loop.train(config, folder, dataset)
+    with debugging.finding_nans() if debug_nans else contextlib.nullcontext():
+        return loop.train(config, folder, dataset, profile)

@@ -23,6 +23,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
+from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
 from flexpool_jax.training.feed import Feed
@@ -45,7 +46,10 @@ from flexpool_jax.training.steps import NotFinite, TrainState, parameter_count, 
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: Path, dataset: Dataset | None = None
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    dataset: Dataset | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
     with stop_on_signals() as stop, processes.explaining_loss():
@@ -67,7 +71,10 @@ def train(
             for name, setup in phases:
                 folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
-                trained, result = _train_phase(setup, folder, stop, trained)
+                with (
+                    profiling(setup, folder) if profile else contextlib.nullcontext(setup)
+                ) as watched:
+                    trained, result = _train_phase(watched, folder, stop, trained)
             return result
 
 

@@ -1,0 +1,84 @@
+"""Looks into a run: a trace of a few of its steps, and the operation behind a NaN."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+
+from flexpool_jax.errors import TrainingDiverged
+from flexpool_jax.training.setup import Setup
+
+PROFILE_FOLDER = "profile"
+# Dispatches that are traced. The first compiles, and the second may wait for the first.
+_FIRST, _LAST = 3, 5
+
+
+@contextlib.contextmanager
+def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
+    """Gives a set-up whose third to fifth dispatch are traced by `jax.profiler`.
+
+    Args:
+        setup: from `set_up`.
+        workdir: TensorBoard's profile plugin reads the trace from its folder ``profile``.
+    """
+    folder = workdir / PROFILE_FOLDER
+    dispatches, is_tracing = 0, False
+
+    def stop() -> None:
+        nonlocal is_tracing
+        is_tracing = False
+        jax.profiler.stop_trace()
+        print(f"\nprofile: tensorboard --logdir={folder}", file=sys.stderr)
+
+    def train_steps(*arguments: Any) -> Any:
+        nonlocal dispatches, is_tracing
+        dispatches += 1
+        if dispatches == _FIRST:
+            jax.profiler.start_trace(folder)
+            is_tracing = True
+        result = setup.train_steps(*arguments)
+        if is_tracing and dispatches == _LAST:
+            jax.block_until_ready(result)
+            stop()
+        return result
+
+    try:
+        yield dataclasses.replace(setup, train_steps=train_steps)
+    finally:
+        if is_tracing:
+            stop()
+        elif dispatches < _FIRST:
+            print(
+                f"no profile: it begins with the {_FIRST}rd dispatch, and this command made "
+                f"{dispatches}; give a new --workdir, or more epochs",
+                file=sys.stderr,
+            )
+
+
+@contextlib.contextmanager
+def finding_nans() -> Iterator[None]:
+    """Ends at the first program that gives a NaN, and names the line behind it.
+
+    JAX runs that program again, operation by operation. Every result is checked, so that training
+    is slower, and slow where NaNs are.
+
+    Raises:
+        TrainingDiverged: there was a NaN.
+    """
+    with jax.debug_nans(True):
+        try:
+            yield
+        except FloatingPointError as error:
+            packages = (*jax.__path__, *flax.__path__)
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if not frame.filename.startswith(packages)]
+            place = f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: {own[-1].line}"
+            raise TrainingDiverged(f"the first NaN is the result of {place}") from error
