@@ -110,6 +110,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Images a step, over all devices together. Section 4.2: 1000.
     config.batch_size = 1000
+    # A step's images are run through the network in so many parts, one after the other, whose
+    # gradients are averaged: for batches whose activations do not fit into memory. Without
+    # BatchNorm and dropout the step is the same; BatchNorm normalises each part by the part's own
+    # statistics, and updates the running ones once for each part.
+    config.grad_accum_steps = 1
     # Section 4.2: 100.
     config.num_epochs = 100
     # Images an evaluation step; the result does not depend on it.

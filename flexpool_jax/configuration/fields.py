@@ -241,6 +241,7 @@ FIELDS: dict[str, Field] = {
     "dataset.mean": _of_channels("from 0 to 1", lambda lowest: lowest >= 0),
     "dataset.std": _of_channels("above 0 and at most 1", lambda lowest: lowest > 0),
     "batch_size": _whole(1, 10**7, fixed=True),
+    "grad_accum_steps": _whole(1, 10**4, before=1),
     "num_epochs": _whole(1, 10**6),
     "eval_batch_size": _whole(1, 10**7, has_effect=False),
     "optimizer.name": _registry("optimizer", "OPTIMIZERS", fixed=True),

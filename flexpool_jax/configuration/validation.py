@@ -135,7 +135,7 @@ learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable va
 
 
 def check_batch_size(config: ConfigDict, device_count: int, num_images: int | None = None) -> None:
-    """Checks that a batch can be dealt out evenly to the devices, and is not more than there is.
+    """Checks that a batch can be dealt out evenly, and is not more than there is.
 
     Args:
         config: A config that `resolve` returned.
@@ -146,20 +146,22 @@ def check_batch_size(config: ConfigDict, device_count: int, num_images: int | No
         UserError: Names the closest sizes that are possible.
 
     Example:
-        >>> check_batch_size(ConfigDict({"batch_size": 1000}), 8)
-        >>> check_batch_size(ConfigDict({"batch_size": 100}), 8)
+        >>> check_batch_size(ConfigDict({"batch_size": 1000, "grad_accum_steps": 1}), 8)
+        >>> check_batch_size(ConfigDict({"batch_size": 100, "grad_accum_steps": 1}), 8)
         Traceback (most recent call last):
         ...
         flexpool_jax.errors.UserError: config.batch_size is 100, which 8 devices cannot share \
 evenly; allowed: multiples of 8, e.g. 96 or 104
     """
-    size = config.batch_size
-    if size % device_count:
-        below = size - size % device_count
-        nearest = f"{below} or {below + device_count}" if below else f"{device_count}"
+    size, accumulated = config.batch_size, config.grad_accum_steps
+    shares = device_count * accumulated
+    if size % shares:
+        below = size - size % shares
+        nearest = f"{below} or {below + shares}" if below else f"{shares}"
+        parts = f" in {accumulated} parts each (grad_accum_steps)" if accumulated > 1 else ""
         raise UserError(
-            f"config.batch_size is {size}, which {device_count} devices cannot share evenly; "
-            f"allowed: multiples of {device_count}, e.g. {nearest}"
+            f"config.batch_size is {size}, which {device_count} devices cannot share evenly"
+            f"{parts}; allowed: multiples of {shares}, e.g. {nearest}"
         )
     if num_images is not None and size > num_images:
         raise UserError(

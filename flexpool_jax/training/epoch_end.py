@@ -19,6 +19,9 @@ from flexpool_jax.training.result import write_pool_weights, write_predictions
 from flexpool_jax.training.run import Run
 from flexpool_jax.training.steps import TrainState, copy_state
 
+# Op by op, the first evaluation would compile thirty small programs.
+_pool_summary = jax.jit(pool_summary, static_argnums=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class EpochEnd:
@@ -28,12 +31,14 @@ class EpochEnd:
         epoch: epochs completed.
         state: at its end.
         evaluation: from `eval_loop.dispatch`; None where none is due.
+        pools: from `pool_summary`, on the devices; empty where no evaluation is due.
         started: when that was dispatched, by `time.monotonic`.
     """
 
     epoch: int
     state: TrainState
     evaluation: list[Any] | None
+    pools: dict[str, Any]
     started: float
 
 
@@ -50,7 +55,7 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     Raises:
         Interrupted: as `StopRequest.check` does.
     """
-    config, evaluation = run.setup.config, None
+    config, evaluation, pools = run.setup.config, None, {}
     is_evaluated = epoch == config.num_epochs or epoch % config.eval_every_epochs == 0
     run.meter.expect(("end_epoch", is_evaluated))
     if copy:
@@ -58,7 +63,9 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     started = time.monotonic()
     if is_evaluated:
         evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
-    return EpochEnd(epoch, state, evaluation, started)
+        # Here, since whatever is asked of a device later waits for the next epoch's steps.
+        pools = _pool_summary(state.variables["params"], config.pool)
+    return EpochEnd(epoch, state, evaluation, pools, started)
 
 
 def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
@@ -77,8 +84,10 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
     accuracy, is_best, results = None, False, None
     # The device begins to evaluate when it has made the steps.
     started = max(ended.started, run.meter.returned)
+    # Several processes agree to stop by their devices, which have other steps to make first.
+    check = run.stop.check if jax.process_count() == 1 else lambda: None
     if ended.evaluation is not None:
-        results = eval_loop.collect(ended.evaluation, run.stop.check)
+        results = eval_loop.collect(ended.evaluation, check)
         run.meter.pause()
     seconds = time.monotonic() - started
     run.report_steps()
@@ -106,14 +115,12 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
 def _report_evaluation(
     run: Run, ended: EpochEnd, evaluation: eval_loop.Evaluation, seconds: float
 ) -> None:
-    params = jax.device_get(ended.state.variables["params"])
-    summary = pool_summary(params, run.setup.config.pool)
     run.log.write(
         step=ended.epoch * run.setup.steps_per_epoch,
         epoch=float(ended.epoch),
         split=run.setup.split_name,
         images_per_second=len(evaluation.predictions) / seconds,
         **evaluation.metrics,
-        **{name: float(value) for name, value in summary.items()},
+        **{name: float(value) for name, value in jax.device_get(ended.pools).items()},
     )
     run.bar.evaluation(ended.epoch, run.setup.split_name, evaluation.metrics, seconds)

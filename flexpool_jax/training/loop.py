@@ -128,7 +128,8 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
     """Trains to the last epoch; returns the state at its end."""
     setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
     steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
-    pace = Pace(steps_per_epoch, setup.steps_per_dispatch)
+    is_given = setup.config.steps_per_dispatch > 0 or setup.steps_per_dispatch == 1
+    pace = Pace(steps_per_epoch, setup.steps_per_dispatch, is_final=is_given)
     train_feed = Feed(setup.dataset.train, setup.is_streamed)
     test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
@@ -158,10 +159,9 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
                         ended = None
                     progress.evaluated = False
                     run.report_steps()
-                    seconds = None if setup.config.steps_per_dispatch else meter.seconds_per_step
-                    if seconds is not None and pace.steps > 1:
+                    if not pace.is_final:
                         # All processes dispatch the same steps.
-                        pace.slow_down(max(processes.gather(seconds)))
+                        pace.slow_down(max(processes.gather(meter.seconds_per_step)))
 
                 # On a CPU, steps and what follows them would share the cores.
                 in_turn = jax.default_backend() == "cpu" or not meter.step

@@ -43,6 +43,7 @@ class Pace:
     Attributes:
         steps_per_epoch: a dispatch ends with its epoch.
         steps: of a dispatch that no epoch cuts short.
+        is_final: whether it stays at that; else the first dispatch is timed, for `slow_down`.
 
     Example:
         >>> pace = Pace(steps_per_epoch=97, steps=50)
@@ -55,6 +56,7 @@ class Pace:
 
     steps_per_epoch: int
     steps: int
+    is_final: bool = False
 
     def steps_from(self, start: int) -> int:
         """The steps of the dispatch that begins when ``start`` steps of its epoch are done."""
@@ -65,6 +67,7 @@ class Pace:
 
         To a divisor of what they were, so that they begin where the longer ones would have too.
         """
+        self.is_final = True
         if self.steps * seconds_per_step > LONGEST_SECONDS:
             limit = int(LONGEST_SECONDS / seconds_per_step)
             self.steps = _largest_divisor(self.steps, max(1, limit))

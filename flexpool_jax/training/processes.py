@@ -83,9 +83,7 @@ def joined(
                 time.sleep(LEAVING_SECONDS / 5)
             raise
         except Exception as error:
-            if _client() is not None:
-                _send({"error": _one_line(error), "mistake": isinstance(error, UserError)})
-            _leave()
+            _leave({"error": _one_line(error), "mistake": isinstance(error, UserError)})
             raise
         _leave()
 
@@ -93,7 +91,7 @@ def joined(
 def _join(address: str | None, count: int | None, index: int | None) -> None:
     # JAX's own service would replace the handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    visible = {name: jax.config._read(name) for name in _VISIBLE}
+    visible = {name: jax.config.read(name) for name in _VISIBLE}
     late = (
         f"launch.py: not all processes of this run were there within {JOINING_SECONDS} s; run the "
         "same command again in all of them",
@@ -117,8 +115,8 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
         if address:
             raise UserError(f"--coordinator_address={address}: {_one_line(error)}") from error
         raise UserError(
-            f"--distributed: JAX detects no cluster ({_one_line(error)}); start the tasks by srun "
-            "or mpirun, or give --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+            f"--distributed: JAX cannot join a cluster ({_one_line(error)}); start the tasks "
+            "by srun or mpirun, or give --coordinator_address, --num_processes and --process_id"
         ) from error
     finally:
         timer.cancel()
@@ -127,10 +125,16 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
             jax.config.update(name, value)
 
 
-def _leave() -> None:
-    """Waits for the others and disconnects; JAX aborts processes that notice process 0's end."""
+def _leave(error: Mapping[str, Any] | None = None) -> None:
+    """Waits for the others and disconnects; JAX aborts processes that notice process 0's end.
+
+    Args:
+        error: what the others are told at their next exchange, where they raise it.
+    """
     with contextlib.suppress(RuntimeError):
         if _client() is not None:
+            if error is not None:
+                _send(error)
             _client().wait_at_barrier("flexpool_jax", LEAVING_SECONDS * 1000)
             jax.distributed.shutdown()
 
@@ -141,8 +145,8 @@ def explaining_loss() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        is_lost = jax.process_count() > 1 and _LOST.search(str(error)) is not None
-        if isinstance(error, UserError) or not is_lost:
+        is_mistake = isinstance(error, UserError)
+        if _client() is None or is_mistake or not _LOST.search(str(error)):
             raise
         raise PeerLost(
             f"another process of this run has ended ({_one_line(error)[:200]}); the last saved "
@@ -151,7 +155,7 @@ def explaining_loss() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def is_first() -> bool:

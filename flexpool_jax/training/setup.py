@@ -146,6 +146,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         sync_batch_norm=config.sync_batch_norm,
         ema_decay=config.ema_decay,
         freeze_backbone=config.freeze == "backbone",
+        grad_accum_steps=config.grad_accum_steps,
     )
     size = dataset.train.images.nbytes + dataset.test.images.nbytes
     # All processes run the same program, whatever memory each of them has.

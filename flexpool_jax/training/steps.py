@@ -162,6 +162,7 @@ def make_train_step(
     sync_batch_norm: bool = True,
     ema_decay: float = 0.0,
     freeze_backbone: bool = False,
+    grad_accum_steps: int = 1,
 ) -> TrainStep:
     """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
 
@@ -181,12 +182,15 @@ def make_train_step(
         ema_decay: of the state's moving average of the parameters, if it keeps one.
         freeze_backbone: leave the backbone's parameters and running statistics as they are, and
             normalise by the latter.
+        grad_accum_steps: parts of a device's batch that are computed one after the other, and whose
+            gradients are averaged; must divide B.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
         and ``label`` int32 [B], this device's part. key: the run's typed PRNG key; all randomness
         derives from it, the step and the example's position in the whole batch (for augmentation)
-        or the device (for dropout). metrics: float32 scalars averaged over all devices' examples.
+        or the device and the part (for dropout). metrics: float32 scalars averaged over all
+        devices' examples.
     """
     if freeze_backbone:
         model = model.clone(freeze_backbone=True)
@@ -215,15 +219,28 @@ def make_train_step(
         metrics = {"loss": loss, **parts, "accuracy": accuracy}
         return loss, (metrics, updates.get("batch_stats", {}))
 
-    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        labels = batch["label"]
-        device = jax.lax.axis_index(AXIS)
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        positions = device * labels.shape[0] + jnp.arange(labels.shape[0])
-        example_keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions)
+    def gradient(
+        params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
+    ) -> tuple[Any, Metrics, Any]:
         images = augment(normalise(batch["image"]), example_keys)
         grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, images, labels, jax.random.fold_in(dropout_key, device)
+            params, batch_stats, images, batch["label"], dropout_key
+        )
+        return grads, metrics, batch_stats
+
+    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        count = batch["label"].shape[0]
+        device = jax.lax.axis_index(AXIS)
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        positions = device * count + jnp.arange(count)
+        example_keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions)
+        compute = gradient if grad_accum_steps == 1 else _in_parts(gradient, grad_accum_steps)
+        grads, metrics, batch_stats = compute(
+            state.params,
+            state.batch_stats,
+            batch,
+            example_keys,
+            jax.random.fold_in(dropout_key, device),
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         if not sync_batch_norm:
@@ -240,6 +257,40 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step
+
+
+# Of parameters, batch statistics, a batch, its examples' keys and dropout's key: gradients, metrics
+# and new batch statistics.
+Gradient = Callable[[Any, Any, Batch, Array, Array], tuple[Any, Metrics, Any]]
+
+
+def _in_parts(gradient: Gradient, count: int) -> Gradient:
+    """The same for a batch in so many parts: means over them, and statistics updated by each."""
+
+    def in_parts(
+        params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
+    ) -> tuple[Any, Metrics, Any]:
+        def add(carry: tuple[Any, Any], part: tuple[Batch, Array, Array]) -> tuple[Any, None]:
+            total, batch_stats = carry
+            batch, example_keys, index = part
+            key = jax.random.fold_in(dropout_key, index)
+            *found, batch_stats = gradient(params, batch_stats, batch, example_keys, key)
+            return (jax.tree.map(jnp.add, total, tuple(found)), batch_stats), None
+
+        batch = {name: batch[name] for name in ("image", "label")}
+        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (batch, example_keys))
+        first = jax.tree.map(lambda x: x[0], parts)
+        found = jax.eval_shape(gradient, params, batch_stats, *first, dropout_key)[:2]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        # A CPU runs a convolution inside a loop many times slower.
+        unroll = jax.default_backend() == "cpu"
+        (total, batch_stats), _ = jax.lax.scan(
+            add, (zeros, batch_stats), (*parts, jnp.arange(count)), unroll=unroll
+        )
+        grads, metrics = jax.tree.map(lambda x: x / count, total)
+        return grads, metrics, batch_stats
+
+    return in_parts
 
 
 def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> EvalStep:

@@ -77,6 +77,7 @@ OUT_OF_RANGE = {
     "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
     "dtype": ["float16", "bf16", "fp32", ""],
     "deterministic": [1, "no"],
+    "grad_accum_steps": [0, 1.5, "2", None],
     "sync_batch_norm": [1, "no"],
     "augment.flip": [0, "left"],
     "augment.scale": [(0.8,), (1.2, 0.8), (0.0, 1.0), (-1.0, 1.0), (1.0, NAN), (1, 2, 3), 0.8, ()],
@@ -360,6 +361,13 @@ def test_batch_that_devices_cannot_share(size, devices, words):
         check_batch_size(config_with({"batch_size": size}), devices)
     for word in words:
         assert word in str(error.value)
+
+
+def test_batch_that_cannot_be_divided_into_parts():
+    check_batch_size(config_with({"batch_size": 120, "grad_accum_steps": 3}), 8)
+    words = "8 devices cannot share evenly in 3 parts each .*multiples of 24, e.g. 96 or 120"
+    with pytest.raises(UserError, match=words):
+        check_batch_size(config_with({"batch_size": 104, "grad_accum_steps": 3}), 8)
 
 
 def test_batch_larger_than_the_data_set():

@@ -66,6 +66,7 @@ OTHER = {
     "label_smoothing": 0.1,
     "dtype": "bfloat16",
     "deterministic": True,
+    "grad_accum_steps": 2,
     "sync_batch_norm": False,
     "augment.flip": False,
     "augment.scale": (1.0, 1.0),

@@ -27,6 +27,56 @@ SMALL = (
     "--config.tensorboard=False",
 )
 
+# All-reduces between processes on a CPU take milliseconds, so the network is as small as can be.
+TINY = """\
+import os, time
+from flax import linen as nn
+import numpy as np
+from configs import digits
+from flexpool_jax import register_dataset, register_model
+
+class Tiny(nn.Module):
+    norm_axis_name: str | None
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(4, (3, 3), strides=2, use_bias=False)(images)
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.norm_axis_name)(x)
+        first = nn.relu(x)
+        return {"stage1": first, "stage2": nn.relu(nn.Conv(8, (3, 3))(first))}
+
+@register_model("tiny", num_stages=2)
+def tiny(*, dtype, norm_axis_name):
+    return Tiny(norm_axis_name)
+
+@register_dataset("stripes")
+def load_stripes():
+    if os.environ.get("RAISES") == os.environ.get("PROCESS", "none"):
+        raise RuntimeError("a mistake in a program")
+    random = np.random.default_rng(0)
+    labels = np.arange(203) % 3
+    images = random.integers(0, 120, (203, 8, 8, 1))
+    images[np.arange(203), labels] += 100
+    return {"train": (images[:160].astype(np.uint8), labels[:160]),
+            "test": (images[160:].astype(np.uint8), labels[160:])}, ["a", "b", "c"]
+
+def get_config(variant=""):
+    config = digits.get_config(variant or "flexpool,reg,sac")
+    config.model, config.dataset.name = "tiny", "stripes"
+    config.sac.weights = (0.3, 0.7)
+    config.batch_size, config.eval_batch_size, config.num_epochs = 16, 12, 2
+    config.learning_rate, config.log_every_steps = 0.003, 1
+    config.tensorboard = False
+    return config
+"""
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Path:
+    """The config file of a run that takes no time."""
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return path
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,48 +13,7 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, read_metrics
 
-# All-reduces between processes on a CPU take milliseconds, so the network is as small as can be.
-CONFIG = """\
-import os, time
-from flax import linen as nn
-import numpy as np
-from configs import digits
-from flexpool_jax import register_dataset, register_model
-
-class Tiny(nn.Module):
-    norm_axis_name: str | None
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = nn.Conv(4, (3, 3), strides=2, use_bias=False)(images)
-        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.norm_axis_name)(x)
-        first = nn.relu(x)
-        return {"stage1": first, "stage2": nn.relu(nn.Conv(8, (3, 3))(first))}
-
-@register_model("tiny", num_stages=2)
-def tiny(*, dtype, norm_axis_name):
-    return Tiny(norm_axis_name)
-
-@register_dataset("stripes")
-def load_stripes():
-    if os.environ.get("RAISES") == os.environ.get("PROCESS", "none"):
-        raise RuntimeError("a mistake in a program")
-    random = np.random.default_rng(0)
-    labels = np.arange(203) % 3
-    images = random.integers(0, 120, (203, 8, 8, 1))
-    images[np.arange(203), labels] += 100
-    return {"train": (images[:160].astype(np.uint8), labels[:160]),
-            "test": (images[160:].astype(np.uint8), labels[160:])}, ["a", "b", "c"]
-
-def get_config(variant=""):
-    config = digits.get_config(variant or "flexpool,reg,sac")
-    config.model, config.dataset.name = "tiny", "stripes"
-    config.sac.weights = (0.3, 0.7)
-    config.batch_size, config.eval_batch_size, config.num_epochs = 16, 12, 2
-    config.learning_rate, config.log_every_steps = 0.003, 1
-    config.tensorboard = False
-    return config
-"""
-EXIT_STOPPED, EXIT_ABORTED = 75, 134
+EXIT_STOPPED = 75
 
 
 class Group:
@@ -84,14 +43,6 @@ class Group:
             for process in self.processes:
                 process.kill()
         return [process.returncode for process in self.processes], outputs
-
-
-@pytest.fixture
-def config(tmp_path):
-    """The config file of a tiny run."""
-    path = tmp_path / "tiny.py"
-    path.write_text(CONFIG)
-    return path
 
 
 def free_port():
@@ -155,12 +106,15 @@ def assert_same_run(workdir, other, step):
     assert (workdir / "predictions.npz").read_bytes() == (other / "predictions.npz").read_bytes()
 
 
-def test_two_processes_are_bit_by_bit_one_process_with_two_devices(config, tmp_path):
-    command = (f"--config={config}", "--config.dropout_rate=0.2", "--config.augment.flip=True")
+@pytest.mark.parametrize("placement", ["device", pytest.param("stream", marks=pytest.mark.slow)])
+def test_two_processes_are_bit_by_bit_one_process_with_two_devices(
+    placement, tiny_config, tmp_path
+):
+    command = (f"--config={tiny_config}", "--config.dropout_rate=0.2", "--config.augment.flip=True")
     one, two = tmp_path / "one", tmp_path / "two"
     devices = "--xla_force_host_platform_device_count=2"
     run(1, *command, f"--workdir={one}", XLA_FLAGS=devices)
-    output = run(2, *command, f"--workdir={two}")
+    output = run(2, *command, f"--config.dataset.placement={placement}", f"--workdir={two}")
     assert "device: 2 x cpu (cpu) in 2 processes" in output
     assert_same_run(one, two, 20)
     # Each of the 43 test images counts once, in batches of 12.
@@ -169,7 +123,7 @@ def test_two_processes_are_bit_by_bit_one_process_with_two_devices(config, tmp_p
     assert read_metrics(two, "test")[-1]["accuracy"] == accuracy
     output = run(
         2,
-        f"--config={config}",
+        f"--config={tiny_config}",
         "--config.dropout_rate=0.2",
         "--config.augment.flip=True",
         f"--workdir={two}",
@@ -180,8 +134,8 @@ def test_two_processes_are_bit_by_bit_one_process_with_two_devices(config, tmp_p
 
 
 @pytest.mark.slow
-def test_one_two_and_four_processes_agree_and_continue_each_others_checkpoints(config, tmp_path):
-    command = (f"--config={config}", "--config.optimizer.name=sgd", "--config.num_epochs=1")
+def test_one_two_and_four_processes_agree_and_continue_each_others_runs(tiny_config, tmp_path):
+    command = (f"--config={tiny_config}", "--config.optimizer.name=sgd", "--config.num_epochs=1")
     curves = []
     for count in (1, 2, 4):
         workdir = tmp_path / str(count)
@@ -199,7 +153,7 @@ def test_one_two_and_four_processes_agree_and_continue_each_others_checkpoints(c
     np.testing.assert_allclose(ends[1:], [ends[0]] * 2, rtol=1e-4)
 
 
-def test_processes_that_were_not_started_alike_say_so_in_one_line(config, tmp_path):
+def test_processes_that_were_not_started_alike_say_so_in_one_line(tiny_config, tmp_path):
     """The second of each pair comes late, too."""
     pairs = [
         (
@@ -212,7 +166,7 @@ def test_processes_that_were_not_started_alike_say_so_in_one_line(config, tmp_pa
     groups = []
     for seed, workdir, words in pairs:
         first, second = flags_of(2)
-        same = (f"--config={config}", "--config.seed=0", f"--workdir={tmp_path / 'run'}")
+        same = (f"--config={tiny_config}", "--config.seed=0", f"--workdir={tmp_path / 'run'}")
         group = Group([(*first, *same), (*second, *same[:1], seed, workdir)])
         groups.append((group, words))
     for group, words in groups:
@@ -236,8 +190,8 @@ sys.exit(launch.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_whose_peer_never_comes_leaves_in_time(index, config, tmp_path):
-    command = (*flags_of(2)[index], f"--config={config}", f"--workdir={tmp_path / 'run'}")
+def test_a_process_whose_peer_never_comes_leaves_in_time(index, tiny_config, tmp_path):
+    command = (*flags_of(2)[index], f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}")
     statuses, outputs = Group([command], before=("-c", IMPATIENT)).finish()
     assert statuses == [EXIT_STOPPED]
     assert [
@@ -246,15 +200,23 @@ def test_a_process_whose_peer_never_comes_leaves_in_time(index, config, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_fails_ends_the_others(config, tmp_path):
-    command = (f"--config={config}", f"--workdir={tmp_path / 'run'}")
+def test_without_a_cluster_there_is_nothing_to_detect(tiny_config, tmp_path):
+    command = ("--distributed", f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}")
+    statuses, outputs = Group([command]).finish()
+    assert statuses == [2]
+    assert re.fullmatch("launch.py: --distributed: JAX cannot join .*\n", outputs[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_fails_ends_the_others(tiny_config, tmp_path):
+    command = (f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}")
     statuses, outputs = start(2, *command, RAISES="1").finish()
     assert statuses == [EXIT_STOPPED, 1], outputs
     assert "RuntimeError: a mistake in a program" in outputs[1]
     assert re.search("process 1: a mistake in a program", said(outputs[0])[0])
 
 
-LONG = ("--config.num_epochs=40", "--config.log_every_steps=10")
+LONG = "--config.num_epochs=24"
 
 
 def wait_for_step(workdir, step, group):
@@ -268,8 +230,8 @@ def wait_for_step(workdir, step, group):
 
 
 @pytest.mark.slow
-def test_whichever_process_is_lost_the_same_command_ends_as_if_none_had_been(config, tmp_path):
-    command = (f"--config={config}", *LONG)
+def test_whichever_process_is_lost_the_same_command_ends_as_if_none_had_been(tiny_config, tmp_path):
+    command = (f"--config={tiny_config}", LONG)
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
     run(2, *command, f"--workdir={undisturbed}")
     faults = [
@@ -293,6 +255,6 @@ def test_whichever_process_is_lost_the_same_command_ends_as_if_none_had_been(con
             assert len(last) == 1
             assert ("told to stop at step" if own == others else "another process") in last[0]
         step = max(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
-        assert step < 400
+        assert step < 240
     run(2, *command, f"--workdir={workdir}")
-    assert_same_run(workdir, undisturbed, 400)
+    assert_same_run(workdir, undisturbed, 240)

@@ -133,10 +133,17 @@ def run(tmp_path_factory, monkeypatch):
             device.now += SAVE_SECONDS
             original_save(*arguments)
 
+        def finish_epoch(*arguments):
+            # What a device computes for the host would wait for the steps that it has been given.
+            with jax.transfer_guard_host_to_device("disallow"):
+                original_finish(*arguments)
+
         original, original_save = loop.set_up, checkpoints.save
+        original_finish = loop.finish_epoch
         with monkeypatch.context() as patch:
             patch.setattr(jax, "default_backend", lambda: backend)
             patch.setattr(loop, "set_up", set_up)
+            patch.setattr(loop, "finish_epoch", finish_epoch)
             patch.setattr(loop, "stop_on_signals", lambda: contextlib.nullcontext(device.stop))
             patch.setattr(checkpoints, "save", save)
             clock = types.SimpleNamespace(monotonic=lambda: device.now)

@@ -31,6 +31,14 @@ class TwoStages(nn.Module):
         return {"stage1": x, "stage2": nn.tanh(nn.Dense(6)(x))}
 
 
+class OneStage(nn.Module):
+    """One stage without a norm."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.tanh(nn.Dense(6)(images))}
+
+
 MODEL = Classifier(TwoStages(), num_classes=5, pool="flexpool", sac=True, dropout_rate=0.5)
 PLAIN = MODEL.clone(dropout_rate=0.0)
 
@@ -39,16 +47,17 @@ def normalise(images):
     return images.astype(jnp.float32) / 255
 
 
-def train_step(model, augment=lambda images, keys: images, ema_decay=0.0):
+def train_step(model, augment=lambda images, keys: images, ema_decay=0.0, grad_accum_steps=1):
     return steps.make_train_step(
         model,
         TX,
         SCHEDULE,
         augment=augment,
         normalise=normalise,
-        sac_weights=(0.3, 0.7),
+        sac_weights=(0.3, 0.7) if model.sac else (),
         pool_reg=0.01,
         ema_decay=ema_decay,
+        grad_accum_steps=grad_accum_steps,
     )
 
 
@@ -121,6 +130,26 @@ def test_the_average_follows_the_parameters_which_do_not_depend_on_it():
         assert_trees_close(state.ema_params, expected, rtol=1e-4, atol=1e-6)
         assert state.variables["params"] is state.ema_params
     assert run(PLAIN, indices)[0].ema_params is None
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole():
+    # Without BatchNorm, whose statistics are those of what is computed at once.
+    model = Classifier(OneStage(), num_classes=5, pool="flexpool")
+    indices = RNG.permutation(40).astype(np.int32)[:36].reshape(3, 12)
+
+    def augment(images, keys):
+        return images + jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+
+    whole, metrics_of_whole = run(model, indices, augment=augment)
+    parts, metrics_of_parts = run(model, indices, augment=augment, grad_accum_steps=4)
+    assert_trees_close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
+    assert_trees_close(metrics_of_parts, metrics_of_whole, rtol=1e-5, atol=1e-6)
+    # With it, each part counts as a batch in the running statistics.
+    mean = run(PLAIN, indices[:1], grad_accum_steps=4)[0].batch_stats["backbone"]["BatchNorm_0"]
+    expected = np.zeros(3)
+    for part in indices[0].reshape(4, 3):
+        expected = 0.9 * expected + 0.1 * normalise(IMAGES[part]).mean((0, 1, 2))
+    np.testing.assert_allclose(mean["mean"], expected, rtol=1e-5)
 
 
 def test_the_state_has_no_device_axis_and_its_buffers_are_donated():
