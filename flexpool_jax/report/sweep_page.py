@@ -136,6 +136,5 @@ def _run(run: Run, setting: Setting, workdir: Path) -> dict[str, Any]:
         "accuracy": run.accuracy,
         "best": run.best_accuracy,
         "seconds": run.seconds,
-        "folder": folder,
         "links": [[name, quote(f"../{folder}/{name}")] for name in files_of_run],
     }

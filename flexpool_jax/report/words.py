@@ -36,8 +36,9 @@ def opening(found: Found, rows: Sequence[Row]) -> str:
     if any(run.config.dataset.holdout for run in found.runs):
         split += ", or the held-out images that a row names"
         intervals += "; but each seed holds out other images"
+    runs = f"{len(found.runs)} finished run{'s' * (len(found.runs) > 1)}"
     text = f"""\
-{len(found.runs)} finished runs, {hours:.1f} hours of training, on {_listed(devices)}; with
+{runs}, {hours:.1f} hours of training, on {_listed(devices)}; with
 {_listed(versions)}.
 
 Accuracies are those of the **last epoch** on {split},

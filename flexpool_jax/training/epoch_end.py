@@ -19,6 +19,9 @@ from flexpool_jax.training.result import write_pool_weights, write_predictions
 from flexpool_jax.training.run import Run
 from flexpool_jax.training.steps import TrainState, copy_state
 
+# Op by op, the first evaluation would compile thirty small programs.
+_pool_summary = jax.jit(pool_summary, static_argnums=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class EpochEnd:
@@ -61,7 +64,7 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     if is_evaluated:
         evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
         # Here, since whatever is asked of a device later waits for the next epoch's steps.
-        pools = pool_summary(state.variables["params"], config.pool)
+        pools = _pool_summary(state.variables["params"], config.pool)
     return EpochEnd(epoch, state, evaluation, pools, started)
 
 

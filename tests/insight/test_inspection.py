@@ -13,11 +13,11 @@ from PIL import Image
 
 import launch
 from configs import digits
-from flexpool_jax import register_model, scoring
+from flexpool_jax import files, register_model, scoring
 from flexpool_jax.configuration import write_config
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.evaluation import Restored, restore_workdir
-from flexpool_jax.insight import figures, inspection, page
+from flexpool_jax.insight import figures, inspection, page, probe
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.training import train
 from flexpool_jax.training.setup import set_up
@@ -72,6 +72,10 @@ def flexpool(dataset, tmp_path_factory):
     train(config_of(pool="flexpool", sac={"enabled": True}), folder, dataset)
     restored = restore_workdir(folder, dataset=dataset)
     with pytest.MonkeyPatch.context() as monkeypatch:
+        few = probe.perturbations()[:2]  # Each is a program of its own.
+        monkeypatch.setattr(probe, "perturbations", lambda: few)
+        probed = {"step": restored.step, **probe.probe(restored.setup, restored.variables)}
+        files.write_json(folder / probe.PROBE_FILE, probed)
         return restored, inspected(restored, monkeypatch)
 
 
@@ -220,6 +224,12 @@ def test_weights_of_any_shape_are_drawn(shape, tmp_path):
             assert min(picture.size) > 100
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"interventions": [], "perturbations": 1}'])
+def test_a_damaged_probe_is_left_out(content, tmp_path):
+    (tmp_path / "probe.json").write_text(content)
+    assert page._read_probe(tmp_path / "probe.json") is None
+
+
 def test_large_maps_do_not_make_a_large_page():
     encoded = page._encode_weights(np.zeros((112, 112, 64), np.float32))
     assert encoded["channels"] == 64
@@ -236,7 +246,7 @@ def test_the_page_works_in_a_browser(width, flexpool, tmp_path):
     found = used_in_browser(restored.workdir / "inspect/index.html", script, width, tmp_path)
     assert found["titles"] == [
         "Overview", "Training", "Weights of the pool", "Evidence maps", "Predictions",
-        "Calibration", "Model",
+        "Calibration", "Probes", "Model",
     ]  # fmt: skip
     assert {"accuracy", "loss"} <= set(found["curves"])
     assert (found["chart"], found["otherChart"]) == (
@@ -260,3 +270,5 @@ def test_the_page_works_in_a_browser(width, flexpool, tmp_path):
     assert found["position"].startswith("row 0, column 1: ")
     assert found["errors"] == min(24, len(report["errors"]))
     assert HOSTILE in found["text"]
+    probed = json.loads((restored.workdir / probe.PROBE_FILE).read_text())
+    assert found["probes"] == len(probed["interventions"]) + len(probed["perturbations"])

@@ -25,6 +25,7 @@ press(get("#evidence canvas.heat"), "ArrowRight");
 found.position = get("#evidence output").textContent;
 choose(get("#evidence input[type=range]"), "20");
 found.errors = all("#predictions .errors li").length;
+found.probes = all("#probes tbody tr").length;
 found.text = get("#predictions").textContent;
 finish(() => {
   found.weightRows = all("#weights details tbody tr").length;
