@@ -14,14 +14,17 @@ import pytest
 from tests.end_to_end.conftest import ROOT, read_metrics
 
 EXIT_STOPPED = 75
+# Where process 0 is gone, JAX may abort a process before it can choose its status.
+ABORTED_OR_STOPPED = {EXIT_STOPPED, -signal.SIGABRT}
 
 
 class Group:
     """The processes of one run, each with its output; process i is the i-th."""
 
-    def __init__(self, commands, before=(), **environment):
+    def __init__(self, commands, before=(), delay=0.0, **environment):
         self.processes = []
         for i, command in enumerate(commands):
+            time.sleep(delay if i else 0)
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, *(before or ["launch.py"]), *command],
@@ -128,6 +131,7 @@ def test_two_processes_are_bit_by_bit_one_process_with_two_devices(
         "--config.augment.flip=True",
         f"--workdir={two}",
         "--mode=eval",
+        delay=3,  # The second comes late.
     )
     assert f"test accuracy {accuracy:.2%}" in output
     assert "(43 images, step 20)" in output
@@ -154,7 +158,6 @@ def test_one_two_and_four_processes_agree_and_continue_each_others_runs(tiny_con
 
 
 def test_processes_that_were_not_started_alike_say_so_in_one_line(tiny_config, tmp_path):
-    """The second of each pair comes late, too."""
     pairs = [
         (
             "--config.seed=1",
@@ -167,7 +170,8 @@ def test_processes_that_were_not_started_alike_say_so_in_one_line(tiny_config, t
     for seed, workdir, words in pairs:
         first, second = flags_of(2)
         same = (f"--config={tiny_config}", "--config.seed=0", f"--workdir={tmp_path / 'run'}")
-        group = Group([(*first, *same), (*second, *same[:1], seed, workdir)])
+        commands = [(*first, *same), (*second, *same[:1], seed, workdir)]
+        group = Group(commands, delay=2)
         groups.append((group, words))
     for group, words in groups:
         statuses, outputs = group.finish()
@@ -178,14 +182,31 @@ def test_processes_that_were_not_started_alike_say_so_in_one_line(tiny_config, t
             assert "Traceback" not in output
 
 
-# Fewer seconds than the hundreds that a cluster may need.
+# launch.py with fewer seconds than the hundreds that a cluster may need.
 IMPATIENT = """\
-import sys
-import time
+import runpy, sys
 from flexpool_jax.training import processes
-processes.JOINING_SECONDS = 4
-import launch
-sys.exit(launch.main(sys.argv[1:]))
+processes.JOINING_SECONDS, processes.HEARTBEAT_SECONDS = 4, 4
+sys.argv[0] = "launch.py"
+runpy.run_path("launch.py", run_name="__main__")
+"""
+
+# launch.py with a mistake, in one process, in what it does before the first step or at the 15th.
+FAILING = """\
+import os, runpy, sys
+from flexpool_jax.training import metrics, setup
+def failing(function, is_time):
+    def call(*args, **named):
+        if is_time(args) and os.environ["FAILS"] == os.environ["PROCESS"]:
+            raise RuntimeError("a mistake in a program")
+        return function(*args, **named)
+    return call
+if os.environ["WHEN"] == "start":
+    setup.create_model = failing(setup.create_model, lambda args: True)
+else:
+    metrics.Meter.add = failing(metrics.Meter.add, lambda args: args[1] == 15)
+sys.argv[0] = "launch.py"
+runpy.run_path("launch.py", run_name="__main__")
 """
 
 
@@ -208,12 +229,37 @@ def test_without_a_cluster_there_is_nothing_to_detect(tiny_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_fails_ends_the_others(tiny_config, tmp_path):
+def test_a_process_that_is_killed_before_the_first_step_is_missed(tiny_config, tmp_path):
     command = (f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}")
-    statuses, outputs = start(2, *command, RAISES="1").finish()
-    assert statuses == [EXIT_STOPPED, 1], outputs
-    assert "RuntimeError: a mistake in a program" in outputs[1]
-    assert re.search("process 1: a mistake in a program", said(outputs[0])[0])
+    group = start(2, *command, before=("-c", IMPATIENT), KILLED="1")
+    statuses, outputs = group.finish(60)
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] in ABORTED_OR_STOPPED, outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("index", "when"),
+    [
+        (1, "start"),
+        pytest.param(0, "start", marks=pytest.mark.slow),
+        (1, "training"),
+        pytest.param(0, "training", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_fails_ends_the_others(index, when, tiny_config, tmp_path):
+    command = (f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}")
+    group = start(2, *command, before=("-c", FAILING), FAILS=str(index), WHEN=when)
+    statuses, outputs = group.finish()
+    assert statuses[index] == 1, outputs
+    assert "RuntimeError: a mistake in a program" in outputs[index]
+    allowed = {EXIT_STOPPED} if index or when == "start" else ABORTED_OR_STOPPED
+    assert statuses[1 - index] in allowed, outputs
+    if statuses[1 - index] == EXIT_STOPPED:
+        (line,) = said(outputs[1 - index])
+        words = f"process {index}: a mistake" if when == "start" else "another process"
+        assert words in line
+    if when == "training":
+        assert [path.name for path in (tmp_path / "run").glob("checkpoints/*")] == ["10"]
 
 
 LONG = "--config.num_epochs=24"
@@ -237,8 +283,8 @@ def test_whichever_process_is_lost_the_same_command_ends_as_if_none_had_been(tin
     faults = [
         (1, signal.SIGTERM, {EXIT_STOPPED}, {EXIT_STOPPED}),
         (1, signal.SIGKILL, {-signal.SIGKILL}, {EXIT_STOPPED}),
-        (0, signal.SIGTERM, {EXIT_STOPPED}, {EXIT_STOPPED}),
-        (0, signal.SIGKILL, {-signal.SIGKILL}, {EXIT_STOPPED, -signal.SIGABRT}),
+        (0, signal.SIGINT, {EXIT_STOPPED}, {EXIT_STOPPED}),
+        (0, signal.SIGKILL, {-signal.SIGKILL}, ABORTED_OR_STOPPED),
     ]
     step = 0
     for index, number, own, others in faults:
