@@ -99,6 +99,15 @@ def test_one_task_of_a_batch_script_is_not_several(monkeypatch):
     assert command_line.task_count() == 1
 
 
+@pytest.mark.parametrize("variables", TASKS)
+def test_the_runs_of_a_sweep_are_of_one_task_each(variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert command_line.task_count() == 2
+    command_line.forget_tasks()
+    assert command_line.task_count() == 1
+
+
 def test_run_without_its_config_is_not_overwritten(run_workdir, capsys):
     (run_workdir / "config.json").unlink()
     assert launch.main([DIGITS, f"--workdir={run_workdir}"]) == 2
