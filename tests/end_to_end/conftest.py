@@ -145,6 +145,7 @@ def read_metrics(workdir: Path, split: str | None = None) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         del line["images_per_second"]
+        line.pop("data_wait", None)  # Of streamed data alone.
     return [line for line in lines if split in (None, line["split"])]
 
 
