@@ -32,7 +32,7 @@ class EpochEnd:
         state: at its end.
         evaluation: from `eval_loop.dispatch`; None where none is due.
         pools: from `pool_summary`, on the devices; empty where no evaluation is due.
-        started: when that was dispatched, by `time.monotonic`.
+        started: when the evaluation was dispatched, by `time.monotonic`.
     """
 
     epoch: int

@@ -134,6 +134,8 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
     test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
     state = replicate(state)
+    # There, steps would share the cores with the evaluation and the saving of the epoch before.
+    on_cpu = jax.default_backend() == "cpu"
     # The epoch that is not evaluated and saved yet, though its steps are dispatched.
     ended: EpochEnd | None = None
     # The first step compiles; until it came back, nothing can be lost.
@@ -163,9 +165,8 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
                         # All processes dispatch the same steps.
                         pace.slow_down(max(processes.gather(meter.seconds_per_step)))
 
-                # On a CPU, steps and what follows them would share the cores.
-                in_turn = jax.default_backend() == "cpu" or not meter.step
-                in_turn = in_turn or epoch + 1 == num_epochs
+                # Else the next epoch's first steps are dispatched before this one is finished.
+                in_turn = on_cpu or epoch + 1 == num_epochs or meter.step == 0
                 if in_turn:
                     meter.wait()
                     run.report_steps()
