@@ -2,7 +2,8 @@
 
 `registry` lists the data sets. The steps, in order: `download` finds or downloads the published
 files, `prepare` writes them as ArrayRecord, `load` reads those with `records` into a `Dataset`.
-Nothing here imports JAX but `flexpool_jax.data.augment`, which is not imported from here.
+Nothing here imports JAX but `flexpool_jax.data.augment`, which is not imported from here, and
+Grain, which is imported when images are streamed.
 """
 
 from flexpool_jax.data.dataset import Dataset, Split, Superclasses

@@ -143,8 +143,8 @@ class _Items:
 def read_ahead(item: Callable[[int], T], count: int, start: int = 0) -> Generator[T]:
     """Yields item(start), item(start + 1), ... up to item(count - 1), which threads make ahead.
 
-    Twice as many items as there are threads may wait, so that memory is bounded. To be closed where
-    it may not be read to its end; the threads end with it.
+    As many items as there are threads are being made or wait, so that memory is bounded. To be
+    closed where it may not be read to its end; the threads end with it.
 
     Args:
         item: A function that many threads may call at once. What it raises is raised here.

@@ -80,7 +80,7 @@ With flexpool_jax, `flexpool_jax.load_exported(folder)` first checks every file 
 `check.json`, and `flexpool_jax.load_weights("model.safetensors", variables)` loads the weights for
 further training. JAX reads `model.jax` for six months of its releases; `model.safetensors` lasts.
 
-Images of another size must be resized to {height}×{width} pixels. The network gives every image one
+{_how_to_resize(trained)} The network gives every image one
 of its classes, whatever the image shows.
 
 ## Licence and citation
@@ -92,6 +92,20 @@ their own.
 {CITATION}
 ```
 """
+
+
+def _how_to_resize(trained: Trained) -> str:
+    """A sentence: what evaluation did to images of another size."""
+    dataset, (height, width, _) = trained.config.dataset, trained.image_shape
+    if dataset.resize == "stretch" and not dataset.center_crop:
+        return f"Images of another size must be resized to {height}×{width} pixels."
+    size = dataset.image_size
+    first = (
+        f"to {size}×{size} pixels"
+        if dataset.resize == "stretch"
+        else f"by their short side to {size} pixels"
+    )
+    return f"Images must be resized {first}, and their middle {height}×{width} pixels cut out."
 
 
 def _measured(trained: Trained) -> str:

@@ -87,7 +87,7 @@ def test_what_is_read_ahead_comes_in_order_and_threads_end(monkeypatch):
 
     items = read_ahead(item, count=100, start=4)
     assert [next(items) for _ in range(5)] == [4, 5, 6, 7, 8]
-    assert max(made) <= 8 + 2 * 3, "more is read ahead than memory is meant to hold"
+    assert max(made) <= 8 + 3, "more is read ahead than memory is meant to hold"
     with pytest.raises(UserError, match="broken"):
         list(items)
     assert list(read_ahead(item, count=0)) == []

@@ -9,9 +9,10 @@ from flax import linen as nn
 from PIL import Image
 
 from configs import imagenet
-from flexpool_jax import configuration, evaluate, register_model, train
+from flexpool_jax import configuration, evaluate, load_trained, register_model, train
 from flexpool_jax.data import load_dataset
 from flexpool_jax.insight.predict import predict_files
+from flexpool_jax.portable.card import model_card
 from flexpool_jax.training.setup import set_up
 
 CLASSES = ("n01440764", "n01443537")
@@ -75,6 +76,7 @@ def test_it_trains_from_streamed_photographs_and_predicts_others(config, folder,
     described = json.loads((tmp_path / "run" / "data.json").read_text())
     assert described["class_names"] == list(CLASSES)
     assert described["image_shape"] == [224, 224, 3]
+    assert "their middle 224×224 pixels cut out" in model_card(load_trained(tmp_path / "run"))
     # --mode=predict cuts out the middle as evaluation does.
     found = predict_files(tmp_path / "run", str(folder / "val"))
     assert found.correct == round(result["final_test_accuracy"] * result["test_images"])
