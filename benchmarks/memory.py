@@ -21,7 +21,8 @@ PEER = "PyTorch, eager"
 STEPS = 3
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
+    """The peak of this process's resident set, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -43,11 +44,11 @@ def work(module: str, **options: Any) -> None:
         call()
     life = 0
     if not workers.has_gpu():
-        life = _peak_resident()
+        life = peak_resident()
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
     for _ in range(STEPS):
         call()
-    steps = _peak_on_gpu(module) if workers.has_gpu() else _peak_resident()
+    steps = _peak_on_gpu(module) if workers.has_gpu() else peak_resident()
     workers.reply({"life": max(life, steps), "steps": steps})
 
 

@@ -1,0 +1,177 @@
+"""Claim: streamed training takes the same memory for any number of images, and seldom waits.
+
+    taskset -c 0 python -m benchmarks.streaming
+
+Three tables, for one core. How many photographs of ImageNet's size a core reads a second: a second
+of its own time, so that other programs on the machine do not count. The memory of a run with all
+images on the device and with streamed ones; its network is a single convolution, so that most of
+its time is reading. And the share of the time that ResNet20 waits for streamed images of 32 pixels.
+Images are noise of all scales, of the compressed size of photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import report, workers
+from benchmarks.memory import peak_resident
+from benchmarks.workers import Contestant
+from flexpool_jax.data import images
+
+CLASSES = 10
+TEST_IMAGES = 1000
+# Different images; more would not be read otherwise.
+DISTINCT = 100
+SECONDS = 10.0
+
+
+def photograph(random: np.random.Generator, height: int, width: int) -> bytes:
+    """A JPEG file of noise whose coarse scales are the stronger ones, as in photographs."""
+    pixels = np.full((height, width, 3), 128.0)
+    for level in range(8):
+        side = (max(1, width >> level), max(1, height >> level))
+        noise = random.normal(0, 11 * 1.25**level, (side[1], side[0], 3))
+        for channel in range(3):
+            plane = Image.fromarray(noise[..., channel].astype(np.float32), mode="F")
+            resized = plane.resize((width, height), Image.Resampling.BILINEAR)
+            pixels[..., channel] += np.asarray(resized)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def photographs(height: int, width: int) -> list[bytes]:
+    """`DISTINCT` JPEG files."""
+    random = np.random.default_rng(0)
+    return [photograph(random, height, width) for _ in range(DISTINCT)]
+
+
+def read_rate() -> list[str]:
+    """A row: what a core decodes, resizes and cuts out a second of its own time."""
+    files = photographs(375, 500)
+    fit = images.Fit(256, crops=True)
+    count, started = 0, time.process_time()
+    while time.process_time() - started < SECONDS:
+        for encoded in files:
+            images.decode(encoded, 3, fit)
+        count += len(files)
+    rate = count / (time.process_time() - started)
+    size = sum(map(len, files)) / len(files)
+    return ["500x375 to 256x256", f"{size / 1000:.0f} kB", f"{rate:,.0f}"]
+
+
+def prepare(folder: str, count: int, side: int) -> str:
+    """Prepares a data set of so many training images, and returns its name."""
+    from flexpool_jax.data.prepare import prepare
+    from flexpool_jax.data.registry import Contents, Example, Source
+
+    files = photographs(side, side)
+
+    def examples(count: int) -> Any:
+        return (Example(files[i % DISTINCT], i % CLASSES) for i in range(count))
+
+    counts = {"train": count, "test": TEST_IMAGES}
+    contents = Contents(
+        (side, side, 3),
+        [str(label) for label in range(CLASSES)],
+        {split: examples(n) for split, n in counts.items()},
+    )
+    name = f"noise_{side}_{count}"
+    source = Source(
+        name,
+        "Noise.",
+        "",
+        read=lambda files: contents,
+        num_classes=CLASSES,
+        num_examples=counts,
+    )
+    prepare(source, Path(folder), None)
+    return name
+
+
+def work(folder: str, count: int, side: int, placement: str, model: str, epochs: int) -> None:
+    """Trains on a prepared set; answers with the peak of memory, the rate and the waiting."""
+    from flax import linen as nn
+
+    from configs import default
+    from flexpool_jax import register_model, train
+
+    class OneConvolution(nn.Module):
+        @nn.compact
+        def __call__(self, images: Any, train: bool = False) -> Any:
+            return {"stage1": nn.relu(nn.Conv(8, (8, 8), strides=8)(images))}
+
+    register_model("one_convolution", num_stages=1)(lambda **fields: OneConvolution())
+    config = default.get_config("flexpool")
+    config.update_from_flattened_dict(
+        {
+            "model": model,
+            "dataset.name": f"noise_{side}_{count}",
+            "dataset.data_dir": folder,
+            "dataset.placement": placement,
+            "batch_size": 250,
+            "num_epochs": epochs,
+            "learning_rate": 0.01,
+            "tensorboard": False,
+        }
+    )
+    result = train(config, tempfile.mkdtemp(dir=folder))
+    workers.reply([peak_resident(), result["images_per_second"], result["data_wait"]])
+
+
+def measure(**options: Any) -> list[str]:
+    """The cells of a run in a process of its own, after one that decodes and compiles."""
+    for attempt in range(2):
+        worker = workers.Worker("benchmarks.streaming", Contestant(str(attempt), options))
+        try:
+            peak, rate, waited = worker.answer()
+        finally:
+            worker.close()
+    share = "–" if waited is None else f"{100 * waited:.1f} %"
+    return [f"{peak / 2**20:,.0f}", f"{rate:,.0f}", share]
+
+
+def main() -> None:
+    """Prints the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
+    arguments = parser.parse_args()
+    report.print_table(
+        "Photographs that one core reads",
+        ["", "JPEG", "images per second of its time"],
+        [read_rate()],
+    )
+    header = ["peak memory, MiB", "images/s", "waiting for data"]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for count, placement in itertools.product(arguments.images, ("device", "stream")):
+            prepare(folder, count, 64)
+            cells = measure(
+                folder=folder, count=count, side=64, placement=placement,
+                model="one_convolution", epochs=1,
+            )  # fmt: skip
+            rows.append([f"{count:,} of 64x64, {placement}", *cells])
+        report.print_table("Memory of a run of one convolution", ["images", *header], rows)
+        count, rows = min(arguments.images), []
+        prepare(folder, count, 32)
+        for placement in ("device", "stream"):
+            cells = measure(
+                folder=folder, count=count, side=32, placement=placement,
+                model="resnet20", epochs=2,
+            )  # fmt: skip
+            rows.append([f"{count:,} of 32x32, {placement}", *cells])
+        report.print_table("Waiting of ResNet20", ["images", *header], rows)
+
+
+if __name__ == "__main__":
+    options = workers.worker_options()
+    main() if options is None else work(**options)
