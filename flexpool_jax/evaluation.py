@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from flexpool_jax import configuration, files
-from flexpool_jax.data import Dataset
+from flexpool_jax.data import Dataset, Split, images
 from flexpool_jax.errors import UserError
+from flexpool_jax.pooling import create_pool, resize_flexpool
 from flexpool_jax.training import checkpoints, processes
 from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed
@@ -100,7 +105,7 @@ def evaluate(
         config: likewise.
         dataset: likewise.
         resize: side in pixels of the images that it is evaluated at; None for those that it was
-            trained at. See `flexpool_jax.portable.resolution`.
+            trained at. See `at_resolution`.
 
     Returns:
         ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats), ``accuracy`` in
@@ -113,8 +118,6 @@ def evaluate(
     processes.check_shared(restored.workdir / RUN_FILE)
     label = {}
     if resize is not None:
-        from flexpool_jax.portable.resolution import at_resolution
-
         restored, label = at_resolution(restored, resize), {"resize": resize}
     setup = restored.setup
     test = Feed(setup.dataset.test, setup.is_streamed)
@@ -134,3 +137,52 @@ def evaluate(
         # The folder may be another user's, or its disk full: the result is returned all the same.
         print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)
     return report
+
+
+def at_resolution(restored: Restored, side: int) -> Restored:
+    """Prepares a restored checkpoint for test images of side × side pixels.
+
+    The images that the network was trained at are resized once more, and the weights of every pool
+    with a ``w_fp`` are resampled to the new maps; everything else stays as it was trained.
+
+    Args:
+        restored: from `restore_workdir`.
+        side: height and width of the images in pixels.
+
+    Returns:
+        The same checkpoint, with the resized test split and without training images.
+
+    Raises:
+        UserError: the network cannot take such images, or has other weights that depend on their
+            size, as behind the pool ``flatten``.
+    """
+    config = copy.deepcopy(restored.setup.config)
+    config.pool_reg = 0.0  # Nothing is trained: whether Eq. 2 would be stable does not matter.
+    setup = set_up(config, _resized(restored.setup.dataset, side))
+    try:
+        params = resize_flexpool(
+            restored.variables["params"],
+            like=setup.abstract_state().params,
+            constraint=getattr(create_pool(config.pool), "constraint", None),
+        )
+    except ValueError as error:
+        raise UserError(f"cannot evaluate at {side}x{side} pixels: {error}") from error
+    variables = {**restored.variables, "params": jax.device_get(params)}
+    return dataclasses.replace(restored, setup=setup, variables=variables)
+
+
+def _resized(dataset: Dataset, side: int) -> Dataset:
+    """The data set with its test images resized; the training images are black, without memory."""
+    channels = dataset.image_shape[2]
+    shape = (side, side, channels)
+    test = np.empty((len(dataset.test), *shape), np.uint8)
+    for image, resized in zip(dataset.test.images, test, strict=True):
+        for channel in range(channels):
+            plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
+            resized[..., channel] = np.asarray(images.resize(plane, side))
+    black = np.broadcast_to(np.uint8(0), (len(dataset.train), *shape))
+    return dataclasses.replace(
+        dataset,
+        train=Split(black, dataset.train.labels),
+        test=Split(test, dataset.test.labels),
+    )

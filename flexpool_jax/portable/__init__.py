@@ -1,1 +1,1 @@
-"""Exported programs, model cards, and images of other sizes."""
+"""Exported programs and model cards."""

@@ -16,7 +16,7 @@ from flexpool_jax.data import load_dataset
 from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
-SOURCE = Path(__file__).parents[1] / "fixtures/workdir_0_1"
+SOURCE = Path(__file__).parent / "fixtures/workdir_0_1"
 
 
 @pytest.fixture(scope="module")
