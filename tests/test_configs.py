@@ -33,7 +33,7 @@ def test_every_cell_of_both_tables_is_a_valid_config(dataset, variant, sac):
 
 
 @pytest.mark.parametrize(
-    "name", [*recipes.DATASET_CONFIGS, "default", "he_recipe", "release_recipe"]
+    "name", [*recipes.DATASET_CONFIGS, "default", "he_recipe", "release_recipe", "imagenet"]
 )
 def test_experiment_is_valid_without_a_variant(name):
     resolve(load_config(f"configs/{name}.py", "configs"))

@@ -109,6 +109,17 @@ def test_a_run_may_change_its_placement_and_stays_the_same(make_config, tmp_path
     assert json.loads(lines[-2])["data_wait"] == stream["data_wait"]
 
 
+def test_what_takes_more_than_a_quarter_of_the_memory_is_streamed(make_config, monkeypatch):
+    config = make_config()
+    dataset = load_dataset(**dataset_options(config))
+    assert not set_up(config, dataset).is_streamed
+    size = dataset.train.images.nbytes + dataset.test.images.nbytes
+    for pages, is_streamed in ((4 * size, False), (4 * size - 4, True)):
+        memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages * jax.local_device_count()}
+        monkeypatch.setattr("os.sysconf", memory.__getitem__)
+        assert set_up(config, dataset).is_streamed is is_streamed
+
+
 def test_arrays_are_streamed_from_memory(make_config, tmp_path):
     config = make_config(num_epochs=1)
     dataset = load_dataset(**dataset_options(config))
