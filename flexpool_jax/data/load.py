@@ -10,13 +10,8 @@ from typing import Any
 
 from flexpool_jax.data import registry
 from flexpool_jax.data.arrays import load_registered
-from flexpool_jax.data.dataset import (
-    Arrays,
-    Dataset,
-    channel_statistics,
-    describe,
-    hold_out,
-)
+from flexpool_jax.data.dataset import Arrays, Dataset, hold_out
+from flexpool_jax.data.description import channel_statistics, describe
 from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, find_prepared, prepare, unknown_dataset
 from flexpool_jax.data.records import read_prepared

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexpool_jax.data.dataset import Split, channel_statistics, hold_out, stratified_split
+from flexpool_jax.data.dataset import Split, hold_out, stratified_split
+from flexpool_jax.data.description import channel_statistics
 from flexpool_jax.errors import UserError
 
 

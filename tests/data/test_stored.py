@@ -1,5 +1,6 @@
 """Images that stay in their files are the images that would be in memory."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -37,6 +38,7 @@ def test_stored_images_are_those_in_memory(data_dir, options):
         for index in (5, -1, slice(3, 9, 2), np.array([7, 3, 7]), np.array([], int)):
             np.testing.assert_array_equal(other.images[index], split.images[index])
     assert files.digest == memory.digest
+    assert dataclasses.replace(files, test=memory.test).digest == memory.digest
     np.testing.assert_array_equal(files.mean, memory.mean)
     np.testing.assert_array_equal(files.std, memory.std)
     assert files.image_shape == memory.image_shape
@@ -48,7 +50,7 @@ def test_the_pass_over_all_images_is_made_once(data_dir, monkeypatch):
     def fail(*_):
         raise AssertionError("an image was read")
 
-    monkeypatch.setattr("flexpool_jax.data.dataset._described", {})
+    monkeypatch.setattr("flexpool_jax.data.description._described", {})
     with monkeypatch.context() as patched:
         patched.setattr(StoredImages, "__getitem__", fail)
         assert load(data_dir, max_bytes=0).digest == digest
@@ -56,7 +58,7 @@ def test_the_pass_over_all_images_is_made_once(data_dir, monkeypatch):
     for path in (data_dir / "digits" / "1.0.0").glob("decoded_description_*.json"):
         kept = json.loads(path.read_text())
         path.write_text(json.dumps({**kept, "mean": [0.0]}))
-    monkeypatch.setattr("flexpool_jax.data.dataset._described", {})
+    monkeypatch.setattr("flexpool_jax.data.description._described", {})
     assert load(data_dir, max_bytes=0).mean != 0
 
 
