@@ -20,7 +20,7 @@ class OneConv(nn.Module):
         return {"stage1": jnp.log(nn.relu(x) + 1.0 - self.shift)}
 
 
-@register_model("one_conv", num_stages=1)
+@register_model("one_conv_to_profile", num_stages=1)
 def one_conv(*, dtype, norm_axis_name):
     return OneConv()
 
@@ -42,11 +42,11 @@ def run(workdir, model, **switches):
 
 
 def test_a_profile_is_a_trace_that_tensorboard_reads(tmp_path, capsys):
-    run(tmp_path, "one_conv", profile=True)
+    run(tmp_path, "one_conv_to_profile", profile=True)
     (trace,) = (tmp_path / "profile/plugins/profile").glob("*/*.xplane.pb")
     assert trace.stat().st_size > 1000
     assert f"tensorboard --logdir={tmp_path}/profile" in capsys.readouterr().err
-    run(tmp_path, "one_conv", profile=True)
+    run(tmp_path, "one_conv_to_profile", profile=True)
     assert "this command made 0" in capsys.readouterr().err
 
 
