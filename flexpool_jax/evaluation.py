@@ -114,7 +114,7 @@ def evaluate(
     """
     restored = restore_workdir(workdir, step, config, dataset)
     asked = {"the checkpoint's step": restored.step, "--resize": resize}
-    processes.check_alike({**facts(restored.setup), **asked})
+    processes.check_alike({**facts(restored.setup.config, restored.setup.dataset), **asked})
     processes.check_shared(restored.workdir / RUN_FILE)
     label = {}
     if resize is not None:
@@ -158,7 +158,7 @@ def at_resolution(restored: Restored, side: int) -> Restored:
     """
     config = copy.deepcopy(restored.setup.config)
     config.pool_reg = 0.0  # Nothing is trained: whether Eq. 2 would be stable does not matter.
-    setup = set_up(config, _resized(restored.setup.dataset, side))
+    setup = set_up(config, _resized(restored.setup.dataset, side, config.batch_size))
     try:
         params = resize_flexpool(
             restored.variables["params"],
@@ -171,8 +171,8 @@ def at_resolution(restored: Restored, side: int) -> Restored:
     return dataclasses.replace(restored, setup=setup, variables=variables)
 
 
-def _resized(dataset: Dataset, side: int) -> Dataset:
-    """The data set with its test images resized; the training images are black, without memory."""
+def _resized(dataset: Dataset, side: int, batch_size: int) -> Dataset:
+    """The data set with its test images resized, and one batch of black training images."""
     channels = dataset.image_shape[2]
     shape = (side, side, channels)
     test = np.empty((len(dataset.test), *shape), np.uint8)
@@ -180,9 +180,9 @@ def _resized(dataset: Dataset, side: int) -> Dataset:
         for channel in range(channels):
             plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
             resized[..., channel] = np.asarray(images.resize(plane, side))
-    black = np.broadcast_to(np.uint8(0), (len(dataset.train), *shape))
+    black = np.broadcast_to(np.uint8(0), (batch_size, *shape))
     return dataclasses.replace(
         dataset,
-        train=Split(black, dataset.train.labels),
+        train=Split(black, dataset.train.labels[:batch_size]),
         test=Split(test, dataset.test.labels),
     )

@@ -98,11 +98,14 @@ def run_sweep(
                     _say(f"cell {cell.name} is being run by another process")
                     elsewhere += 1
                     continue
-                if is_finished(cell, workdir, probe=probe):
-                    finished_elsewhere += 1
-                    continue
                 _say(f"cell {before + i + 1} of {len(cells)}: {cell.name} ({left})")
-                reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
+                try:
+                    if is_finished(cell, workdir, probe=probe):
+                        finished_elsewhere += 1
+                        continue
+                    reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
+                except UserError as error:  # Begun meanwhile, by a sweep with other fields.
+                    reason = str(error)
             if reason is not None and not running.told_to_stop:
                 _say(f"cell {cell.name} failed: {reason}")
                 failures[cell.name] = reason

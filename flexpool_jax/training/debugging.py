@@ -55,12 +55,12 @@ def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
     finally:
         if is_tracing:
             stop()
-        elif dispatches < _FIRST:
-            print(
-                f"no profile: it begins with the {_FIRST}rd dispatch, and this command made "
-                f"{dispatches}; give a new --workdir, or more epochs",
-                file=sys.stderr,
-            )
+    if dispatches < _FIRST:
+        print(
+            f"no profile: it begins with the {_FIRST}rd dispatch, and this command made "
+            f"{dispatches}; give a new --workdir, or more epochs",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

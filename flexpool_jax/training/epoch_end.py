@@ -12,15 +12,11 @@ from typing import Any
 
 import jax
 
-from flexpool_jax.pooling import pool_summary
 from flexpool_jax.training import eval_loop
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.result import write_pool_weights, write_predictions
 from flexpool_jax.training.run import Run
 from flexpool_jax.training.steps import TrainState, copy_state
-
-# Op by op, the first evaluation would compile thirty small programs.
-_pool_summary = jax.jit(pool_summary, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +51,20 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     Raises:
         Interrupted: as `StopRequest.check` does.
     """
+    run.stop.check()
     config, evaluation, pools = run.setup.config, None, {}
     is_evaluated = epoch == config.num_epochs or epoch % config.eval_every_epochs == 0
     run.meter.expect(("end_epoch", is_evaluated))
     if copy:
         state = copy_state(state)
+    if is_evaluated and feed.data is None:
+        # Reading the images takes as long as the evaluation, and would count as training.
+        run.meter.wait()
     started = time.monotonic()
     if is_evaluated:
         evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
         # Here, since whatever is asked of a device later waits for the next epoch's steps.
-        pools = _pool_summary(state.variables["params"], config.pool)
+        pools = run.setup.pool_summary(state.variables["params"])
     return EpochEnd(epoch, state, evaluation, pools, started)
 
 

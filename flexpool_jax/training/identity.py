@@ -22,7 +22,6 @@ from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.source import source_hash, versions
-from flexpool_jax.training.setup import Setup
 
 RUN_FILE = "run.json"
 DATA_FILE = "data.json"
@@ -140,13 +139,13 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     return Identity(None if run is None else run["id"], config, dataset.digest)
 
 
-def facts(setup: Setup) -> dict[str, Any]:
+def facts(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     """What all processes of a run have in common; the folders of their machines need not be."""
     folders = ("dataset.data_dir", "dataset.raw_dir", "compilation_cache")
-    fields = [name for name in configuration.field_names(setup.config) if name not in folders]
+    fields = [name for name in configuration.field_names(config) if name not in folders]
     return {
-        **{f"config.{name}": configuration.get_field(setup.config, name) for name in fields},
-        "the data's digest": setup.dataset.digest,
+        **{f"config.{name}": configuration.get_field(config, name) for name in fields},
+        "the data's digest": dataset.digest,
         "the code's hash": source_hash(),
         "the number of local devices": jax.local_device_count(),
         **versions(),

@@ -20,7 +20,7 @@ import ml_collections
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
-from flexpool_jax.errors import Interrupted, TrainingDiverged
+from flexpool_jax.errors import Interrupted, PeerLost, TrainingDiverged
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
@@ -57,12 +57,12 @@ def train(
         if config.deterministic:
             use_deterministic_ops()
         dataset = dataset or load_configured_dataset(config)
+        processes.check_alike(facts(config, dataset))
         phases = [("", set_up(config, dataset))]
         if config.superclass.epochs:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
             phases.insert(0, (superclass.FOLDER, first))
-        processes.check_alike(facts(phases[-1][1]))
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
             processes.check_shared(workdir / LOCK_FILE)
@@ -72,7 +72,9 @@ def train(
                 folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
                 with (
-                    profiling(setup, folder) if profile else contextlib.nullcontext(setup)
+                    profiling(setup, folder)
+                    if profile and not name
+                    else contextlib.nullcontext(setup)
                 ) as watched:
                     trained, result = _train_phase(watched, folder, stop, trained)
             return result
@@ -176,6 +178,8 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
                     ended = None
                     meter.pause()
             run.saver.wait()
+        except PeerLost:
+            raise
         except Interrupted:
             if ended is None:
                 meter.wait()
@@ -204,6 +208,11 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
     """
     try:
         yield
+    except FloatingPointError:  # Of --debug_nans, which says more.
+        run.bar.close()
+        run.saver.save()
+        run.saver.wait()
+        raise
     except NotFinite as error:
         run.bar.close()
         run.saver.save()

@@ -40,7 +40,7 @@ FILE_SECONDS = 90
 _WAIT_MS = 7 * 24 * 3600 * 1000
 
 # What errors of collectives, and of JAX's service, say when another process has ended.
-_LOST = re.compile(r"gloo|nccl|coordination|socket closed|connection (reset|refused)", re.I)
+_LOST = re.compile(r"coordination|socket closed|peer|connection (reset|refused|closed)", re.I)
 
 # JAX gives each task of SLURM and of Open MPI a single device; here a task uses all that it sees.
 _VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
@@ -219,6 +219,8 @@ def broadcast(tree: Any) -> Any:
         {'w': array([1., 2.], dtype=float32)}
     """
     tree = jax.tree.map(np.asarray, jax.device_get(tree))
+    if jax.process_count() == 1:
+        return tree
     leaves: list[np.ndarray] = jax.tree.leaves(tree)
     # As bytes and at once: JAX adds zeros to what it broadcasts, which would turn -0.0 into 0.0.
     content = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)

@@ -7,6 +7,7 @@ that training used.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
+from flexpool_jax.pooling import pool_summary
 from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
@@ -52,6 +54,7 @@ class Setup:
             `flexpool_jax.training.pace`.
         train_steps: see `steps.pmap_train_step`.
         eval_step: see `steps.pmap_eval_step`.
+        pool_summary: `flexpool_jax.pooling.pool_summary` of the model's pool, compiled as a whole.
     """
 
     config: ml_collections.ConfigDict
@@ -62,6 +65,7 @@ class Setup:
     steps_per_dispatch: int
     train_steps: Callable[..., tuple[TrainState, steps.Metrics]]
     eval_step: Callable[..., tuple[steps.Metrics, steps.Metrics]]
+    pool_summary: Callable[[Any], dict[str, Any]]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,6 +166,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         steps_per_dispatch=_steps_per_dispatch(config, steps_per_epoch, batch_bytes),
         train_steps=steps.pmap_train_step(train_step),
         eval_step=steps.pmap_eval_step(steps.make_eval_step(model, normalise=normalise)),
+        pool_summary=jax.jit(functools.partial(pool_summary, pool=config.pool)),
     )
 
 
