@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.data_dir = "~/tensorflow_datasets"
     # A folder with files downloaded by hand, the image folder or the .npz file. Empty: download.
     config.dataset.raw_dir = ""
-    # Side in pixels to which images are resized when prepared; 0 leaves it to the data set.
+    # Side in pixels to which images are resized; 0 leaves it to the data set.
     config.dataset.image_size = 0
     # stretch: to a square, whatever an image's proportions. crop: the short side is resized to
     # image_size, and the middle of the long side is kept (torchvision's Resize and CenterCrop); an

@@ -232,8 +232,14 @@ FIELDS: dict[str, Field] = {
         lambda value: value == 0 or 8 <= value <= 1024,
         fixed=True,
     ),
-    "dataset.resize": _one_of(lambda: ("stretch", "crop"), fixed=True, before="stretch"),
-    "dataset.center_crop": _whole(0, 1024, fixed=True, before=0),
+    "dataset.resize": _registry("data.images", "RESIZES", fixed=True, before="stretch"),
+    "dataset.center_crop": Field(
+        int,
+        "0 (the whole image) or a whole number from 8 to 1024",
+        lambda value: value == 0 or 8 <= value <= 1024,
+        fixed=True,
+        before=0,
+    ),
     "dataset.placement": _one_of(
         lambda: ("auto", "device", "stream"), has_effect=False, before="auto"
     ),

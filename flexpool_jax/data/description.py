@@ -1,4 +1,4 @@
-"""What a look at every image tells: mean, deviation and digest; of stored images kept in a file."""
+"""Mean, standard deviation and digest of a data set; those of stored images are kept in a file."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -129,8 +130,20 @@ def memory_for_images(placement: str, device_bytes: float = math.inf, copies: in
     """
     if placement != "auto":
         return math.inf if placement == "device" else 0
-    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / copies
-    return min(host_bytes, device_bytes) / 4
+    return min(_host_bytes() / copies, device_bytes) / 4
+
+
+def _host_bytes() -> int:
+    """The memory of this machine, or of the container or job that the process runs in."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    root = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError):
+        group = root / Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+        for folder in (group, *group.parents):
+            # The file says "max" where there is no limit, and is missing in some folders.
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((folder / "memory.max").read_text()))
+    return min(limits)
 
 
 def _open(

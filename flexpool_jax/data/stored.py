@@ -21,7 +21,7 @@ from flexpool_jax.errors import UserError
 
 # Of the names of files that are kept in a prepared folder and can be made anew.
 ARRAYS_PREFIX = "decoded_"
-# Of images that are looked at together.
+# Size of a chunk of images in bytes.
 CHUNK_BYTES = 2**22
 # Each thread holds an item, so not as many as a big machine has cores.
 MAX_THREADS = 16
@@ -41,7 +41,7 @@ class StoredImages:
         positions: int [N], which records these are, in order.
         decode: From an encoded image to uint8 [H, W, C].
         image_shape: Height, width and channels of an image.
-        folder: That the files lie in.
+        folder: The folder of the files.
         key: Identifies the files, the split, and what ``decode`` makes of a record.
     """
 

@@ -226,7 +226,7 @@ def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
 def setting_records(rows: Sequence[Row]) -> list[Record]:
     """A record for each setting."""
     return [
-        {"dataset": row.title} | _measured(setting, BASELINES) | _metrics(setting)
+        _metrics(setting) | {"dataset": row.title} | _measured(setting, BASELINES)
         for row in rows
         for setting in row.settings.values()
     ]
@@ -253,6 +253,7 @@ def run_records(rows: Sequence[Row], workdir: Path) -> list[Record]:
     """A record for each run."""
     return [
         {
+            **run.metrics,
             "folder": run.folder.relative_to(workdir).as_posix(),
             "dataset": row.title,
             **_arm(setting.arm),

@@ -209,16 +209,20 @@ def _described(arm: Arm) -> str:
 def recipe(row: Row) -> str:
     """The fields that all runs of a row have in common, in words."""
     config = row.config
-    size = config.dataset.image_size
+    size = config.dataset.center_crop or config.dataset.image_size
+    pixels = f"{size}×{size} pixels" if size else "images as the data set has them"
+    if config.dataset.center_crop:
+        pixels += f" cut from {config.dataset.image_size}×{config.dataset.image_size}"
+    shares = config.augment.random_resized_crop
     augment = [
         "flips" * bool(config.augment.flip),
         f"scaling {config.augment.scale[0]:g} to {config.augment.scale[1]:g}"
         * (tuple(config.augment.scale) != (1, 1)),
         f"crops of {config.augment.crop} pixels of padding" * bool(config.augment.crop),
+        f"random parts of {shares[0]:g} to {shares[1]:g} of the area" if shares else "",
     ]
     return (
-        f"{config.model}, {f'{size}×{size} pixels' if size else 'images as the data set has them'}"
-        f", {config.num_epochs} epoch{'s' * (config.num_epochs > 1)}, "
+        f"{config.model}, {pixels}, {config.num_epochs} epoch{'s' * (config.num_epochs > 1)}, "
         f"{config.batch_size} images a step, "
         f"{config.optimizer.name} with learning rate {config.learning_rate:g} ({config.schedule}), "
         f"weight decay {config.optimizer.weight_decay:g}, {config.dtype}; "
