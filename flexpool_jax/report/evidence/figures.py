@@ -95,10 +95,14 @@ def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> boo
                 *(np.mean(deviations, axis=0), np.std(deviations, axis=0)),
             ]
             for ax, head, values in zip(row, heads, maps, strict=True):
-                image = ax.imshow(values, cmap="viridis")
                 ax.set_xticks([])
                 ax.set_yticks([])
                 ax.set_title(head, fontsize=9)
+                if len(found) == 1 and "spread" in head:
+                    ax.set_title("one seed has no spread", fontsize=9)
+                    ax.set_frame_on(False)
+                    continue
+                image = ax.imshow(values, cmap="viridis")
                 figure.colorbar(image, ax=ax, shrink=0.8)
             row[0].set_ylabel(f"{column}\nn = {len(found)}", fontsize=8)
         save(figure, path)

@@ -112,9 +112,11 @@ def weight_statistics(evidence: Evidence) -> str:
         "mean of the channel sums": lambda weights: weights["channel_sums"]["mean"],
         "their standard deviation": lambda weights: weights["channel_sums"]["sd"],
         "share of negative weights": lambda weights: weights["negative_share"],
-        "deviation_share": lambda weights: weights["deviation_share"],
-        "mirror_correlation": lambda weights: weights["mirror_correlation"],
-        "activation_correlation": lambda weights: weights["activation_correlation"],
+        "share of the deviation v in w, ‖v‖²/‖w‖²": lambda weights: weights["deviation_share"],
+        "correlation of v with its mirror image": lambda weights: weights["mirror_correlation"],
+        "correlation of |v| with the mean activation": lambda weights: weights[
+            "activation_correlation"
+        ],
         "share of V's first singular value": rank_one,
     }
     rows = [
