@@ -38,6 +38,7 @@ include_patterns = [
     "docs/*.ipynb",
     "docs/modules/*.rst",
     "results/*/report/report.md",
+    "results/models/README.md",
 ]
 templates_path = [str(ROOT / "docs/_templates")]
 
