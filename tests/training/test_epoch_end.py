@@ -40,7 +40,7 @@ register_model("linear_for_tests", num_stages=1)(lambda **fields: Linear())
 
 
 class Later:
-    """An array that whoever reads it must wait for."""
+    """An array that a reader has to wait for."""
 
     def __init__(self, device, value):
         self.device, self.value, self.ready = device, value, device.free
