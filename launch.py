@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 import flexpool_jax
 from flexpool_jax import command_line, configuration, cpu
 from flexpool_jax.command_line import Command
-from flexpool_jax.errors import Interrupted, SweepFailed, TrainingDiverged, UserError
+from flexpool_jax.errors import Interrupted, PeerLost, SweepFailed, TrainingDiverged, UserError
 from flexpool_jax.training.interrupts import stop_on_signals
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str]) -> int:
         return _report(error, EXIT_USER_ERROR)
     except (SweepFailed, TrainingDiverged) as error:
         return _report(error, EXIT_FAILED)
-    except Interrupted as error:
+    except (Interrupted, PeerLost) as error:
         return _report(error, EXIT_INTERRUPTED)
     except BrokenPipeError:
         return _stop_writing()

@@ -109,17 +109,13 @@ def read(
     if values["mode"] not in modes:
         raise unknown_name("mode", values["mode"], modes)
     step = values["step"]
-    is_number = step is not None and step.isascii() and step.isdigit() and len(step) < 16
-    if step not in (None, "best", "latest") and not is_number:
+    if step not in (None, "best", "latest") and _whole(step) < 0:
         raise UserError(f"--step={step[:40]}; allowed: best, latest or a step's number")
-    resize = values["resize"]
-    if resize is not None and not (
-        resize.isascii() and resize.isdigit() and 8 <= int(resize) <= 1024
-    ):
-        raise UserError(f"--resize={resize}; allowed: a whole number from 8 to 1024")
-    top_k = values["top_k"]
-    if top_k is not None and not (top_k.isascii() and top_k.isdigit() and int(top_k) >= 1):
-        raise UserError(f"--top_k={top_k}; allowed: a whole number from 1")
+    resize, top_k = values["resize"], values["top_k"]
+    if resize is not None and not 8 <= _whole(resize) <= 1024:
+        raise UserError(f"--resize={resize[:40]}; allowed: a whole number from 8 to 1024")
+    if top_k is not None and _whole(top_k) < 1:
+        raise UserError(f"--top_k={top_k[:40]}; allowed: a whole number from 1")
     num_processes, process_id = _check_processes(values)
     workdir = _expand(values["workdir"] or "")
     overridden = any(map(is_override, arguments))
@@ -185,6 +181,11 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return values, others
 
 
+def _whole(text: str) -> int:
+    """Reads a whole number from 0, of 15 digits at most; -1 for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else -1
+
+
 def _check_processes(values: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Checks flags that belong together; returns --num_processes and --process_id."""
     names = ("coordinator_address", "num_processes", "process_id")
@@ -202,11 +203,11 @@ def _check_processes(values: Mapping[str, Any]) -> tuple[int | None, int | None]
             "together, or --distributed"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) < 1 << 16:
+    if not host or not 1 <= _whole(port) < 1 << 16:
         raise UserError(
             f"--coordinator_address={address}; allowed: HOST:PORT of process 0, e.g. node1:1234"
         )
-    count, index = (int(n) if n.isascii() and n.isdigit() and len(n) < 8 else -1 for n in numbers)
+    count, index = map(_whole, numbers)
     if not 0 <= index < count:
         raise UserError(f"{given}; allowed: N from 1, and process_id from 0 to N - 1")
     return count, index

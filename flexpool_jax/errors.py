@@ -30,7 +30,7 @@ class Interrupted(Exception):
     """The process was told to stop and did so once its state was saved; it may be started again."""
 
 
-class PeerLost(Interrupted):
+class PeerLost(Exception):
     """Another process of the same run has ended; all of them may be started again."""
 
 

@@ -20,7 +20,7 @@ import ml_collections
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
-from flexpool_jax.errors import Interrupted, PeerLost, TrainingDiverged
+from flexpool_jax.errors import Interrupted, TrainingDiverged
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
@@ -178,8 +178,6 @@ def _run_epochs(run: Run, state: TrainState) -> TrainState:
                     ended = None
                     meter.pause()
             run.saver.wait()
-        except PeerLost:
-            raise
         except Interrupted:
             if ended is None:
                 meter.wait()
@@ -208,15 +206,12 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except FloatingPointError:  # Of --debug_nans, which says more.
+    except (NotFinite, FloatingPointError) as error:
         run.bar.close()
         run.saver.save()
         run.saver.wait()
-        raise
-    except NotFinite as error:
-        run.bar.close()
-        run.saver.save()
-        run.saver.wait()
+        if isinstance(error, FloatingPointError):  # Of --debug_nans, which says more.
+            raise
         good = run.saver.last_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
         advice = "the same command with a lower --config.learning_rate continues from there"
