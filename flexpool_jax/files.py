@@ -1,4 +1,4 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and reads JSON that need not be there."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; see `to_json`."""
     write_whole(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads the object in a JSON file; empty where there is none that can be read.
+
+    Example:
+        >>> read_json(Path("nothing.json"))
+        {}
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import signal
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import filelock
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
 from flexpool_jax.lock import acquire
 from flexpool_jax.sweeps.grid import Cell
@@ -47,11 +46,7 @@ class _Stage(NamedTuple):
 
     def read(self, folder: Path) -> dict[str, Any]:
         """The file's content; empty where there is none that can be read."""
-        try:
-            values = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+        return files.read_json(folder / f"{self.name}.json")
 
 
 _TRAINING = _Stage("result")
