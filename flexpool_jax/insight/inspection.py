@@ -23,10 +23,11 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
-from flexpool_jax.insight.contact_sheet import INK, WRONG, Tile, contact_sheet
+from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
 from flexpool_jax.insight.evidence import Evidence, evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
+from flexpool_jax.pages.figures import INK
 from flexpool_jax.pooling import effective_weights
 
 Array = jax.Array

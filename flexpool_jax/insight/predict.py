@@ -25,7 +25,8 @@ from flexpool_jax import files
 from flexpool_jax.data import images
 from flexpool_jax.data.archives import MAX_FILE_BYTES
 from flexpool_jax.errors import UserError, closest_name
-from flexpool_jax.insight.contact_sheet import INK, RIGHT, WRONG, Tile, contact_sheet
+from flexpool_jax.insight.contact_sheet import RIGHT, WRONG, Tile, contact_sheet
+from flexpool_jax.pages.figures import INK
 from flexpool_jax.trained import Trained, load_trained
 
 FOLDER = "predict"

@@ -23,6 +23,7 @@ from flexpool_jax.data import Split
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.insight.perturbations import perturbations
+from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
 from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
@@ -33,8 +34,6 @@ from flexpool_jax.training.setup import Setup, replicate
 
 Array = jax.Array
 Variables = Mapping[str, Any]
-
-PROBE_FILE = "probe.json"
 
 
 def probe_workdir(
@@ -145,16 +144,8 @@ def summary(report: Mapping[str, Any]) -> str:
         as it is                 90.00 %
         rank 1                   85.00 %        7.0
     """
-    rows: dict[str, list[Mapping[str, Any]]] = {"as it is": [report["baseline"]]}
-    for entry in (*report["interventions"], *report["perturbations"]):
-        strengths = [
-            f"{value:g}"
-            for key, value in entry.items()
-            if key in ("rank", "pixels", "sd", "sigma", "factor")
-        ]
-        rows.setdefault(" ".join([entry["name"].replace("_", " "), *strengths]), []).append(entry)
     lines = [f"{'':22}{'accuracy':>10}{'changed':>11}"]
-    for title, entries in rows.items():
+    for title, entries in {"as it is": [report["baseline"]], **by_title(report)}.items():
         accuracy = math.fsum(entry["accuracy"] for entry in entries) / len(entries)
         line = f"{title:22}{accuracy:>10.2%}"
         if "changed" in entries[0]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.report import curves, figures, sweep_page, tables, words
+from flexpool_jax.report import figures, sweep_page, tables, words
 from flexpool_jax.report.results import find_runs
 from flexpool_jax.report.sweep_page import PAGE_FILE
 from flexpool_jax.report.tables import Row
@@ -83,7 +83,7 @@ def _settings(row: Row, folder: Path) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")[:100]
     images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
-        (f"curves-{slug}.png", "training curves", curves.draw_curves),
+        (f"curves-{slug}.png", "training curves", figures.draw_curves),
     ]
     drawn = [
         f"\n\n![{row.title}: {what}]({name})"

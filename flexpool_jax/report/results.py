@@ -8,6 +8,7 @@ whether fields changed midway. Accuracies of different groups are never averaged
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration, files
 from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError
+from flexpool_jax.pages.curves import finite, read_metrics
 from flexpool_jax.report import paper
 
 # What `Arm` holds, with the values that leave only the recipe.
@@ -186,7 +188,7 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """What was measured beside accuracy, by name; empty for results that do not have it."""
         found = self.result.get("final_test_metrics")
-        numbers = {name: _number(v) for name, v in found.items()} if isinstance(found, dict) else {}
+        numbers = {name: finite(v) for name, v in found.items()} if isinstance(found, dict) else {}
         return {name: number for name, number in numbers.items() if number is not None}
 
     @property
@@ -200,15 +202,39 @@ class Run:
         )
         if not isinstance(names, list) or not isinstance(values, list):
             return {}
-        numbers = [_number(value) for value in values]
+        numbers = [finite(value) for value in values]
         shares = [None if number is None else 100 * number for number in numbers]
         found = dict(zip(map(str, names), shares, strict=False))
         return found if len(found) == len(names) == len(values) else {}
 
+    @functools.cached_property
+    def curves(self) -> dict[tuple[str, str], dict[int, float]]:
+        """The values in its metrics.jsonl by completed epochs, for each split and name.
+
+        Accuracies are in per cent. Several lines of one epoch, each a mean over the steps since the
+        line before, become their mean over all of these steps.
+        """
+        points: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+        last_steps: dict[tuple[str, str], float] = {}
+        for split, step, epoch, values in read_metrics(self.folder):
+            for name, value in values.items():
+                key = (split, name)
+                steps = max(step - last_steps.get(key, 0.0), 1)
+                of_epoch = points.setdefault(key, {}).setdefault(math.ceil(epoch - 1e-9), [])
+                of_epoch.append((value, steps))
+                last_steps[key] = step
+        return {
+            (split, name): {
+                at: _weighted_mean(found) * (100 if name.endswith("accuracy") else 1)
+                for at, found in by_epoch.items()
+            }
+            for (split, name), by_epoch in points.items()
+        }
+
     @property
     def seconds(self) -> float:
         """The duration of the training; 0 where the result does not have it."""
-        return _number(self.result.get("seconds")) or 0.0
+        return finite(self.result.get("seconds")) or 0.0
 
     @property
     def device(self) -> str:
@@ -310,13 +336,8 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, final, best, result)
 
 
-def _number(value: object) -> float | None:
-    """A finite number of a result, or None."""
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:
+    return math.fsum(v * weight for v, weight in points) / math.fsum(w for _, w in points)
 
 
 def _accuracy(value: object) -> float:
@@ -324,56 +345,3 @@ def _accuracy(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(f"it has an accuracy of {value!r}")
     return 100 * float(value)
-
-
-def read_curve(run: Run, split: str, value: str) -> dict[int, float]:
-    """Reads one of a run's `read_curves`; empty where there is no such value.
-
-    Args:
-        run: A finished run.
-        split: "train", "test" or "validation".
-        value: Such as "accuracy" or "loss".
-    """
-    return read_curves(run).get((split, value), {})
-
-
-def read_curves(run: Run) -> dict[tuple[str, str], dict[int, float]]:
-    """Reads the curves of a run's metrics.jsonl: a value for each epoch.
-
-    Several lines of one epoch, each a mean over the steps since the line before, become their mean
-    over all of these steps.
-
-    Returns:
-        By split and name, the values by completed epochs; empty where there is no such file. Torn
-        lines and values that are null are left out.
-    """
-    try:
-        lines = (run.folder / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    points: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
-    last_steps: dict[tuple[str, str], float] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        numbers = {k: _number(v) for k, v in row.items()} if isinstance(row, dict) else {}
-        step, epoch = numbers.pop("step", None), numbers.pop("epoch", None)
-        if step is None or epoch is None:
-            continue
-        for name, number in numbers.items():
-            if number is not None:
-                key = (str(row.get("split")), name)
-                weight = max(step - last_steps.get(key, 0.0), 1)
-                of_epoch = points.setdefault(key, {}).setdefault(math.ceil(epoch - 1e-9), [])
-                of_epoch.append((number, weight))
-                last_steps[key] = step
-    return {
-        key: {at: _weighted_mean(found) for at, found in by_epoch.items()}
-        for key, by_epoch in points.items()
-    }
-
-
-def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:
-    return math.fsum(v * weight for v, weight in points) / math.fsum(w for _, w in points)

@@ -37,28 +37,53 @@ class Setting:
         runs: By seed.
         missing: Seeds that a sweep asks for or, without one, that another setting has.
         expected: The seeds that a sweep asks for.
-        estimate: The mean accuracy in per cent; None without runs.
         differences: By name of the baseline, see `Arm.baselines`; paired by seed.
         adjusted: Their p-values after Holm's correction for all differences of the report.
-        metrics: What all of its runs have measured beside accuracy, by name, in its own unit.
-        classes: The accuracy in per cent by class, None for a class without images; empty where a
-            run does not have it.
     """
 
     arm: Arm
     runs: dict[int, Run] = dataclasses.field(default_factory=dict)
     missing: list[int] = dataclasses.field(default_factory=list)
     expected: set[int] = dataclasses.field(default_factory=set)
-    estimate: Estimate | None = None
     differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
     adjusted: dict[str, float] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, Estimate] = dataclasses.field(default_factory=dict)
-    classes: dict[str, Estimate | None] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[int, float]:
         """Final accuracy in per cent by seed."""
         return {seed: run.accuracy for seed, run in self.runs.items()}
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The mean accuracy in per cent; None without runs."""
+        return estimate(list(self.accuracies.values())) if self.runs else None
+
+    @property
+    def metrics(self) -> dict[str, Estimate]:
+        """What all of its runs have measured beside accuracy, by name, in its own unit."""
+        found = [run.metrics for run in self.runs.values()]
+        first = found[0] if found else {}
+        common = [name for name in first if all(name in metrics for metrics in found)]
+        return {name: estimate([metrics[name] for metrics in found]) for name in common}
+
+    @property
+    def classes(self) -> dict[str, Estimate | None]:
+        """The accuracy in per cent by class, None for a class without images.
+
+        Empty where a run does not have it, or has other classes than another.
+        """
+        found = [run.accuracy_per_class for run in self.runs.values()]
+        if len({tuple(of_run) for of_run in found}) != 1:
+            return {}
+        values = {
+            name: [value for of_run in found if (value := of_run[name]) is not None]
+            for name in found[0]
+        }
+        return {name: estimate(known) if known else None for name, known in values.items()}
+
+    def curves(self, key: tuple[str, str]) -> list[dict[int, float]]:
+        """Each run's curve of a split and a name; empty for a run that does not have it."""
+        return [run.curves.get(key, {}) for run in self.runs.values()]
 
 
 @dataclasses.dataclass
@@ -83,6 +108,17 @@ class Row:
     def run_settings(self) -> list[Setting]:
         """The settings that have runs."""
         return [setting for setting in self.settings.values() if setting.runs]
+
+    @property
+    def split(self) -> str:
+        """What the accuracies are of: "test", or "validation" for held-out training images."""
+        return "validation" if self.config.dataset.holdout else "test"
+
+    def published(self, column: str, *, sac: bool) -> float | None:
+        """The paper's accuracy in per cent, which is of the test split; None if it has none."""
+        if self.split != "test":
+            return None
+        return paper.accuracy(self.config.dataset.name, column, sac=sac)
 
     def column(self, column: str, *, sac: bool) -> list[Setting]:
         """The settings that belong to a column of the paper's Table 1, or 2 with SAC.
@@ -147,25 +183,10 @@ def _compare_settings(row: Row) -> None:
     all_seeds = {seed for setting in row.settings.values() for seed in setting.runs}
     for arm, setting in row.settings.items():
         setting.missing = sorted((setting.expected or all_seeds) - setting.runs.keys())
-        if not setting.runs:
-            continue
-        setting.estimate = estimate(list(setting.accuracies.values()))
-        _average_metrics(setting)
         for name, baseline in arm.baselines.items():
             other = row.settings.get(baseline)
             if other is not None and setting.runs.keys() & other.runs.keys():
                 setting.differences[name] = paired_difference(setting.accuracies, other.accuracies)
-
-
-def _average_metrics(setting: Setting) -> None:
-    found = [run.metrics for run in setting.runs.values()]
-    common = [name for name in found[0] if all(name in metrics for metrics in found)]
-    setting.metrics = {name: estimate([metrics[name] for metrics in found]) for name in common}
-    classes = [run.accuracy_per_class for run in setting.runs.values()]
-    if len({tuple(of_run) for of_run in classes}) == 1:
-        for name in classes[0]:
-            values = [value for of_run in classes if (value := of_run[name]) is not None]
-            setting.classes[name] = estimate(values) if values else None
 
 
 def _adjust_p_values(rows: Iterable[Row]) -> None:
@@ -211,11 +232,10 @@ def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
     records = []
     for row in rows:
         for column in paper.COLUMNS:
-            published = paper.accuracy(row.config.dataset.name, column, sac=sac)
             record: Record = {
                 "dataset": row.title,
                 "column": column,
-                "paper": None if row.config.dataset.holdout else published,
+                "paper": row.published(column, sac=sac),
             }
             settings = row.column(column, sac=sac)
             measured = [_measured(setting, BASELINES[:2]) for setting in settings]

@@ -79,9 +79,8 @@ def paper_lines(rows: Sequence[Row], *, sac: bool) -> list[list[str]]:
     lines = []
     for row, columns in zip(rows, cells, strict=True):
         lines.append([row.title, "here", *map(_measured, columns)])
-        published = [paper.accuracy(row.config.dataset.name, c, sac=sac) for c in paper.COLUMNS]
-        in_paper = any(published) and not row.config.dataset.holdout
-        shown = [f"{value:.2f}" if in_paper else "not in it" for value in published]
+        published = [row.published(column, sac=sac) for column in paper.COLUMNS]
+        shown = ["not in it" if value is None else f"{value:.2f}" for value in published]
         lines.append(["", "paper", *shown])
         differences = [
             _difference(found[0], "avgpool") if len(found) == 1 else "–" for found in columns

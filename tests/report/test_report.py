@@ -13,7 +13,7 @@ from configs import lambda_ablation, paper_tables, pools
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.report.page import write_report
-from flexpool_jax.report.results import find_runs, read_curve
+from flexpool_jax.report.results import find_runs
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
@@ -344,8 +344,7 @@ def test_lines_within_an_epoch_become_the_mean_over_its_steps(write_sweep):
             for step, epoch, loss in lines
         )
     )
-    assert read_curve(run, "train", "loss") == {1: 5.0, 2: 2.0}
-    assert read_curve(run, "test", "loss") == {}
+    assert run.curves == {("train", "loss"): {1: 5.0, 2: 2.0}}
 
 
 def test_seeds_that_are_all_alike_say_so(write_sweep):

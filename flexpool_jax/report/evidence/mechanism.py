@@ -37,8 +37,7 @@ def changed_accuracies(evidence: Evidence) -> str:
     }
     names = list(dict.fromkeys(name for found in changes.values() for one in found for name in one))
     rows = [
-        [name.replace("_", " "), *(_mean(one.get(name) for one in changes[c]) for c in changes)]
-        for name in names
+        [name, *(_mean(one.get(name) for one in changes[c]) for c in changes)] for name in names
     ]
     return (
         "Change of test accuracy in points when the weights of the pool or the test images are "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
+from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.report.analysis import select_rate
 from flexpool_jax.report.results import Run, find_runs
 from flexpool_jax.sweeps import grid
@@ -226,11 +226,8 @@ def read_probes(design: Design) -> dict[str, dict[int, dict[str, Any]]]:
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for (column, seed), run in design.by_column():
-        try:
-            probe = json.loads((run.folder / "probe.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if probe.get("config_digest") == run.result.get("config_digest"):
+        probe = read_probe(run.folder)
+        if probe and probe.get("config_digest") == run.result.get("config_digest"):
             found.setdefault(column, {})[seed] = probe
     return found
 
