@@ -14,6 +14,7 @@ from flexpool_jax.insight.probe_report import by_title
 from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report.analysis import Estimate, estimate
 from flexpool_jax.report.evidence.contrasts import Analysis
+from flexpool_jax.report.evidence.runs import Probes
 
 
 def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
@@ -119,15 +120,13 @@ def changes(probe: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def draw_perturbations(
-    probes: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Path, columns: Sequence[str]
-) -> bool:
+def draw_perturbations(probes: Probes, columns: Sequence[str], path: Path) -> bool:
     """Draws how much accuracy changed images cost, with 95 % intervals over seeds.
 
     Args:
         probes: The content of probe.json by column and seed.
-        path: Of the PNG.
         columns: Which columns to draw.
+        path: Of the PNG.
 
     Returns:
         Whether there was anything to draw.
