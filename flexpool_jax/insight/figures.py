@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -14,7 +15,6 @@ from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
 from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
-from flexpool_jax.scoring import Bin
 
 # Blue below and red above a light middle; told apart with every common kind of colour blindness.
 DIVERGING = "RdBu_r"
@@ -142,27 +142,23 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         bar.minorticks_off()
 
 
-def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
-    """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds."""
-    used = [found for found in bins if found.images]
+def draw_reliability(bins: Sequence[Mapping[str, Any]], error: float, path: Path) -> None:
+    """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds.
+
+    Args:
+        bins: the fields of each `flexpool_jax.scoring.Bin`.
+        error: the expected calibration error.
+        path: of the PNG.
+    """
+    used = [found for found in bins if found["images"]]
+    confidences, accuracies = ([found[key] for found in used] for key in ("confidence", "accuracy"))
+    lows, counts = ([found[key] for found in bins] for key in ("low", "images"))
     with drawn(path, 4.8, 5.2) as figure:
         axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
         axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", label="perfectly calibrated")
-        axes.plot(
-            [found.confidence for found in used],
-            [found.accuracy for found in used],
-            marker="o",
-            color=COLOURS[1],
-            label="this network",
-        )
+        axes.plot(confidences, accuracies, "o-", color=COLOURS[1], label="this network")
         axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title(f"Reliability; expected calibration error {error:.4f}")
         axes.legend()
-        below.bar(
-            [found.low for found in bins],
-            [found.images for found in bins],
-            width=1 / len(bins),
-            align="edge",
-            color=COLOURS[1],
-        )
+        below.bar(lows, counts, width=1 / len(bins), align="edge", color=COLOURS[1])
         below.set(xlabel="confidence", ylabel="images")

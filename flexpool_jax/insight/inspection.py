@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import scipy.special
 from flax import linen as nn
 
 from flexpool_jax import configuration, files, scoring
@@ -40,23 +41,6 @@ _MAX_ERRORS, _MAX_IMAGES = 48, 24
 _MAX_CLASSES = 20
 
 
-class Outputs(NamedTuple):
-    """What a network makes of a split.
-
-    Attributes:
-        logits: float32 [N, num_classes].
-        mean_maps: of each stage, float64 [H, W, C]: the mean over the images.
-    """
-
-    logits: np.ndarray
-    mean_maps: dict[str, np.ndarray]
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """float64 [N, num_classes]."""
-        return scoring.softmax(self.logits)
-
-
 def inspect_workdir(
     workdir: str | os.PathLike[str],
     step: str = "latest",
@@ -75,12 +59,12 @@ def inspect_workdir(
     folder.mkdir(exist_ok=True)
     model, variables = restored.setup.model, restored.variables
     test, names = restored.setup.dataset.test, restored.setup.dataset.class_names
-    outputs = run_network(restored)
-    probabilities, labels = outputs.probabilities, test.labels
-    pools = stage_weights(model, variables, outputs.mean_maps)
-    last_shape = list(outputs.mean_maps.values())[-1].shape
+    logits, mean_maps = run_network(restored)
+    probabilities, labels = scoring.softmax(logits), test.labels
+    pools = stage_weights(model, variables, mean_maps)
+    last_shape = list(mean_maps.values())[-1].shape
     reason = why_not_exact(model.pool, variables["params"]["head"], last_shape)
-    evidence = None if reason else find_evidence(restored, outputs)
+    evidence = None if reason else find_evidence(restored, probabilities)
     errors = scoring.confident_errors(labels, probabilities, _MAX_ERRORS)
     confusion = scoring.confusion_matrix(labels, probabilities)
     summary, flops = summarise_model(model, restored.setup.dataset.image_shape)
@@ -98,7 +82,7 @@ def inspect_workdir(
         "class_names": list(names),
         "metrics": {
             "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
-            "loss": _cross_entropy(outputs.logits, labels),
+            "loss": _cross_entropy(logits, labels),
             **scoring.scores(labels, probabilities),
         },
         "accuracy_per_class": scoring.accuracy_per_class(labels, probabilities),
@@ -111,7 +95,7 @@ def inspect_workdir(
         ],
         "errors": [_describe_image(index, labels, probabilities) for index in errors],
         "pools": {
-            stage: {"shape": list(w.shape), **weight_statistics(w, outputs.mean_maps[stage])}
+            stage: {"shape": list(w.shape), **weight_statistics(w, mean_maps[stage])}
             for stage, w in pools.items()
         },
         "evidence": _describe_evidence(evidence, reason, labels, probabilities),
@@ -121,7 +105,7 @@ def inspect_workdir(
     with files.naming(folder):
         for old in folder.glob("*.png"):  # Of another step, which need not have all of today's.
             old.unlink()
-        _write_pictures(folder, report, outputs, pools, evidence, restored.setup.dataset)
+        _write_pictures(folder, report, restored.setup.dataset, pools, evidence, confusion)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
     return report
@@ -147,8 +131,13 @@ def summarise(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_network(restored: Restored) -> Outputs:
-    """Runs the network over the evaluation split, every example once, on one device."""
+def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Runs the network over the evaluation split, every example once, on one device.
+
+    Returns:
+        The logits, float32 [N, num_classes]; and of each stage the mean feature map over the
+        images, float64 [H, W, C].
+    """
     forward = _forward(restored)
     images = restored.setup.dataset.test.images
     batch = min(restored.setup.config.eval_batch_size, len(images))
@@ -175,9 +164,8 @@ def run_network(restored: Restored) -> Outputs:
         logits.append(part[:count])
         for name, value in sums.items():
             totals[name] = totals.get(name, 0) + value.astype(np.float64)
-    return Outputs(
-        np.concatenate(logits), {name: total / len(images) for name, total in totals.items()}
-    )
+    means = {name: total / len(images) for name, total in totals.items()}
+    return np.concatenate(logits), means
 
 
 def _forward(restored: Restored) -> Any:
@@ -220,9 +208,14 @@ def stage_weights(
     return found
 
 
-def find_evidence(restored: Restored, outputs: Outputs) -> Evidence:
-    """Computes the evidence maps of the most confident errors and of one right image per class."""
-    labels, probabilities = restored.setup.dataset.test.labels, outputs.probabilities
+def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
+    """Computes the evidence maps of the most confident errors and of one right image per class.
+
+    Args:
+        restored: the checkpoint and its data.
+        probabilities: of the evaluation split, [N, num_classes].
+    """
+    labels = restored.setup.dataset.test.labels
     positions = _choose_images(labels, probabilities)
     forward = jax.jit(_forward(restored))
     logits, stages = jax.device_get(
@@ -291,22 +284,18 @@ def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
 def _write_pictures(
     folder: Path,
     report: Mapping[str, Any],
-    outputs: Outputs,
+    dataset: Dataset,
     pools: Mapping[str, np.ndarray],
     evidence: Evidence | None,
-    dataset: Dataset,
+    confusion: np.ndarray,
 ) -> None:
     test, names = dataset.test, dataset.class_names
     for stage, w in pools.items():
         figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
-    figures.draw_confusion(
-        scoring.confusion_matrix(test.labels, outputs.probabilities),
-        names,
-        folder / "confusion.png",
+    figures.draw_confusion(confusion, names, folder / "confusion.png")
+    figures.draw_reliability(
+        report["calibration"], report["metrics"]["calibration_error"], folder / "reliability.png"
     )
-    bins = scoring.calibration_bins(test.labels, outputs.probabilities)
-    error = scoring.calibration_error(test.labels, outputs.probabilities)
-    figures.draw_reliability(bins, error, folder / "reliability.png")
     tiles = [
         Tile(
             test.images[found["index"]],
@@ -324,10 +313,8 @@ def _write_pictures(
 
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    log_sums = np.log(np.exp(wide).sum(axis=1))
-    return float(np.mean(log_sums - wide[np.arange(len(labels)), labels]))
+    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    return float(-np.mean(log_probabilities[np.arange(len(labels)), labels]))
 
 
 def _describe_image(

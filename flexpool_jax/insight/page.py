@@ -41,12 +41,15 @@ def write_page(
         split: the images that were evaluated.
         summary: the table of layers.
     """
-    shown = dict(report)
-    # Its maps are given as arrays below.
-    shown["evidence"] = {k: v for k, v in report["evidence"].items() if k != "images"}
-    shown["errors"] = report["errors"][:_MAX_THUMBNAILS]
-    for error in shown["errors"]:
-        error["image"] = data_uri(split.images[error["index"]])
+    shown = {
+        **report,
+        # Its maps are given as arrays below.
+        "evidence": {k: v for k, v in report["evidence"].items() if k != "images"},
+        "errors": [
+            error | {"image": data_uri(split.images[error["index"]])}
+            for error in report["errors"][:_MAX_THUMBNAILS]
+        ],
+    }
     data = {
         "name": workdir.name,
         "report": shown,

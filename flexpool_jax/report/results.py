@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +277,9 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     """
     found = Found([], [], [])
     seen: dict[tuple[object, ...], Run] = {}
-    for path, names in _walk(Path(folder)):
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
+        path = Path(place)
         if "result.json" not in names:
             if "config.json" in names:
                 found.unfinished.append(path)
@@ -293,12 +295,6 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         else:
             found.skipped.append(f"{path}: the same run as {first.folder}, with the same seed")
     return found
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    for path, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
-        yield Path(path), names
 
 
 def read_run(folder: Path) -> Run:

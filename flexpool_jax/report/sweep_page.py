@@ -11,7 +11,7 @@ from flexpool_jax import pages
 from flexpool_jax.pages.curves import Point, mean_curve, thinned
 from flexpool_jax.report import words
 from flexpool_jax.report.analysis import Estimate
-from flexpool_jax.report.results import Found, Run
+from flexpool_jax.report.results import Run
 from flexpool_jax.report.tables import Row, Setting
 
 PAGE_FILE = "index.html"
@@ -21,28 +21,34 @@ _MAX_POINTS = 120
 _LINKED = ("inspect/index.html", "result.json", "metrics.jsonl")
 
 
-def write_page(path: Path, workdir: Path, found: Found, rows: Sequence[Row]) -> None:
+def write_page(
+    path: Path,
+    workdir: Path,
+    rows: Sequence[Row],
+    opening: str,
+    paper_tables: Mapping[str, list[list[str]]],
+    left_out: Sequence[str],
+) -> None:
     """Writes the page of a report.
 
     Args:
         path: Of the page, in a folder of the workdir; links to the runs are relative to it.
         workdir: With the runs.
-        found: The runs.
         rows: From `tables.make_rows`.
+        opening: From `words.opening`.
+        paper_tables: The lines of the paper's tables by their titles, from `words.paper_lines`.
+        left_out: From `words.left_out`.
     """
     data = {
         "name": workdir.name,
-        "opening": [
-            " ".join(text.replace("**", "").split())
-            for text in words.opening(found, rows).split("\n\n")
-        ],
+        "opening": [" ".join(text.replace("**", "").split()) for text in opening.split("\n\n")],
         "paper": [
             {"title": title, "heads": words.PAPER_HEADS, "lines": lines}
-            for title, sac in (("Table 1: one classifier", False), ("Table 2: with SAC", True))
-            if (lines := words.paper_lines(rows, sac=sac))
+            for title, lines in paper_tables.items()
+            if lines
         ],
         "rows": [_row(row, workdir) for row in rows],
-        "left_out": words.left_out(found, rows, workdir),
+        "left_out": left_out,
     }
     program = Path(__file__).with_name("sweep.js")
     pages.write_page(path, f"{workdir.name}: report", data, program)

@@ -100,12 +100,13 @@ def _measured(settings: Sequence[Setting]) -> str:
     return f"{_estimate(settings[0].estimate)}{remark}"
 
 
-def _estimate(found: Estimate) -> str:
+def _estimate(found: Estimate, mean: str = ".2f", half_width: str = ".2f") -> str:
+    """A mean and its interval, in these formats."""
     if found.half_width is None:
-        return f"{found.mean:.2f} (n = 1, no interval)"
+        return f"{found.mean:{mean}} (n = 1, no interval)"
     if not found.half_width:
-        return f"{found.mean:.2f} (n = {found.n}, all alike)"
-    return f"{found.mean:.2f} ± {found.half_width:.2f} (n = {found.n})"
+        return f"{found.mean:{mean}} (n = {found.n}, all alike)"
+    return f"{found.mean:{mean}} ± {found.half_width:{half_width}} (n = {found.n})"
 
 
 def _difference(setting: Setting, baseline: str) -> str:
@@ -194,9 +195,7 @@ def metric_text(name: str, found: Estimate | None) -> str:
     if name.endswith("accuracy"):
         half_width = None if found.half_width is None else 100 * found.half_width
         return _estimate(dataclasses.replace(found, mean=100 * found.mean, half_width=half_width))
-    if found.half_width is None:
-        return f"{found.mean:.4g} (n = 1, no interval)"
-    return f"{found.mean:.4g} ± {found.half_width:.2g} (n = {found.n})"
+    return _estimate(found, ".4g", ".2g")
 
 
 def _described(arm: Arm) -> str:
