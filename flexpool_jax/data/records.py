@@ -77,7 +77,7 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
             splits[role] = Split(_stored(builder, name, len(labels), shape, fit, key), labels)
         else:
             splits[role] = Split(arrays[f"{role}_images"], labels)
-    return Arrays(splits, tuple(features["label"].names), superclasses)
+    return Arrays(splits, tuple(features["label"].names), superclasses, folder)
 
 
 def _image_shape(builder: Any, fit: Fit) -> tuple[int, int, int]:
