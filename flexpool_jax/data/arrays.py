@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split
-from flexpool_jax.data.images import Fit
+from flexpool_jax.data.images import MODE_OF_CHANNELS, Fit
 from flexpool_jax.errors import UserError
 
 _NPZ_NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
@@ -140,7 +138,7 @@ def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Spli
         pixels.dtype != np.uint8
         or pixels.ndim != 4
         or 0 in pixels.shape
-        or pixels.shape[-1] not in images.MODE_OF_CHANNELS
+        or pixels.shape[-1] not in MODE_OF_CHANNELS
     ):
         raise UserError(
             f"{where}: {x} are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, H, W, C] "
@@ -164,15 +162,5 @@ def _resized(arrays: Arrays, fit: Fit) -> Arrays:
         )
     if not fit.size or shapes == {(fit.size, fit.size)}:
         return arrays
-
-    def resize(image: np.ndarray) -> np.ndarray:
-        plain = image[..., 0] if image.shape[-1] == 1 else image
-        return np.asarray(fit(Image.fromarray(plain))).reshape(fit.size, fit.size, -1)
-
-    return Arrays(
-        {
-            name: Split(np.stack(list(images.map_in_threads(resize, split.images))), split.labels)
-            for name, split in arrays.splits.items()
-        },
-        arrays.class_names,
-    )
+    resized = {name: split.resize(fit) for name, split in arrays.splits.items()}
+    return Arrays(resized, arrays.class_names)
