@@ -103,6 +103,23 @@ class Arrays:
     superclasses: Superclasses | None = None
     folder: Path | None = None
 
+    def resize(self, fit: Fit) -> Arrays:
+        """All images brought to one size.
+
+        Raises:
+            UserError: ``fit`` leaves them as they are, and they differ in size.
+        """
+        shapes = {split.images.shape[1:3] for split in self.splits.values()}
+        if not fit.size and len(shapes) > 1:
+            raise UserError(
+                f"the images of train and test differ in size ({' and '.join(map(str, shapes))}); "
+                "set dataset.image_size"
+            )
+        if not fit.size or shapes == {(fit.size, fit.size)}:
+            return self
+        resized = {name: split.resize(fit) for name, split in self.splits.items()}
+        return dataclasses.replace(self, splits=resized)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
