@@ -1,10 +1,9 @@
 """Reads launch.py's command line: its flags, the config and the config's overrides.
 
-absl parses the flags and ml_collections' config_flags applies the overrides. config_flags'
-`DEFINE_config_file` is not used. It reads Python files only, but a run that has begun has its
-config in config.json; it shows the whole traceback of an error in a config file; and it reads the
-overrides together with the file, whereas `configuration.overrides` has to know the fields' types
-first. So the config is loaded here, and then handed to `DEFINE_config_dict`.
+absl parses the flags. `configuration` loads the config and then applies the overrides, since how
+they are read depends on the types of the config's fields. ml_collections' `DEFINE_config_file` is
+not used: it reads Python files only, but a run that has begun has its config in config.json; it
+shows the whole traceback of an error in a config file; and it misreads some overrides.
 """
 
 import dataclasses
