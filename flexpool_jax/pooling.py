@@ -679,12 +679,13 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
     "flatten": functools.partial(GlobalPool, flatten),
 }
 
-# Words of a config's variant that are not names in `POOLS`, and the field that each of them sets.
-VARIANT_WORDS: Mapping[str, str] = {
-    "softmax": "pool",
-    "reg": "pool_reg",
-    "dropout": "dropout_rate",
-    "sac": "sac.enabled",
+# Words of a config's variant that are not names in `POOLS`: the field that each of them sets, and
+# to which value; None where the config file chooses it.
+VARIANT_WORDS: Mapping[str, tuple[str, str | None]] = {
+    "softmax": ("pool", "flexpool_softmax"),
+    "reg": ("pool_reg", None),
+    "dropout": ("dropout_rate", None),
+    "sac": ("sac.enabled", "True"),
 }
 
 Definition = TypeVar("Definition", bound=Callable[..., Any])
@@ -719,7 +720,7 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
         raise ValueError(f"a pool cannot be named {name!r}; allowed: letters, digits and _")
     if name in VARIANT_WORDS:
         raise ValueError(
-            f"a pool cannot be named {name!r}, which in a variant sets {VARIANT_WORDS[name]}; "
+            f"a pool cannot be named {name!r}, which in a variant sets {VARIANT_WORDS[name][0]}; "
             f"reserved: {', '.join(VARIANT_WORDS)}"
         )
 
