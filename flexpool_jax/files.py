@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from flexpool_jax.errors import UserError
 
@@ -32,10 +33,28 @@ def write_whole(path: Path, content: bytes) -> None:
         >>> path.read_bytes(), [entry.name for entry in path.parent.iterdir()]
         (b'1 2 3', ['numbers.txt'])
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for `write_whole` piece by piece; an error in the block keeps the old content.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with writing_whole(path) as file:
+        ...     _ = file.write(b"1 2 3")
+        ...     path.exists()
+        False
+        >>> path.read_bytes()
+        b'1 2 3'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with naming(path), temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -78,11 +79,13 @@ class Arrays:
         splits: "train" and, where the data set has one, "test".
         class_names: The name of each class.
         superclasses: The data set's own grouping of its classes, if it has one.
+        folder: The prepared folder that it was read from, if it was.
     """
 
     splits: Mapping[str, Split]
     class_names: tuple[str, ...]
     superclasses: Superclasses | None = None
+    folder: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Dataset:
         mean: float32 [C], the mean of images / 255 over the training split.
         std: float32 [C], their standard deviation; 1 where a channel is constant.
         superclasses: The data set's own grouping of its classes, if it has one.
+        folder: The prepared folder that it was read from, if it was.
     """
 
     name: str
@@ -106,6 +110,7 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     superclasses: Superclasses | None = None
+    folder: Path | None = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -173,12 +178,7 @@ def hold_out(
 ) -> tuple[Split, Split]:
     """Divides a split in two by class: what is left of it, and the fraction held out.
 
-    Args are those of `stratified_split`.
-
-    Raises:
-        UserError: The fraction is outside (0, 1), or a class has one example only.
+    Args and errors are those of `stratified_split`.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"holdout is {fraction}; allowed: 0 or more, below 1")
     left, drawn = stratified_split(train.labels, fraction, seed, class_names)
     return train.take(left), train.take(drawn)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
+import functools
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TypeVar
@@ -25,8 +26,7 @@ _GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
 # Tags of EXIF 2.32 and TIFF 6.0.
 _ORIENTATION, _PHOTOMETRIC = 274, 262
 # Each thread may hold a large decoded image, so not as many as a big machine has cores.
-_MAX_THREADS = 8
-_CHUNK = 64
+_MAX_THREADS = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -215,14 +215,29 @@ class Fit:
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yields function(item) for each item, in order; for functions that release the GIL.
 
-    `ThreadPoolExecutor.map` would take all items at once and keep all results; here a chunk of
-    them waits. After an error, what has not begun never does.
+    `ThreadPoolExecutor.map` would take all items at once and keep all results; here twice as many
+    as there are threads are being made or wait. After an error, what has not begun never does.
 
     Example:
         >>> list(map_in_threads(str.upper, "abc"))
         ['A', 'B', 'C']
     """
-    iterator = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        while chunk := list(itertools.islice(iterator, _CHUNK)):
-            yield from pool.map(function, chunk)
+    threads = thread_count()
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@functools.cache
+def thread_count() -> int:
+    """How many threads read images: one for each core that the process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MAX_THREADS, cores or 1)
