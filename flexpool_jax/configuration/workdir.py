@@ -214,11 +214,10 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
         ['config.num_epochs is 20 (was 12)']
     """
     given_values, saved_values = _flat(config), _flat(saved)
-    absent = object()
     changes = [
         Change(name, saved_values.get(name), given_values.get(name))
         for name in sorted(given_values.keys() | saved_values.keys())
-        if given_values.get(name, absent) != saved_values.get(name, absent)
+        if given_values.get(name) != saved_values.get(name)
     ]
     refused = [change for change in changes if definition(change.field).fixed]
     if refused:
