@@ -9,7 +9,7 @@ import functools
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -51,7 +51,7 @@ class Header:
     is_plain_jpeg: bool
 
 
-def read_header(file: BinaryIO, name: str) -> Header:
+def read_header(file: IO[bytes], name: str) -> Header:
     """Reads an image's size, as it is to be seen, and whether it is grey.
 
     Raises:
@@ -94,7 +94,7 @@ def read_image(content: bytes, name: str, channels: int) -> Image.Image:
             raise _damaged(name, error) from error
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
+def _open(file: IO[bytes], name: str) -> Image.Image:
     try:
         image = Image.open(file, formats=_FORMATS)
         is_several = getattr(image, "is_animated", False)
@@ -210,6 +210,21 @@ class Fit:
     def __str__(self) -> str:
         """Names it, in files' names too."""
         return f"{self.size or 'as_stored'}{'_crop' * self.crops}"
+
+
+def resize_array(image: np.ndarray, fit: Fit) -> np.ndarray:
+    """Brings an image to a size: uint8 [H, W, C] to uint8 [size, size, C].
+
+    Three channels are colours, and a fourth is their opacity, by which the others are weighed.
+    Any other number of channels is resized one by one.
+
+    Example:
+        >>> resize_array(np.full((4, 6, 1), 7, np.uint8), Fit(2)).shape
+        (2, 2, 1)
+    """
+    parts = [image] if image.shape[-1] in (3, 4) else np.moveaxis(image, -1, 0)
+    pictures = [Image.fromarray(np.ascontiguousarray(part)) for part in parts]
+    return np.dstack([np.asarray(fit(picture)) for picture in pictures])
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
