@@ -14,7 +14,7 @@ _STRENGTHS = ("rank", "pixels", "sd", "sigma", "factor")
 
 def read_probe(workdir: Path) -> dict[str, Any]:
     """What --mode=probe wrote; empty where it did not, or where the file is damaged."""
-    found = files.read_json(workdir / PROBE_FILE)
+    found = files.read_json_if_whole(workdir / PROBE_FILE)
     lists = (found.get(name) for name in ("interventions", "perturbations"))
     is_whole = isinstance(found.get("baseline"), dict) and all(isinstance(x, list) for x in lists)
     return found if is_whole else {}

@@ -132,7 +132,7 @@ def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
     """File, images, n, accuracy and loss of each measurement of this step."""
     found = []
     result, data, evaluation = (
-        files.read_json(trained.workdir / name)
+        files.read_json_if_whole(trained.workdir / name)
         for name in ("result.json", DATA_FILE, "evaluation.json")
     )
     keys = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import re
@@ -304,11 +303,9 @@ def read_run(folder: Path) -> Run:
         UserError: When it is damaged; names the file and what is wrong with it.
     """
     path = folder / "result.json"
-    if not path.is_file():  # A named pipe would be waited for without end.
-        raise UserError(f"{path} is not a file")
+    result = files.read_json(path) or {}
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
+        if not isinstance(result.get("config"), dict):
             raise UserError("it holds no config")
         if not files.seal_holds(result):
             raise UserError("its numbers are not those that were written")
@@ -323,8 +320,6 @@ def read_run(folder: Path) -> Run:
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: its config lacks a field: {error}") from error
     except (ValueError, RecursionError, TypeError) as error:

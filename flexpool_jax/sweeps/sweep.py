@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
-from flexpool_jax.lock import acquire
+from flexpool_jax.lock import hold
 from flexpool_jax.sweeps.grid import Cell
 
 
@@ -46,7 +46,7 @@ class _Stage(NamedTuple):
 
     def read(self, folder: Path) -> dict[str, Any]:
         """The file's content; empty where there is none that can be read."""
-        return files.read_json(folder / f"{self.name}.json")
+        return files.read_json_if_whole(folder / f"{self.name}.json")
 
 
 _TRAINING = _Stage("result")
@@ -122,21 +122,16 @@ def run_sweep(
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
     """Whether this process alone may run the cell of this folder, until the block ends."""
-    path = folder / ".sweep.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = acquire(path, "running the same cell")
-    except filelock.Timeout:
-        yield False
-        return
-    except OSError:  # A folder that cannot be written to fails this cell alone, in `_run_cell`.
-        yield True
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+    with contextlib.ExitStack() as stack:
+        claimed = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(folder / ".sweep.lock", "running the same cell"))
+        except filelock.Timeout:
+            claimed = False
+        except OSError:
+            pass  # A folder that cannot be written to fails this cell alone, in `_run_cell`.
+        yield claimed
 
 
 def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:

@@ -21,6 +21,7 @@ import ml_collections
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged
+from flexpool_jax.lock import LOCK_FILE, hold_workdir
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
@@ -29,7 +30,6 @@ from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
-from flexpool_jax.training.lock import LOCK_FILE, hold_workdir
 from flexpool_jax.training.pace import Pace
 from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
 from flexpool_jax.training.resume import Progress, restore_or_init

@@ -116,7 +116,7 @@ def test_sweep_tells_what_has_not_been_run_at_all(write_sweep):
 DAMAGE = {
     "empty": (lambda result: "", "damaged"),
     "half": (lambda result: json.dumps(result)[:100], "damaged"),
-    "list": (lambda result: "[]", "no config"),
+    "list": (lambda result: "[]", "damaged"),
     "no config": (lambda result: json.dumps(result | {"config": None}), "no config"),
     "no field": (lambda result: json.dumps(result | {"config": {"seed": 1}}), "lacks a field"),
     "text": (lambda result: json.dumps(result | {"final_test_accuracy": "0.9"}), "'0.9'"),
