@@ -18,7 +18,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from flexpool_jax.pages.curves import mean_curve
 from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report import paper
-from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.report.rows import Row, Setting
 
 _MEASURED = "mean and 95 % interval"
 _ONE_SEED = "one seed, no interval"
@@ -30,7 +30,7 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
     """Draws a table of the paper in the form of its Figures 2 and 4: a panel for each data set.
 
     Args:
-        rows: From `tables.make_rows`; those without a run in this table are left out.
+        rows: From `rows.make_rows`; those without a run in this table are left out.
         path: Of the PNG.
         title: Such as "Figure 2".
         sac: Whether of Table 2.

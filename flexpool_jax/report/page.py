@@ -10,8 +10,8 @@ from pathlib import Path
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import figures, sweep_page, tables, words
 from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.rows import Row, make_rows
 from flexpool_jax.report.sweep_page import PAGE_FILE
-from flexpool_jax.report.tables import Row
 from flexpool_jax.sweeps.grid import Cell
 
 FOLDER = "report"
@@ -46,7 +46,7 @@ def write_report(
     if not found.runs:
         damaged = f"; {found.skipped[0]}" if found.skipped else ""
         raise UserError(f"--workdir={workdir} has no result.json of a finished run{damaged}")
-    rows = tables.make_rows(found.runs, cells)
+    rows = make_rows(found.runs, cells)
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     for pattern in _WRITTEN:

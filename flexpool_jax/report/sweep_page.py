@@ -12,7 +12,7 @@ from flexpool_jax.pages.curves import Point, mean_curve, thinned
 from flexpool_jax.report import words
 from flexpool_jax.report.analysis import Estimate
 from flexpool_jax.report.results import Run
-from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.report.rows import Row, Setting
 
 PAGE_FILE = "index.html"
 # What keeps the page at a few megabytes.
@@ -34,7 +34,7 @@ def write_page(
     Args:
         path: Of the page, in a folder of the workdir; links to the runs are relative to it.
         workdir: With the runs.
-        rows: From `tables.make_rows`.
+        rows: From `rows.make_rows`.
         opening: From `words.opening`.
         paper_tables: The lines of the paper's tables by their titles, from `words.paper_lines`.
         left_out: From `words.left_out`.

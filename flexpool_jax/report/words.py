@@ -14,7 +14,7 @@ from pathlib import Path
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate
 from flexpool_jax.report.results import Arm, Found
-from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.report.rows import Row, Setting
 
 PAPER_HEADS = ("data set", "", *paper.COLUMNS)
 SETTING_HEADS = (
