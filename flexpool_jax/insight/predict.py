@@ -11,12 +11,11 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from tqdm import tqdm
@@ -266,7 +265,7 @@ def _predict(
     trained: Trained, paths: Sequence[Path], top_k: int
 ) -> Iterator[tuple[Prediction, np.ndarray | None]]:
     """Yields each file's prediction with its image, None for one that cannot be read."""
-    probabilities_of = _network(trained)
+    network, variables = jax.jit(trained.probabilities), jax.device_put(trained.variables)
     labels = {name.casefold(): name for name in trained.class_names}
     dataset = trained.config.dataset
     crops = dataset.resize == "crop"
@@ -286,7 +285,7 @@ def _predict(
         for place, (_, image) in enumerate(chunk):
             if not isinstance(image, UserError):
                 block[place] = image
-        rows = np.asarray(probabilities_of(block))
+        rows = np.asarray(network(variables, block))
         for (path, image), row in zip(chunk, rows, strict=False):
             label = labels.get(path.absolute().parent.name.casefold(), "")
             if isinstance(image, UserError):
@@ -295,19 +294,6 @@ def _predict(
             best = np.argsort(-row, kind="stable")[:top_k]
             classes = tuple(trained.class_names[index] for index in best)
             yield Prediction(path, label, classes, tuple(map(float, row[best]))), image
-
-
-def _network(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
-    """uint8 images [B, H, W, C] to the probabilities of the classes, float32 [B, num_classes]."""
-    normalise = trained.preprocess
-    variables = jax.device_put(trained.variables)
-
-    @jax.jit
-    def run(variables: Any, block: jax.Array) -> jax.Array:
-        logits: Any = trained.model.apply(variables, normalise(block), train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
-
-    return lambda block: run(variables, block)
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

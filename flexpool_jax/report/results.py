@@ -84,7 +84,12 @@ class Arm:
         text = self.title
         if self.pool_reg:
             text = text.replace("+ Reg", f"+ Reg {self.pool_reg:g}")
-        return text + (f", SAC {'/'.join(f'{w:g}' for w in self.sac)}" if self.sac else "")
+        return text + (f", SAC {self.sac_weights}" if self.sac else "")
+
+    @property
+    def sac_weights(self) -> str:
+        """The weights of Eq. 3 as on the command line of a sweep; empty without SAC."""
+        return "/".join(f"{weight:g}" for weight in self.sac)
 
     @property
     def column(self) -> str | None:

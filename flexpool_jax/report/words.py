@@ -135,7 +135,7 @@ def setting_lines(row: Row) -> list[list[str]]:
             control = f"{arm.baselines['control'].title}: {control}"
         lines.append(
             [
-                "/".join(f"{weight:g}" for weight in arm.sac) or "–",
+                arm.sac_weights or "–",
                 _described(arm),
                 _measured([setting]),
                 f"{sum(best) / len(best):.2f}" if best else "–",
@@ -238,7 +238,7 @@ def left_out(found: Found, rows: Iterable[Row], workdir: Path) -> list[str]:
         for arm, setting in row.settings.items():
             missing = sorted(setting.expected - setting.runs.keys())
             if missing:
-                sac = f", SAC {'/'.join(f'{w:g}' for w in arm.sac)}" if arm.sac else ""
+                sac = f", SAC {arm.sac_weights}" if arm.sac else ""
                 seeds = ", ".join(map(str, missing))
                 lines.append(f"Not run: {row.title}, {_described(arm)}{sac}, seed {seeds}")
     return lines
