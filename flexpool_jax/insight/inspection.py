@@ -26,10 +26,13 @@ from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
 from flexpool_jax.insight.evidence import Evidence, evidence_maps, why_not_exact
+from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pages.figures import INK
 from flexpool_jax.pooling import effective_weights
+from flexpool_jax.training import steps
+from flexpool_jax.training.feed import Feed
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -132,40 +135,26 @@ def summarise(report: Mapping[str, Any]) -> str:
 
 
 def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Runs the network over the evaluation split, every example once, on one device.
+    """Runs the network over the evaluation split, every example once.
 
     Returns:
         The logits, float32 [N, num_classes]; and of each stage the mean feature map over the
         images, float64 [H, W, C].
     """
+    setup = restored.setup
     forward = _forward(restored)
-    images = restored.setup.dataset.test.images
-    batch = min(restored.setup.config.eval_batch_size, len(images))
 
-    @jax.jit
-    def step(variables: Variables, block: Array, valid: Array) -> tuple[Array, dict[str, Array]]:
-        logits, stages = forward(variables, block)
+    def step(variables: Variables, batch: steps.Batch) -> tuple[steps.Metrics, steps.Metrics]:
+        logits, stages = forward(variables, batch["image"])
         sums = {
-            name: jnp.einsum("b,b...->...", valid, stage.astype(jnp.float32))
+            name: jnp.einsum("b,b...->...", batch["valid"], stage.astype(jnp.float32))
             for name, stage in stages.items()
         }
-        return logits, sums
+        return jax.lax.psum(sums, steps.AXIS), {"logits": logits}
 
-    variables = jax.device_put(restored.variables)
-    logits: list[np.ndarray] = []
-    totals: dict[str, np.ndarray] = {}
-    for start in range(0, len(images), batch):
-        block = images[start : start + batch]
-        count = len(block)
-        # Always as many images, so that the network is compiled once.
-        block = np.pad(block, [(0, batch - count), (0, 0), (0, 0), (0, 0)])
-        valid = (np.arange(batch) < count).astype(np.float32)
-        part, sums = jax.device_get(step(variables, block, valid))
-        logits.append(part[:count])
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0) + value.astype(np.float64)
-    means = {name: total / len(images) for name, total in totals.items()}
-    return np.concatenate(logits), means
+    feed = Feed(setup.dataset.test, setup.is_streamed)
+    sums, outputs = run_over(feed, step, restored.variables, setup.config.eval_batch_size)
+    return outputs["logits"], {name: total / len(feed) for name, total in sums.items()}
 
 
 def _forward(restored: Restored) -> Any:
@@ -178,7 +167,7 @@ def _forward(restored: Restored) -> Any:
         stages: Any = model.apply(variables, images, method="stage_maps")
         # XLA computes the backbone once for both.
         logits: Any = model.apply(variables, images, train=False)
-        return logits.astype(jnp.float32), dict(stages)
+        return logits, dict(stages)
 
     return forward
 

@@ -22,6 +22,7 @@ from flexpool_jax import configuration, files
 from flexpool_jax.data import Split
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
+from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
 from flexpool_jax.insight.weights import interventions, weight_statistics
@@ -197,21 +198,14 @@ def _evaluate_pools(
             "loss": jnp.sum(jnp.where(valid, losses, 0.0), axis=1),
             "feature_map": jnp.einsum("b,b...->...", valid, feature_map.astype(jnp.float32)),
         }
-        return jax.lax.psum(sums, steps.AXIS), {"prediction": jnp.argmax(logits, axis=-1)}
+        return jax.lax.psum(sums, steps.AXIS), {"predictions": jnp.argmax(logits, axis=-1).T}
 
-    program: Callable[..., Any] = steps.pmap_eval_step(step)
-    inputs = replicate({"variables": variables, "weights": weights})
-    count = len(feed)
-    losses, maps, predictions = [], [], []
-    for part in feed.once(setup.config.eval_batch_size):
-        sums, examples = jax.device_get(program(inputs, feed.data, part))
-        losses.append(sums["loss"])
-        maps.append(sums["feature_map"])
-        predictions.extend(examples["prediction"])  # [K, B / devices] of each device
+    inputs = {"variables": variables, "weights": weights}
+    sums, outputs = run_over(feed, step, inputs, setup.config.eval_batch_size)
     return (
-        np.stack(losses).sum(axis=0, dtype=np.float64) / count,
-        np.concatenate(predictions, axis=1)[:, :count],
-        np.stack(maps).sum(axis=0, dtype=np.float64) / count,
+        sums["loss"] / len(feed),
+        outputs["predictions"].T,
+        sums["feature_map"] / len(feed),
     )
 
 
