@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.data.dataset import black_split
@@ -60,7 +60,7 @@ def restore(
     Raises:
         UserError: there is no such workdir or step, or a file is damaged or of another run.
     """
-    workdir = Path(workdir).expanduser().absolute()
+    workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
     config = saved if config is None else config
     configuration.compare_with_workdir(config, saved)
