@@ -45,7 +45,7 @@ def train(command: Command) -> None:
     """Trains, or continues from the workdir's last checkpoint."""
     config, workdir = _config(command), _workdir(command)
     result = flexpool_jax.train(
-        config, workdir, profile=bool(command.profile), debug_nans=bool(command.debug_nans)
+        config, workdir, profile=command.profile, debug_nans=command.debug_nans
     )
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
@@ -223,7 +223,7 @@ def run_mode(command: Command) -> None:
     mode = MODES[command.mode]
     for flag in sorted({flag for mode in MODES.values() for flag in mode.flags}):
         value = getattr(command, flag)
-        if value is not None and flag not in mode.flags:
+        if value and flag not in mode.flags:
             raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
     if command.distributed or command.coordinator_address:
         from flexpool_jax.training import processes

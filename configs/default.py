@@ -223,8 +223,8 @@ def apply_variant(config: ConfigDict, variant: str) -> ConfigDict:
         variant: Words separated by commas, in any order; empty changes nothing.
 
     Raises:
-        UserError: For an unknown or repeated word, two pools, `reg` with a pool whose weights
-            Eq. 2 cannot constrain, or a value that its field cannot hold.
+        UserError: For an unknown word, a field that is set more than once, or a value that its
+            field cannot hold. Whether `reg` goes with the pool, training checks.
 
     Example:
         >>> config = get_config("flexpool,reg,dropout,sac")

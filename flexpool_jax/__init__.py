@@ -16,65 +16,49 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# For type checkers, which cannot follow `__getattr__`.
 if TYPE_CHECKING:
-    from flexpool_jax.data.registry import register_dataset
-    from flexpool_jax.evaluation import evaluate
-    from flexpool_jax.losses import sac_loss
-    from flexpool_jax.models.registry import create_model, register_model
-    from flexpool_jax.models.weights import load_weights
-    from flexpool_jax.pooling import (
-        FlexPool,
-        flexpool_regularizer,
-        register_pool,
-        resize_flexpool,
-    )
-    from flexpool_jax.portable.export import load_exported
-    from flexpool_jax.scoring import register_metric
-    from flexpool_jax.trained import load_trained
-    from flexpool_jax.training import train
+    from flexpool_jax.data.registry import register_dataset as register_dataset
+    from flexpool_jax.evaluation import evaluate as evaluate
+    from flexpool_jax.losses import sac_loss as sac_loss
+    from flexpool_jax.models.registry import create_model as create_model
+    from flexpool_jax.models.registry import register_model as register_model
+    from flexpool_jax.models.weights import load_weights as load_weights
+    from flexpool_jax.pooling import FlexPool as FlexPool
+    from flexpool_jax.pooling import flexpool_regularizer as flexpool_regularizer
+    from flexpool_jax.pooling import register_pool as register_pool
+    from flexpool_jax.pooling import resize_flexpool as resize_flexpool
+    from flexpool_jax.portable.export import load_exported as load_exported
+    from flexpool_jax.scoring import register_metric as register_metric
+    from flexpool_jax.trained import load_trained as load_trained
+    from flexpool_jax.training import train as train
 
 __version__ = "0.2.0.dev0"
 
-__all__ = [
-    "FlexPool",
-    "create_model",
-    "evaluate",
-    "flexpool_regularizer",
-    "load_exported",
-    "load_trained",
-    "load_weights",
-    "register_dataset",
-    "register_metric",
-    "register_model",
-    "register_pool",
-    "resize_flexpool",
-    "sac_loss",
-    "train",
-]
-
 _MODULE_OF = {
-    "FlexPool": "flexpool_jax.pooling",
-    "flexpool_regularizer": "flexpool_jax.pooling",
-    "register_pool": "flexpool_jax.pooling",
-    "resize_flexpool": "flexpool_jax.pooling",
-    "load_exported": "flexpool_jax.portable.export",
-    "load_weights": "flexpool_jax.models.weights",
-    "register_metric": "flexpool_jax.scoring",
-    "sac_loss": "flexpool_jax.losses",
-    "create_model": "flexpool_jax.models.registry",
-    "register_dataset": "flexpool_jax.data.registry",
-    "register_model": "flexpool_jax.models.registry",
-    "evaluate": "flexpool_jax.evaluation",
-    "load_trained": "flexpool_jax.trained",
-    "train": "flexpool_jax.training",
+    "FlexPool": "pooling",
+    "flexpool_regularizer": "pooling",
+    "register_pool": "pooling",
+    "resize_flexpool": "pooling",
+    "load_exported": "portable.export",
+    "load_weights": "models.weights",
+    "register_metric": "scoring",
+    "sac_loss": "losses",
+    "create_model": "models.registry",
+    "register_dataset": "data.registry",
+    "register_model": "models.registry",
+    "evaluate": "evaluation",
+    "load_trained": "trained",
+    "train": "training",
 }
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
     """Imports the module that holds a public name when the name is first asked for (PEP 562)."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

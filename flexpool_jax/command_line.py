@@ -1,15 +1,14 @@
 """Reads launch.py's command line: its flags, the config and the config's overrides.
 
-absl parses the flags and ml_collections' config_flags applies the overrides. config_flags'
-`DEFINE_config_file` is not used. It reads Python files only, but a run that has begun has its
-config in config.json; it shows the whole traceback of an error in a config file; and it reads the
-overrides together with the file, whereas `configuration.overrides` has to know the fields' types
-first. So the config is loaded here, and then handed to `DEFINE_config_dict`.
+absl parses the flags. `configuration` loads the config and then applies the overrides, since how
+they are read depends on the types of the config's fields. ml_collections' `DEFINE_config_file` is
+not used: it reads Python files only, but a run that has begun has its config in config.json; it
+shows the whole traceback of an error in a config file; and it misreads some overrides.
 """
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,10 @@ class Command:
         resize: A number from 8 to 1024; None if not given.
         images: The value of `--images`; None if not given.
         top_k: A number from 1; None if not given.
-        profile: True if a few steps are to be traced; else None.
-        debug_nans: True if the operation behind a NaN is to be found; else None.
+        profile: Whether a few steps are to be traced.
+        debug_nans: Whether the operation behind a NaN is to be found.
         shard: The value of `--shard`; None if not given.
-        distributed: True if JAX is to detect the run's processes; else None.
+        distributed: Whether JAX is to detect the run's processes.
         coordinator_address: HOST:PORT of process 0; None if not given.
         num_processes: A number from 1; None if not given.
         process_id: A number from 0, less than num_processes; None if not given.
@@ -79,10 +78,10 @@ class Command:
     resize: int | None
     images: str | None
     top_k: int | None
-    profile: bool | None
-    debug_nans: bool | None
+    profile: bool
+    debug_nans: bool
     shard: str | None
-    distributed: bool | None
+    distributed: bool
     coordinator_address: str | None
     num_processes: int | None
     process_id: int | None
@@ -111,14 +110,12 @@ def read(
     step = values["step"]
     if step not in (None, "best", "latest") and _whole(step) < 0:
         raise UserError(f"--step={step[:40]}; allowed: best, latest or a step's number")
-    resize, top_k = values["resize"], values["top_k"]
-    if resize is not None and not 8 <= _whole(resize) <= 1024:
-        raise UserError(f"--resize={resize[:40]}; allowed: a whole number from 8 to 1024")
-    if top_k is not None and _whole(top_k) < 1:
-        raise UserError(f"--top_k={top_k[:40]}; allowed: a whole number from 1")
-    num_processes, process_id = _check_processes(values)
-    workdir = _expand(values["workdir"] or "")
+    _read_number(values, "resize", 8, 1024)
+    _read_number(values, "top_k", 1)
+    _check_processes(values)
+    workdir = values["workdir"] = _expand(values["workdir"] or "")
     overridden = any(map(is_override, arguments))
+    config_given = values["config"] is not None or overridden
     config: ConfigDict | None = None
     if values["config"] is not None:
         config = configuration.load_config(values["config"], configs_dir)
@@ -134,24 +131,7 @@ def read(
             "--config.FIELD=VALUE needs --config=FILE, e.g. --config=configs/digits.py, "
             "or the --workdir of a run that has begun"
         )
-    config_given = values["config"] is not None or overridden
-    return Command(
-        mode=values["mode"],
-        workdir=workdir,
-        step=step,
-        resize=None if resize is None else int(resize),
-        images=values["images"],
-        top_k=None if top_k is None else int(top_k),
-        profile=values["profile"] or None,
-        debug_nans=values["debug_nans"] or None,
-        shard=values["shard"],
-        distributed=values["distributed"] or None,
-        coordinator_address=values["coordinator_address"],
-        num_processes=num_processes,
-        process_id=process_id,
-        config=config,
-        config_given=config_given,
-    )
+    return Command(**{**values, "config": config}, config_given=config_given)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -181,21 +161,34 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return values, others
 
 
+def _read_number(values: dict[str, Any], name: str, low: int, high: int | None = None) -> None:
+    """Turns the text of a flag into a whole number, if the flag is given."""
+    text = values[name]
+    if text is None:
+        return
+    number = _whole(text)
+    if number < low or (high is not None and number > high):
+        allowed = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
+        raise UserError(f"--{name}={text[:40]}; allowed: {allowed}")
+    values[name] = number
+
+
 def _whole(text: str) -> int:
     """Reads a whole number from 0, of 15 digits at most; -1 for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else -1
 
 
-def _check_processes(values: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Checks flags that belong together; returns --num_processes and --process_id."""
+def _check_processes(values: dict[str, Any]) -> None:
+    """Checks flags that belong together, and turns those that are numbers into numbers."""
     names = ("coordinator_address", "num_processes", "process_id")
     given = " ".join(f"--{name}={values[name]}" for name in names if values[name] is not None)
     if values["distributed"] and given:
         raise UserError(f"--distributed detects what {given} says; give the one or the other")
     if not given:
-        return None, None
+        return
     if given == "--num_processes=1":
-        return 1, None
+        values["num_processes"] = 1
+        return
     address, *numbers = (values[name] for name in names)
     if None in (address, *numbers):
         raise UserError(
@@ -210,7 +203,7 @@ def _check_processes(values: Mapping[str, Any]) -> tuple[int | None, int | None]
     count, index = map(_whole, numbers)
     if not 0 <= index < count:
         raise UserError(f"{given}; allowed: N from 1, and process_id from 0 to N - 1")
-    return count, index
+    values["num_processes"], values["process_id"] = count, index
 
 
 def task_count() -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from flexpool_jax import configuration, files
-from flexpool_jax.data import Dataset, Split, images
+from flexpool_jax.data import Dataset
+from flexpool_jax.data.dataset import black_split
+from flexpool_jax.data.images import Fit
 from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import create_pool, resize_flexpool
 from flexpool_jax.training import checkpoints, processes
@@ -158,7 +158,13 @@ def at_resolution(restored: Restored, side: int) -> Restored:
     """
     config = copy.deepcopy(restored.setup.config)
     config.pool_reg = 0.0  # Nothing is trained: whether Eq. 2 would be stable does not matter.
-    setup = set_up(config, _resized(restored.setup.dataset, side, config.batch_size))
+    dataset = restored.setup.dataset
+    resized = dataclasses.replace(
+        dataset,
+        train=black_split(config.batch_size, (side, side, dataset.image_shape[2])),
+        test=dataset.test.resize(Fit(side)),
+    )
+    setup = set_up(config, resized)
     try:
         params = resize_flexpool(
             restored.variables["params"],
@@ -169,20 +175,3 @@ def at_resolution(restored: Restored, side: int) -> Restored:
         raise UserError(f"cannot evaluate at {side}x{side} pixels: {error}") from error
     variables = {**restored.variables, "params": jax.device_get(params)}
     return dataclasses.replace(restored, setup=setup, variables=variables)
-
-
-def _resized(dataset: Dataset, side: int, batch_size: int) -> Dataset:
-    """The data set with its test images resized, and one batch of black training images."""
-    channels = dataset.image_shape[2]
-    shape = (side, side, channels)
-    test = np.empty((len(dataset.test), *shape), np.uint8)
-    for image, resized in zip(dataset.test.images, test, strict=True):
-        for channel in range(channels):
-            plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-            resized[..., channel] = np.asarray(images.resize(plane, side))
-    black = np.broadcast_to(np.uint8(0), (batch_size, *shape))
-    return dataclasses.replace(
-        dataset,
-        train=Split(black, dataset.train.labels[:batch_size]),
-        test=Split(test, dataset.test.labels),
-    )

@@ -1,15 +1,19 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and reads JSON files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from flexpool_jax.errors import UserError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -29,10 +33,28 @@ def write_whole(path: Path, content: bytes) -> None:
         >>> path.read_bytes(), [entry.name for entry in path.parent.iterdir()]
         (b'1 2 3', ['numbers.txt'])
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for `write_whole` piece by piece; an error in the block keeps the old content.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with writing_whole(path) as file:
+        ...     _ = file.write(b"1 2 3")
+        ...     path.exists()
+        False
+        >>> path.read_bytes()
+        b'1 2 3'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with naming(path), temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -45,6 +67,38 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; see `to_json`."""
     write_whole(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON file that holds an object, such as one of a workdir's.
+
+    Returns:
+        The object; None where there is no such file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "result.json"
+        >>> write_json(path, {"accuracy": 0.9})
+        >>> read_json(path), read_json(path.with_name("data.json"))
+        ({'accuracy': 0.9}, None)
+    """
+    try:
+        if path.exists() and not path.is_file():
+            # Reading a named pipe would wait without end.
+            raise OSError(errno.EINVAL, "it is not a file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it does not hold a JSON object")
+    return value
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

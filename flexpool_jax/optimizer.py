@@ -76,16 +76,6 @@ def make_schedule(
     return SCHEDULES[name](learning_rate, total_steps, warmup_steps)
 
 
-def _adam(learning_rate: optax.Schedule, **kwargs: Any) -> optax.GradientTransformation:
-    """Adam's direction; `make_optimizer` adds the decay and the rate."""
-    return optax.scale_by_adam(**kwargs)
-
-
-def _sgd(learning_rate: optax.Schedule, **kwargs: Any) -> optax.GradientTransformation:
-    """The direction of SGD with momentum; `make_optimizer` adds the decay and the rate."""
-    return optax.trace(**kwargs)
-
-
 def _is_optimizer(name: str, value: Any) -> bool:
     """Whether a public name of Optax is an optimizer that needs nothing but a learning rate."""
     # scale_by_... are parts of optimizers. The weights that schedule_free_... is to be evaluated
@@ -101,17 +91,15 @@ def _is_optimizer(name: str, value: Any) -> bool:
     return "learning_rate" in parameters and required <= {"learning_rate"}
 
 
-# Name: a function of learning_rate and keywords that returns a GradientTransformation. Every
-# optimizer that Optax exports, found by its signature; adam and sgd take this project's own decay,
-# and keep the state that they had in its first release.
+# Every optimizer that Optax exports, found by its signature; this project's usual ones come first.
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": _adam,
-    "sgd": _sgd,
+    "adam": optax.adam,
+    "sgd": optax.sgd,
     **{
         name: value
         for module in (optax, optax.contrib)
         for name, value in sorted(vars(module).items())
-        if _is_optimizer(name, value) and name not in ("adam", "sgd")
+        if _is_optimizer(name, value)
     },
 }
 
@@ -259,15 +247,18 @@ def make_optimizer(
     mask = functools.partial(is_decayed, decay_pool=decay_pool)
     try:
         if name in ("adam", "sgd"):
-            options = {"decay": momentum, **kwargs} if name == "sgd" else kwargs
-            scale = OPTIMIZERS[name](schedule, **options)
+            # Optax's own have another state than this project's first release had.
+            if name == "adam":
+                direction = optax.scale_by_adam(**kwargs)
+            else:
+                direction = optax.trace(**{"decay": momentum, **kwargs})
             l2, decoupled = (
                 optax.add_decayed_weights(weight_decay * (weight_decay_kind == kind), mask=mask)
                 for kind in WEIGHT_DECAY_KINDS
             )
             # All four, even where one does nothing: the state's tree must not depend on the
             # coefficients, or a run could not continue with others.
-            tx = optax.chain(l2, scale, decoupled, optax.scale_by_learning_rate(schedule))
+            tx = optax.chain(l2, direction, decoupled, optax.scale_by_learning_rate(schedule))
         else:
             tx = _from_optax(name, schedule, weight_decay, weight_decay_kind, mask, kwargs)
         if name not in ("adam", "sgd") or kwargs:

@@ -148,13 +148,11 @@ class FlexPool(nn.Module):
             raise ValueError(
                 f"unknown FlexPool constraint {self.constraint!r}; allowed: None, 'softmax'"
             )
-        _check_feature_map(x)
-        start = nn.initializers.constant(1.0 / (x.shape[1] * x.shape[2]))
-        w = _stored_weights(self, x, start)
-        return flex_pool(x, softmax_weights(w) if self.constraint == "softmax" else w)
+        w = _stored_weights(self, x, _average_start)
+        return flex_pool(x, self.effective_weights(w, x.shape[1:]))
 
     @nn.nowrap
-    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+    def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
         _check_weights((1, *shape), jnp.shape(w_fp))
         return softmax_weights(w_fp) if self.constraint == "softmax" else w_fp
@@ -164,6 +162,7 @@ def _stored_weights(
     pool: nn.Module, x: Array, start: nn.initializers.Initializer, axes: str = "HWC"
 ) -> Array:
     """The parameter w_fp of a pool, float32, of length 1 along the axes that share a weight."""
+    _check_feature_map(x)
     owner = f"{type(pool).__name__}'s weights"
     if pool.has_variable("params", "w_fp"):
         _check_weights(x.shape, jnp.shape(pool.get_variable("params", "w_fp")), owner, axes=axes)
@@ -171,6 +170,11 @@ def _stored_weights(
     shape = tuple(size if axis in axes else 1 for axis, size in sizes)
     weights: Array = pool.param("w_fp", start, shape, jnp.float32)
     return weights
+
+
+def _average_start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An initializer: the weights of global average pooling."""
+    return jnp.full(shape, 1.0 / (shape[0] * shape[1]), dtype)
 
 
 class GDConv(nn.Module):
@@ -195,12 +199,11 @@ class GDConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        _check_feature_map(x)
         # Flax takes the last axis but one for the inputs, and so the fan-in of [H, W, C] for H·W.
         return flex_pool(x, _stored_weights(self, x, nn.initializers.lecun_normal()))
 
     @nn.nowrap
-    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+    def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
         _check_weights((1, *shape), jnp.shape(w_fp), "GDConv's weights")
         return w_fp
@@ -226,13 +229,11 @@ class FlexPoolShared(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        _check_feature_map(x)
-        start = nn.initializers.constant(1.0 / (x.shape[1] * x.shape[2]))
-        w = _stored_weights(self, x, start, axes="HW")
-        return flex_pool(x, jnp.broadcast_to(w, x.shape[1:]))
+        w = _stored_weights(self, x, _average_start, axes="HW")
+        return flex_pool(x, self.effective_weights(w, x.shape[1:]))
 
     @nn.nowrap
-    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+    def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
         _check_weights((1, *shape), jnp.shape(w_fp), "FlexPoolShared's weights", axes="HW")
         return jnp.broadcast_to(w_fp, shape)
@@ -257,12 +258,11 @@ class ChannelScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        _check_feature_map(x)
         s = _stored_weights(self, x, nn.initializers.ones, axes="C")
         return (s[0, 0] * jnp.mean(_widen(x), axis=(1, 2))).astype(x.dtype)
 
     @nn.nowrap
-    def effective_weights(self, w_fp: Array, shape: tuple[int, int, int]) -> Array:
+    def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
         _check_weights((1, *shape), jnp.shape(w_fp), "ChannelScale's weights", axes="C")
         return jnp.broadcast_to(w_fp / (shape[0] * shape[1]), shape)
@@ -286,10 +286,6 @@ def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
             raise ValueError(f"weights w_fp must be [H, W, C]; got shape {jnp.shape(leaf)}")
         found.append(("".join(f"{name}/" for name in names[:-1]), leaf))
     return found
-
-
-def _w_fp_leaves(params: Any) -> list[Array]:
-    return [w for _, w in _named_w_fp(params)]
 
 
 def flexpool_regularizer(params: Any) -> Array:
@@ -316,7 +312,7 @@ def flexpool_regularizer(params: Any) -> Array:
         3.0
     """
     total = jnp.zeros((), jnp.float32)
-    for w in _w_fp_leaves(params):
+    for _, w in _named_w_fp(params):
         total = total + jnp.sum((jnp.sum(w, axis=(0, 1)) - 1.0) ** 2)
     return total
 
@@ -623,12 +619,12 @@ class GeMPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """CLIP's attention pool: the mean position asks all positions and itself, once.
+    """CLIP's attention pool: one attention layer whose single query is the mean token.
 
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
-    (arXiv 2103.00020), section 2.4. Every position and their mean, each with a learned embedding,
-    are keys and values of a multi-head attention whose only query is the mean. There are C/64
-    heads, or as many fewer as it takes to divide C. Computed in float32, returned in x's dtype.
+    (arXiv 2103.00020), section 2.4. The tokens are every position and their mean, each with a
+    learned embedding; all of them are keys and values. The number of heads is the largest divisor
+    of C that is at most C/64. Computed in float32, returned in x's dtype.
 
     Raises:
         ValueError: an input that is not ``[B, H, W, C]``, or one whose H, W, C differ from those
@@ -679,12 +675,13 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
     "flatten": functools.partial(GlobalPool, flatten),
 }
 
-# Words of a config's variant that are not names in `POOLS`, and the field that each of them sets.
-VARIANT_WORDS: Mapping[str, str] = {
-    "softmax": "pool",
-    "reg": "pool_reg",
-    "dropout": "dropout_rate",
-    "sac": "sac.enabled",
+# Words of a config's variant that are not names in `POOLS`: the field that each of them sets, and
+# to which value; None where the config file chooses it.
+VARIANT_WORDS: Mapping[str, tuple[str, str | None]] = {
+    "softmax": ("pool", "flexpool_softmax"),
+    "reg": ("pool_reg", None),
+    "dropout": ("dropout_rate", None),
+    "sac": ("sac.enabled", "True"),
 }
 
 Definition = TypeVar("Definition", bound=Callable[..., Any])
@@ -719,7 +716,7 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
         raise ValueError(f"a pool cannot be named {name!r}; allowed: letters, digits and _")
     if name in VARIANT_WORDS:
         raise ValueError(
-            f"a pool cannot be named {name!r}, which in a variant sets {VARIANT_WORDS[name]}; "
+            f"a pool cannot be named {name!r}, which in a variant sets {VARIANT_WORDS[name][0]}; "
             f"reserved: {', '.join(VARIANT_WORDS)}"
         )
 
@@ -780,7 +777,7 @@ def has_weights(pool: str) -> bool:
     variables = jax.eval_shape(
         lambda: create_pool(pool).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))
     )
-    return bool(_w_fp_leaves(variables.get("params", {})))
+    return bool(_named_w_fp(variables.get("params", {})))
 
 
 def regularizer_applies(pool: str) -> bool:

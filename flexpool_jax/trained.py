@@ -15,8 +15,9 @@ import numpy as np
 from flax import linen as nn
 
 from flexpool_jax import configuration
-from flexpool_jax.data import Dataset, Split
+from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
+from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity, read_record
@@ -129,11 +130,5 @@ def _described(data: dict[str, Any], path: Path) -> Dataset:
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is damaged: {reason}") from error
-    train, test = (
-        Split(
-            np.broadcast_to(np.uint8(0), (count, height, width, channels)),
-            np.broadcast_to(np.int32(0), count),
-        )
-        for count in counts
-    )
+    train, test = (black_split(count, (height, width, channels)) for count in counts)
     return Dataset(str(data.get("name")), train, test, class_names, mean, std)

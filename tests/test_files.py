@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flexpool_jax import files
+from flexpool_jax.errors import UserError
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -47,3 +48,20 @@ def test_an_error_names_the_file_that_was_to_be_written(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         files.write_whole(path, b"new")
     assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000, b"\0" * 64]
+)
+def test_a_json_file_that_is_damaged_is_named_in_one_line(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged") as error:
+        files.read_json(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_json_file_may_be_missing_and_a_folder_is_not_one(tmp_path):
+    assert files.read_json(tmp_path / "absent" / "config.json") is None
+    with pytest.raises(UserError, match="is not a file"):
+        files.read_json(tmp_path)

@@ -168,16 +168,13 @@ def _folder(*, may_be_empty: bool, **meaning: Any) -> Field:
     return Field(str, "a path" + (", or empty" if may_be_empty else ""), accepts, **meaning)
 
 
-def _of_channels(first: str, is_low_enough: Callable[[float], bool]) -> Field:
-    """A number of at most 1 for each channel of the images, or none."""
+def _numbers(allowed: str, accepts: Callable[[tuple[float, ...]], bool], **meaning: Any) -> Field:
+    """Finite numbers that together are accepted."""
+    return Field(tuple, allowed, lambda values: _are_finite(values) and accepts(values), **meaning)
 
-    def accepts(values: tuple[Any, ...]) -> bool:
-        return not values or (
-            _are_finite(values) and is_low_enough(min(values)) and max(values) <= 1
-        )
 
-    allowed = f"numbers {first}, one for each channel, or empty"
-    return Field(tuple, allowed, accepts, fixed=True, before=())
+def _are_finite(values: tuple[Any, ...]) -> bool:
+    return all(has_type(value, float) and math.isfinite(value) for value in values)
 
 
 def _is_dataset_name(name: str) -> bool:
@@ -186,18 +183,6 @@ def _is_dataset_name(name: str) -> bool:
     return name[:1].isalnum() and all(
         character.isalnum() or character in "_-/:.+" for character in name
     )
-
-
-def _are_finite(values: tuple[Any, ...]) -> bool:
-    return bool(values) and all(has_type(v, float) and math.isfinite(v) for v in values)
-
-
-def _is_scale_range(values: tuple[Any, ...]) -> bool:
-    return len(values) == 2 and _are_finite(values) and 0.1 <= values[0] <= values[1] <= 10
-
-
-def _is_area_range(values: tuple[Any, ...]) -> bool:
-    return len(values) == 2 and _are_finite(values) and 0 < values[0] <= values[1] <= 1
 
 
 # Any keyword of the optimizer.
@@ -222,7 +207,7 @@ FIELDS: dict[str, Field] = {
         str, "'backbone', or empty", lambda value: value in ("", "backbone"), before=""
     ),
     "sac.enabled": _switch(fixed=True),
-    "sac.weights": Field(tuple, "finite numbers, one for each stage", _are_finite),
+    "sac.weights": _numbers("finite numbers, one for each stage", lambda values: len(values) > 0),
     "dataset.name": Field(str, "the name of a data set", _is_dataset_name, fixed=True),
     "dataset.data_dir": _folder(may_be_empty=False, has_effect=False),
     "dataset.raw_dir": _folder(may_be_empty=True, has_effect=False),
@@ -244,8 +229,18 @@ FIELDS: dict[str, Field] = {
         lambda: ("auto", "device", "stream"), has_effect=False, before="auto"
     ),
     "dataset.holdout": _number(0, 1, below=True, fixed=True),
-    "dataset.mean": _of_channels("from 0 to 1", lambda lowest: lowest >= 0),
-    "dataset.std": _of_channels("above 0 and at most 1", lambda lowest: lowest > 0),
+    "dataset.mean": _numbers(
+        "numbers from 0 to 1, one for each channel, or empty",
+        lambda values: all(0 <= value <= 1 for value in values),
+        fixed=True,
+        before=(),
+    ),
+    "dataset.std": _numbers(
+        "numbers above 0 and at most 1, one for each channel, or empty",
+        lambda values: all(0 < value <= 1 for value in values),
+        fixed=True,
+        before=(),
+    ),
     "batch_size": _whole(1, 10**7, fixed=True),
     "grad_accum_steps": _whole(1, 10**4, before=1),
     "num_epochs": _whole(1, 10**6),
@@ -265,14 +260,15 @@ FIELDS: dict[str, Field] = {
     "deterministic": _switch(before=False),
     "sync_batch_norm": _switch(),
     "augment.flip": _switch(fixed=True),
-    "augment.scale": Field(
-        tuple, "two numbers, the smaller first, both from 0.1 to 10", _is_scale_range, fixed=True
+    "augment.scale": _numbers(
+        "two numbers, the smaller first, both from 0.1 to 10",
+        lambda values: len(values) == 2 and 0.1 <= values[0] <= values[1] <= 10,
+        fixed=True,
     ),
     "augment.crop": _whole(0, 1024, fixed=True),
-    "augment.random_resized_crop": Field(
-        tuple,
+    "augment.random_resized_crop": _numbers(
         "two shares of the area above 0 and at most 1, the smaller first, or empty",
-        lambda values: not values or _is_area_range(values),
+        lambda values: not values or (len(values) == 2 and 0 < values[0] <= values[1] <= 1),
         fixed=True,
         before=(),
     ),

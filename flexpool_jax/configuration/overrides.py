@@ -1,10 +1,9 @@
 """Reads overrides such as `--config.batch_size=1e3`, and sets the fields of a config.
 
-ml_collections' config_flags applies them, but alone it misreads some without a word: it takes
+ml_collections' config_flags is not used. It misreads some overrides without a word: it takes
 `--config.flag False` for True with an argument left over, `--config.names=x,y` for one string, a
 following flag for the value of the one before it, and it adds up repeated tuples. It also refuses
-`1e3` for a whole number and an override ahead of `--config`. So each override is first rewritten as
-`--config.FIELD=VALUE` with a value that can be read in one way only, or refused in one line.
+`1e3` for a whole number and an override ahead of `--config`.
 """
 
 import math
@@ -12,8 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from flexpool_jax.configuration.fields import FIELDS, KWARGS, field_names
 from flexpool_jax.errors import UserError, closest_name
@@ -64,71 +62,56 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
         >>> config.batch_size, config.sac.weights
         (1000, (0.05, 0.1, 0.85))
     """
-    overrides: dict[str, str] = {}
+    values: dict[str, Any] = {}
     others: list[str] = []
     remaining = list(arguments)
     while remaining:
         argument = remaining.pop(0)
-        if not is_override(argument):
+        match = _OVERRIDE.fullmatch(argument)
+        if match is None:
             others.append(argument)
             continue
-        _add_kwarg(argument, remaining, config)
-        field, text = _field_and_text(argument, remaining, config)
-        current = _lookup(field, config)
-        if field in overrides and isinstance(current, tuple):
-            # ml_collections would join the two, absl's habit is that the last wins: ask.
+        field = match["field"]
+        current = None if _is_kwarg(field, config) else _lookup(field, config)
+        if field in values and isinstance(current, tuple):
+            # absl's habit is that the last wins, ml_collections would join the two: ask.
             raise UserError(
                 f"--config.{field} is given twice; write its values once, separated by commas"
             )
-        overrides[field] = f"--config.{field}={_parse(field, text, current)}"
-    argv = ["config", *overrides.values()]
-    flag_values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-        flag_values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        values[field] = _parse(field, _value_text(match, remaining, current), current)
+    # A keyword of the optimizer may be new, or of another type than before.
+    with config.unlocked(), config.ignore_type():
+        for field, value in values.items():
+            for part in reversed(field.split(".")):
+                value = {part: value}
+            config.update(value)
     return others
 
 
-def _add_kwarg(argument: str, remaining: Sequence[str], config: ConfigDict) -> None:
-    """Gives the optimizer's keyword that an argument names a value of the type that is written."""
-    match = _OVERRIDE.fullmatch(argument)
-    assert match is not None
-    group, _, name = match["field"].rpartition(".")
-    text = match["value"] if match["value"] is not None else "".join(remaining[:1])
-    is_kwarg = group == KWARGS and name.isidentifier()
-    if not is_kwarg or not isinstance(config.get("optimizer"), ConfigDict):
-        return
-    for kind in (int, float):
-        try:
-            value: Any = kind(text)
-            break
-        except ValueError:
-            value = text.lower() == "true" if text.lower() in ("true", "false") else text
-    with config.unlocked():
-        config.optimizer.kwargs = {**config.optimizer.get("kwargs", {}), name: value}
+def _is_kwarg(field: str, config: ConfigDict) -> bool:
+    """Whether a field is a keyword of the optimizer, which may have any name and type."""
+    group, _, name = field.rpartition(".")
+    has_optimizer = isinstance(config.get("optimizer"), ConfigDict)
+    return group == KWARGS and name.isidentifier() and has_optimizer
 
 
-def _field_and_text(argument: str, remaining: list[str], config: ConfigDict) -> tuple[str, str]:
-    """Returns the field and value of an override, taking the value from what follows if need be."""
-    match = _OVERRIDE.fullmatch(argument)
-    assert match is not None
-    field, text = match["field"], match["value"]
-    is_switch = isinstance(_lookup(field, config), bool)
+def _value_text(match: re.Match[str], remaining: list[str], current: Any) -> str:
+    """Returns the text of an override's value, taken from what follows if need be."""
+    argument, text = match[0], match["value"]
+    is_switch = isinstance(current, bool)
     if match["no"]:
         if not is_switch or text is not None:
             raise UserError(f"{argument}: only True-or-False fields take a 'no', and no value")
-        return field, "False"
+        return "False"
     if text is not None:
-        return field, text
+        return text
     following = remaining[0] if remaining else None
     if is_switch:
         is_value = following is not None and following.lower() in (*_TRUE, *_FALSE)
-        return field, remaining.pop(0) if is_value else "True"
+        return remaining.pop(0) if is_value else "True"
     if following is None or following.startswith("--"):
         raise UserError(f"{argument} has no value; write {argument}=VALUE")
-    return field, remaining.pop(0)
+    return remaining.pop(0)
 
 
 def _lookup(field: str, config: ConfigDict) -> Any:
@@ -167,7 +150,9 @@ def _by_last_part(field: str, names: Sequence[str]) -> str | None:
 
 
 def _parse(field: str, text: str, current: Any) -> Any:
-    """Reads a value as the type the field has now; the result's str() reads in one way only."""
+    """Reads a value as the type that the field has now; None takes the type that is written."""
+    if current is None:
+        return _parse_any(text)
     kind = type(current)
     try:
         if kind is tuple:
@@ -178,6 +163,17 @@ def _parse(field: str, text: str, current: Any) -> Any:
         if kind is tuple and current:
             expected = f"{expected}, e.g. {','.join(map(str, current))}"
         raise UserError(f"--config.{field}={text!r}: expected {expected}") from None
+
+
+def _parse_any(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _parse_scalar(text: str, kind: type) -> Any:

@@ -213,8 +213,8 @@ def _check_dataset(dataset: ConfigDict) -> None:
         # Imported here, because it asks TFDS for the names that it knows.
         from flexpool_jax.data.prepare import unknown_dataset
 
-        data_dir = Path(dataset.data_dir).expanduser()
-        raise UserError(f"config.dataset.name: {unknown_dataset(dataset.name, data_dir)}")
+        reason = unknown_dataset(dataset.name, _path(dataset.data_dir))
+        raise UserError(f"config.dataset.name: {reason}")
 
 
 def _check_crops(config: ConfigDict) -> None:
@@ -251,7 +251,7 @@ def _check_pool(config: ConfigDict) -> None:
         )
         raise UserError(
             f"config.pool_reg is {config.pool_reg:g} with pool {config.pool!r}, {why}; "
-            "allowed: pool_reg 0, or pool 'flexpool'"
+            "allowed: pool_reg 0 (a variant without reg), or pool 'flexpool'"
         )
     if config.pool_learning_rate_scale != 1 and not has_weights:
         raise UserError(

@@ -79,9 +79,7 @@ def _exists(path: Path) -> bool:
     """Whether a path exists; a link counts even if what it points to is missing."""
     try:
         path.lstat()
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:  # A name that is too long, or links that lead in a circle.
         raise UserError(f"--workdir: {path}: {error.strerror}") from error
@@ -124,18 +122,9 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         UserError: When the file is missing or damaged.
     """
     path = config_path(workdir)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a file")  # A named pipe would be waited for without end.
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{workdir} is not a workdir of a run: it has no config.json") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
+    values = files.read_json(path)
+    if values is None:
+        raise UserError(f"{workdir} is not a workdir of a run: it has no config.json")
     try:
         return config_from_json(values)
     # A name that no field can have, say, or a group where a field should be.
@@ -195,12 +184,11 @@ def digest(config: ConfigDict) -> str:
         True
     """
     values = {
-        name: _canonical(name, get_field(config, name))
-        for name in sorted(field_names(config))
-        if has_effect(name, config)
+        name: value
+        for name, value in _flat(config).items()
+        # So that a config without the added fields has the digest that its result was saved with.
+        if has_effect(name, config) and value != definition(name).before
     }
-    # So that a config without the added fields has the digest that its result was saved with.
-    values = {name: value for name, value in values.items() if value != definition(name).before}
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -226,11 +214,10 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
         ['config.num_epochs is 20 (was 12)']
     """
     given_values, saved_values = _flat(config), _flat(saved)
-    absent = object()
     changes = [
         Change(name, saved_values.get(name), given_values.get(name))
         for name in sorted(given_values.keys() | saved_values.keys())
-        if given_values.get(name, absent) != saved_values.get(name, absent)
+        if given_values.get(name) != saved_values.get(name)
     ]
     refused = [change for change in changes if definition(change.field).fixed]
     if refused:
@@ -263,6 +250,7 @@ def check_resume(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Ch
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
+    """The value of every field by its dotted name."""
     return {name: _canonical(name, get_field(config, name)) for name in field_names(config)}
 
 

@@ -8,12 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flexpool_jax.cpu.convolution import conv_general_dilated
-    from flexpool_jax.cpu.norm import batch_norm, relu
-    from flexpool_jax.cpu.onednn import describe
-    from flexpool_jax.cpu.process import prepare_process
-
-__all__ = ["batch_norm", "conv_general_dilated", "describe", "prepare_process", "relu"]
+    from flexpool_jax.cpu.convolution import conv_general_dilated as conv_general_dilated
+    from flexpool_jax.cpu.norm import batch_norm as batch_norm
+    from flexpool_jax.cpu.norm import relu as relu
+    from flexpool_jax.cpu.onednn import describe as describe
+    from flexpool_jax.cpu.process import prepare_process as prepare_process
 
 _MODULE_OF = {
     "batch_norm": "norm",
@@ -22,6 +21,7 @@ _MODULE_OF = {
     "prepare_process": "process",
     "relu": "norm",
 }
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,16 @@
 """Image classification data as NumPy arrays, prepared once and without TensorFlow.
 
-`registry` lists the data sets. The steps, in order: `download` finds or downloads the published
-files, `prepare` writes them as ArrayRecord, `load` reads those with `records` into a `Dataset`.
+A data set passes through three steps, which `load_dataset` takes in this order:
+
+1. Find or download: `download` finds the published files in `dataset.raw_dir`, or downloads them.
+2. Prepare: a function of `readers` reads these files, and `prepare` has TFDS write what it gives
+   as ArrayRecord, once.
+3. Load: `records` reads the prepared folder into a `Dataset`: arrays in memory, or `stored` images
+   where these would take too much of it. Arrays of the user's own (`arrays`) begin here.
+
+To add a data set, touch two files: an entry in `registry` says what it is, where its files are and
+which function reads them; that function is a module of `readers`.
+
 Nothing here imports JAX but `flexpool_jax.data.augment`, which is not imported from here, and
 Grain, which is imported when images are streamed.
 """

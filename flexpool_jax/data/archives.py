@@ -6,6 +6,7 @@ out of its folder or is a link says that the archive is not what it claims to be
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import re
@@ -14,9 +15,9 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import IO
 
 from flexpool_jax.errors import UserError
 
@@ -34,22 +35,21 @@ DAMAGE = (
 )  # fmt: skip
 
 
-class FileTree(Protocol):
+@dataclasses.dataclass(frozen=True)
+class FileTree:
     """Files by their path inside a folder or an archive, with `/` between the parts.
 
     Attributes:
         path: The folder or archive.
         files: Size in bytes and time of change of each file, in alphabetical order.
         folders: Every folder inside, empty ones too.
+        open: Opens a file for reading.
     """
 
     path: Path
     files: dict[str, tuple[int, int]]
     folders: set[str]
-
-    def open(self, name: str) -> BinaryIO:
-        """Opens a file for reading."""
-        ...
+    open: Callable[[str], IO[bytes]]
 
 
 def open_tree(path: Path) -> FileTree:
@@ -60,9 +60,10 @@ def open_tree(path: Path) -> FileTree:
             folders whose names differ by letter case alone.
     """
     try:
-        if not path.exists():
+        # A named pipe is neither; opening it would wait without end.
+        if not path.is_dir() and not path.is_file():
             raise UserError(f"there is no folder or zip archive {path}")
-        tree: FileTree = _Folder(path) if path.is_dir() else _Zip(path)
+        tree = _list_folder(path) if path.is_dir() else _list_zip(path)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
     seen: dict[str, str] = {}
@@ -144,16 +145,12 @@ def _is_leftover(name: str) -> bool:
     )
 
 
-class _Folder:
-    """A folder on disk; links are followed, as it is the user's own."""
+def _list_folder(path: Path) -> FileTree:
+    """Lists a folder on disk; links are followed, as it is the user's own."""
+    files: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.folders = path, set[str]()
-        self.files = dict(sorted(self._walk(path, "", frozenset())))
-
-    def _walk(
-        self, folder: Path, prefix: str, above: frozenset[str]
-    ) -> Iterator[tuple[str, tuple[int, int]]]:
+    def walk(folder: Path, prefix: str, above: frozenset[str]) -> None:
         above |= {os.path.realpath(folder)}
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -162,57 +159,52 @@ class _Folder:
                     continue
                 if entry.is_dir():
                     if os.path.realpath(entry) in above:
-                        raise UserError(f"{self.path / name} links to a folder that it is in")
-                    self.folders.add(name)
-                    yield from self._walk(Path(entry), f"{name}/", above)
+                        raise UserError(f"{path / name} links to a folder that it is in")
+                    folders.add(name)
+                    walk(Path(entry), f"{name}/", above)
                     continue
                 status = entry.stat()
                 # A named pipe would be waited for without end.
                 if not stat.S_ISREG(status.st_mode):
-                    raise UserError(f"{self.path / name} is not a regular file")
+                    raise UserError(f"{path / name} is not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
-                    raise _too_large(self.path / name, status.st_size)
-                yield name, (status.st_size, status.st_mtime_ns)
+                    raise _too_large(path / name, status.st_size)
+                files[name] = (status.st_size, status.st_mtime_ns)
 
-    def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
+    def open_file(name: str) -> IO[bytes]:
+        return (path / name).open("rb")
+
+    walk(path, "", frozenset())
+    return FileTree(path, dict(sorted(files.items())), folders, open_file)
 
 
-class _Zip:
-    """A zip archive, read in place."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.folders = path, set[str]()
-        # Opening a named pipe would wait without end.
-        if not path.is_file():
-            raise UserError(f"there is no folder or zip archive {path}")
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise UserError(f"{path} is not a whole zip archive ({error})") from error
-        files: dict[str, tuple[int, int]] = {}
-        # One time for all: entries carry no more than local time, in steps of two seconds.
-        changed = path.stat().st_mtime_ns
-        for entry in self._archive.infolist():
-            kind = stat.S_IFMT(entry.external_attr >> 16)
-            is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            # The name as the archive has it: zipfile cuts it at a zero byte.
-            _check_entry(path, entry.orig_filename, is_plain, entry.file_size)
-            if entry.flag_bits & 0x1:
-                raise UserError(f"{path}: entry {entry.filename!r} is encrypted")
-            name = entry.filename.rstrip("/")
-            if _is_leftover(name):
-                continue
-            self.folders.update(str(parent) for parent in list(PurePosixPath(name).parents)[:-1])
-            if entry.is_dir():
-                self.folders.add(name)
-            elif name in files:
-                raise UserError(f"{path} has two entries {name!r}")
-            else:
-                files[name] = (entry.file_size, changed)
-        if sum(size for size, _ in files.values()) > _MAX_TOTAL_BYTES:
-            raise UserError(f"{path} says it holds more than {_MAX_TOTAL_BYTES:,} bytes")
-        self.files = dict(sorted(files.items()))
-
-    def open(self, name: str) -> BinaryIO:
-        return self._archive.open(name)  # type: ignore[return-value]
+def _list_zip(path: Path) -> FileTree:
+    """Lists a zip archive, which is then read in place."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} is not a whole zip archive ({error})") from error
+    files: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
+    # One time for all: entries carry no more than local time, in steps of two seconds.
+    changed = path.stat().st_mtime_ns
+    for entry in archive.infolist():
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+        # The name as the archive has it: zipfile cuts it at a zero byte.
+        _check_entry(path, entry.orig_filename, is_plain, entry.file_size)
+        if entry.flag_bits & 0x1:
+            raise UserError(f"{path}: entry {entry.filename!r} is encrypted")
+        name = entry.filename.rstrip("/")
+        if _is_leftover(name):
+            continue
+        folders.update(str(parent) for parent in list(PurePosixPath(name).parents)[:-1])
+        if entry.is_dir():
+            folders.add(name)
+        elif name in files:
+            raise UserError(f"{path} has two entries {name!r}")
+        else:
+            files[name] = (entry.file_size, changed)
+    if sum(size for size, _ in files.values()) > _MAX_TOTAL_BYTES:
+        raise UserError(f"{path} says it holds more than {_MAX_TOTAL_BYTES:,} bytes")
+    return FileTree(path, dict(sorted(files.items())), folders, archive.open)

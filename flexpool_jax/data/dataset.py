@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from flexpool_jax.data.description import describe, digest_of
+from flexpool_jax.data.images import Fit, map_in_threads, resize_array
 from flexpool_jax.data.stored import StoredImages
 from flexpool_jax.errors import UserError
 
@@ -56,6 +58,21 @@ class Split:
         top, left = (height - side) // 2, (width - side) // 2
         return Split(images[:, top : top + side, left : left + side], self.labels)
 
+    def resize(self, fit: Fit) -> Split:
+        """The images brought to a square of another size, in memory."""
+        images = np.empty((len(self), fit.size, fit.size, self.images.shape[-1]), np.uint8)
+        resized = map_in_threads(functools.partial(resize_array, fit=fit), self.images)
+        for place, image in zip(images, resized, strict=True):
+            place[...] = image
+        return Split(images, self.labels)
+
+
+def black_split(count: int, image_shape: tuple[int, int, int]) -> Split:
+    """Black images [H, W, C] of class 0, which take no memory, where none will be looked at."""
+    return Split(
+        np.broadcast_to(np.uint8(0), (count, *image_shape)), np.broadcast_to(np.int32(0), count)
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Superclasses:
@@ -78,11 +95,30 @@ class Arrays:
         splits: "train" and, where the data set has one, "test".
         class_names: The name of each class.
         superclasses: The data set's own grouping of its classes, if it has one.
+        folder: The prepared folder that it was read from, if it was.
     """
 
     splits: Mapping[str, Split]
     class_names: tuple[str, ...]
     superclasses: Superclasses | None = None
+    folder: Path | None = None
+
+    def resize(self, fit: Fit) -> Arrays:
+        """All images brought to one size.
+
+        Raises:
+            UserError: ``fit`` leaves them as they are, and they differ in size.
+        """
+        shapes = {split.images.shape[1:3] for split in self.splits.values()}
+        if not fit.size and len(shapes) > 1:
+            raise UserError(
+                f"the images of train and test differ in size ({' and '.join(map(str, shapes))}); "
+                "set dataset.image_size"
+            )
+        if not fit.size or shapes == {(fit.size, fit.size)}:
+            return self
+        resized = {name: split.resize(fit) for name, split in self.splits.items()}
+        return dataclasses.replace(self, splits=resized)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +133,7 @@ class Dataset:
         mean: float32 [C], the mean of images / 255 over the training split.
         std: float32 [C], their standard deviation; 1 where a channel is constant.
         superclasses: The data set's own grouping of its classes, if it has one.
+        folder: The prepared folder that it was read from, if it was.
     """
 
     name: str
@@ -106,6 +143,7 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     superclasses: Superclasses | None = None
+    folder: Path | None = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -173,12 +211,7 @@ def hold_out(
 ) -> tuple[Split, Split]:
     """Divides a split in two by class: what is left of it, and the fraction held out.
 
-    Args are those of `stratified_split`.
-
-    Raises:
-        UserError: The fraction is outside (0, 1), or a class has one example only.
+    Args and errors are those of `stratified_split`.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"holdout is {fraction}; allowed: 0 or more, below 1")
     left, drawn = stratified_split(train.labels, fraction, seed, class_names)
     return train.take(left), train.take(drawn)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
+import functools
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,8 +26,7 @@ _GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
 # Tags of EXIF 2.32 and TIFF 6.0.
 _ORIENTATION, _PHOTOMETRIC = 274, 262
 # Each thread may hold a large decoded image, so not as many as a big machine has cores.
-_MAX_THREADS = 8
-_CHUNK = 64
+_MAX_THREADS = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ class Header:
     is_plain_jpeg: bool
 
 
-def read_header(file: BinaryIO, name: str) -> Header:
+def read_header(file: IO[bytes], name: str) -> Header:
     """Reads an image's size, as it is to be seen, and whether it is grey.
 
     Raises:
@@ -94,7 +94,7 @@ def read_image(content: bytes, name: str, channels: int) -> Image.Image:
             raise _damaged(name, error) from error
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
+def _open(file: IO[bytes], name: str) -> Image.Image:
     try:
         image = Image.open(file, formats=_FORMATS)
         is_several = getattr(image, "is_animated", False)
@@ -212,17 +212,47 @@ class Fit:
         return f"{self.size or 'as_stored'}{'_crop' * self.crops}"
 
 
+def resize_array(image: np.ndarray, fit: Fit) -> np.ndarray:
+    """Brings an image to a size: uint8 [H, W, C] to uint8 [size, size, C].
+
+    Three channels are colours, and a fourth is their opacity, by which the others are weighed.
+    Any other number of channels is resized one by one.
+
+    Example:
+        >>> resize_array(np.full((4, 6, 1), 7, np.uint8), Fit(2)).shape
+        (2, 2, 1)
+    """
+    parts = [image] if image.shape[-1] in (3, 4) else np.moveaxis(image, -1, 0)
+    pictures = [Image.fromarray(np.ascontiguousarray(part)) for part in parts]
+    return np.dstack([np.asarray(fit(picture)) for picture in pictures])
+
+
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yields function(item) for each item, in order; for functions that release the GIL.
 
-    `ThreadPoolExecutor.map` would take all items at once and keep all results; here a chunk of
-    them waits. After an error, what has not begun never does.
+    `ThreadPoolExecutor.map` would take all items at once and keep all results; here twice as many
+    as there are threads are being made or wait. After an error, what has not begun never does.
 
     Example:
         >>> list(map_in_threads(str.upper, "abc"))
         ['A', 'B', 'C']
     """
-    iterator = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        while chunk := list(itertools.islice(iterator, _CHUNK)):
-            yield from pool.map(function, chunk)
+    threads = thread_count()
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@functools.cache
+def thread_count() -> int:
+    """How many threads read images: one for each core that the process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MAX_THREADS, cores or 1)

@@ -9,14 +9,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flexpool_jax.data import registry
 from flexpool_jax.data.arrays import load_registered
 from flexpool_jax.data.dataset import Arrays, Dataset, hold_out
 from flexpool_jax.data.description import channel_statistics, describe
 from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, find_prepared, prepare, unknown_dataset
 from flexpool_jax.data.records import read_prepared
-from flexpool_jax.data.registry import RawDir, Registered, Source
+from flexpool_jax.data.registry import DATASETS, RawDir, Registered, Source, resolve
 from flexpool_jax.data.stored import StoredImages
 from flexpool_jax.errors import UserError
 
@@ -79,41 +78,39 @@ def load_dataset(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout is {holdout}; allowed: 0 or more, below 1")
-    opened, fit = _open(name, data_dir, raw_dir, image_size, resize)
-    return _dataset(
-        name,
-        opened,
-        fit,
-        max_bytes,
-        center_crop=center_crop,
-        crop_training=crop_training,
-        holdout=holdout,
-        seed=seed,
+    if resize not in RESIZES:
+        raise UserError(f"resize is {resize!r}; allowed: {', '.join(RESIZES)}")
+    root = _path("data_dir", data_dir)
+    raw = _path("raw_dir", raw_dir) if raw_dir else None
+    arrays = _read(name, root, raw, Fit(image_size, crops=resize == "crop"), max_bytes)
+    train, test = arrays.splits["train"], arrays.splits.get("test")
+    if test is None:
+        train, test = hold_out(train, _TEST_FRACTION, seed, arrays.class_names)
+    if holdout:
+        train, test = hold_out(train, holdout, seed, arrays.class_names)
+    if center_crop:
+        test = test.center_crop(center_crop)
+        train = train.center_crop(center_crop) if crop_training else train
+    if isinstance(train.images, StoredImages):
+        mean, std, _ = describe(train, test, arrays.class_names)
+    else:
+        mean, std = channel_statistics(train.images)
+    return Dataset(
+        name, train, test, arrays.class_names, mean, std, arrays.superclasses, arrays.folder
     )
 
 
-def prepare_dataset(
-    name: str,
-    data_dir: _Path,
-    raw_dir: _Path = "",
-    *,
-    image_size: int = 0,
-    resize: str = "stretch",
-    max_bytes: float = math.inf,
-    **splitting: Any,
-) -> Path | None:
+def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: Any) -> Path | None:
     """Downloads and converts a data set, so that the next `load_dataset` is quick.
 
-    Args and errors are those of `load_dataset`.
+    Args and errors are those of `load_dataset`, which it calls: what that keeps beside the
+    prepared files is kept then.
 
     Returns:
         The prepared folder, a TFDS data set of ArrayRecord files; None for arrays, which are
         checked and loaded as they are.
     """
-    opened, fit = _open(name, data_dir, raw_dir, image_size, resize)
-    # Decoded, or looked through, here already, so that a training starts at once.
-    _dataset(name, opened, fit, max_bytes, **splitting)
-    return None if isinstance(opened, Arrays) else opened
+    return load_dataset(name, data_dir, raw_dir, **options).folder
 
 
 def memory_for_images(placement: str, device_bytes: float = math.inf, copies: int = 1) -> float:
@@ -146,32 +143,28 @@ def _host_bytes() -> int:
     return min(limits)
 
 
-def _open(
-    name: str, data_dir: _Path, raw_dir: _Path, image_size: int, resize: str
-) -> tuple[Path | Arrays, Fit]:
-    """Returns the prepared folder, and the size at which to read it, or the arrays themselves."""
-    if resize not in RESIZES:
-        raise UserError(f"resize is {resize!r}; allowed: {', '.join(RESIZES)}")
-    fit = Fit(image_size, crops=resize == "crop")
-    root = _path("data_dir", data_dir)
-    raw = _path("raw_dir", raw_dir) if raw_dir else None
-    match registry.DATASETS.get(name):
+def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: float) -> Arrays:
+    """Finds the prepared folder, or prepares it, and reads it; or returns arrays as they are."""
+    match DATASETS.get(name):
         case Registered(load):
-            return load_registered(name, load, fit), fit
+            return load_registered(name, load, fit)
         case RawDir(function):
-            opened = registry.resolve(function)(raw, fit)
+            opened = resolve(function)(raw_dir, fit)
             if isinstance(opened, Arrays):
-                return opened, fit
-            return prepare(opened, root, raw), fit if fit.crops else Fit(0)
+                return opened
+            folder = prepare(opened, data_dir, raw_dir)
+            fit = fit if fit.crops else Fit(0)
         case Source() as source:
             # TFDS has builders of some of these names: what they prepared is as good.
-            folder = find_prepared(f"{name}:{VERSION}", root) or find_prepared(name, root)
-            size = image_size or source.default_image_size
-            return folder or prepare(source, root, raw), dataclasses.replace(fit, size=size)
-    folder = find_prepared(name, root)
-    if folder is None:
-        raise unknown_dataset(name, root)
-    return folder, fit
+            found = find_prepared(f"{name}:{VERSION}", data_dir) or find_prepared(name, data_dir)
+            folder = found or prepare(source, data_dir, raw_dir)
+            fit = dataclasses.replace(fit, size=fit.size or source.default_image_size)
+        case None:
+            found = find_prepared(name, data_dir)
+            if found is None:
+                raise unknown_dataset(name, data_dir)
+            folder = found
+    return read_prepared(folder, fit, max_bytes)
 
 
 def _path(field: str, path: _Path) -> Path:
@@ -180,30 +173,3 @@ def _path(field: str, path: _Path) -> Path:
             f"dataset.{field}={str(path)!r}; allowed: the path of a folder or file on this machine"
         )
     return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (~name may be unknown)
-
-
-def _dataset(
-    name: str,
-    opened: Path | Arrays,
-    fit: Fit,
-    max_bytes: float,
-    *,
-    center_crop: int = 0,
-    crop_training: bool = True,
-    holdout: float = 0.0,
-    seed: int = 0,
-) -> Dataset:
-    arrays = opened if isinstance(opened, Arrays) else read_prepared(opened, fit, max_bytes)
-    train, test = arrays.splits["train"], arrays.splits.get("test")
-    if test is None:
-        train, test = hold_out(train, _TEST_FRACTION, seed, arrays.class_names)
-    if holdout:
-        train, test = hold_out(train, holdout, seed, arrays.class_names)
-    if center_crop:
-        test = test.center_crop(center_crop)
-        train = train.center_crop(center_crop) if crop_training else train
-    if isinstance(train.images, StoredImages):
-        mean, std, _ = describe(train, test, arrays.class_names)
-    else:
-        mean, std = channel_statistics(train.images)
-    return Dataset(name, train, test, arrays.class_names, mean, std, arrays.superclasses)

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexpool_jax.data import download, registry
-from flexpool_jax.data.lock import hold_lock
 from flexpool_jax.data.registry import Contents, Example, Source
 from flexpool_jax.errors import Interrupted, UserError, closest_name
+from flexpool_jax.lock import hold
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -135,7 +135,8 @@ def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
     try:
         with _removing_empty_folders(source, folder, data_dir):
             data_dir.mkdir(parents=True, exist_ok=True)
-            with hold_lock(data_dir / f".{source.name}.lock"):
+            lock_file = data_dir / f".{source.name}.lock"
+            with hold(lock_file, "preparing the same data set", wait=True):
                 # Another process may have prepared it while this one waited for the lock.
                 if not _is_prepared(folder):
                     _remove_leftovers(source, folder, data_dir)

@@ -13,16 +13,15 @@ import contextlib
 import functools
 import hashlib
 import math
-import os
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flexpool_jax import files
 from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split, Superclasses
 from flexpool_jax.data.images import Fit
@@ -32,7 +31,6 @@ from flexpool_jax.errors import UserError
 # Raise it when the same prepared files give other arrays.
 _FORMAT = 1
 _CHUNK = 1000
-_NO_IMAGE = np.empty((0, 0, 0), np.uint8)
 
 
 def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays:
@@ -54,11 +52,10 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
         features = builder.info.features
         _check_features(features, folder)
         _check_class_names(builder.info, folder)
-        split_names = _split_names(builder.info.splits, folder)
-        shape = _image_shape(builder, fit)
-        count = sum(builder.info.splits[name].num_examples for name in split_names.values())
-        is_stored = count * math.prod(shape) > max_bytes
-        arrays = _kept_or_decoded(builder, folder, split_names, None if is_stored else fit)
+        names = _split_names(builder.info.splits, folder)
+        stored = _stored(builder, folder, names, fit)
+        is_read = sum(split.nbytes for split in stored.values()) <= max_bytes
+        arrays = _kept_or_read(builder, folder, names, stored, fit if is_read else None)
     except UserError:
         raise
     except Exception as error:
@@ -69,42 +66,40 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
     superclasses, of_class = None, arrays["superclass_of_class"]
     if len(of_class):
         superclasses = Superclasses(tuple(features["coarse_label"].names), of_class)
-    splits = {}
-    for role, name in split_names.items():
-        labels = arrays[f"{role}_labels"]
-        if is_stored:
-            key = f"{_key(folder, split_names, fit)} {name}"
-            splits[role] = Split(_stored(builder, name, len(labels), shape, fit, key), labels)
-        else:
-            splits[role] = Split(arrays[f"{role}_images"], labels)
-    return Arrays(splits, tuple(features["label"].names), superclasses)
+    splits = {
+        role: Split(arrays[f"{role}_images"] if is_read else stored[role], arrays[f"{role}_labels"])
+        for role in names
+    }
+    return Arrays(splits, tuple(features["label"].names), superclasses, folder)
 
 
-def _image_shape(builder: Any, fit: Fit) -> tuple[int, int, int]:
-    """Height, width and channels of the images; those of the first one where they may differ."""
-    height, width, channels = builder.info.features["image"].shape
-    if fit.size:
-        return fit.size, fit.size, channels
-    if not height or not width:
-        height, width = images.decode(_records(builder, "train")[0]["image"], channels).shape[:2]
-    return height, width, channels
-
-
-def _records(builder: Any, split: str) -> Any:
-    """A split's records, undecoded: Pillow is as fast as TFDS, and threads share the work."""
+def _stored(builder: Any, folder: Path, names: dict[str, str], fit: Fit) -> dict[str, StoredImages]:
+    """The images of each split, not read yet."""
     import tensorflow_datasets as tfds
 
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-
-
-def _stored(
-    builder: Any, split: str, count: int, shape: tuple[int, int, int], fit: Fit, key: str
-) -> StoredImages:
-    decode = functools.partial(images.decode, channels=shape[2], fit=fit)
-    positions = np.arange(count)
-    return StoredImages(
-        _records(builder, split), positions, decode, shape, Path(builder.data_path), key
-    )
+    # Undecoded: Pillow is as fast as TFDS, and threads share the work.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    records = {
+        role: builder.as_data_source(name, decoders=decoders) for role, name in names.items()
+    }
+    height, width, channels = builder.info.features["image"].shape
+    if fit.size:
+        height = width = fit.size
+    elif not height or not width:  # Where they may differ, all must be as the first one is.
+        height, width = images.decode(records["train"][0]["image"], channels).shape[:2]
+    decode = functools.partial(images.decode, channels=channels, fit=fit)
+    key = _key(folder, names, fit)
+    return {
+        role: StoredImages(
+            records[role],
+            np.arange(len(records[role])),
+            decode,
+            (height, width, channels),
+            folder,
+            f"{key} {name}",
+        )
+        for role, name in names.items()
+    }
 
 
 def _damaged(folder: Path, reason: str) -> UserError:
@@ -157,17 +152,23 @@ def _check_class_names(info: Any, folder: Path) -> None:
                 raise _damaged(folder, f"{path.name} is cut short")
 
 
-def _kept_or_decoded(
-    builder: Any, folder: Path, split_names: dict[str, str], fit: Fit | None
+def _kept_or_read(
+    builder: Any,
+    folder: Path,
+    names: dict[str, str],
+    stored: dict[str, StoredImages],
+    fit: Fit | None,
 ) -> dict[str, np.ndarray]:
     """Returns the labels, the superclasses and, unless ``fit`` is None, the images."""
     kept_in = folder / f"{ARRAYS_PREFIX}{'labels' if fit is None else fit}.npz"
-    key = _key(folder, split_names, fit)
-    what = ("labels",) if fit is None else ("images", "labels")
-    names = [f"{role}_{part}" for role in split_names for part in what]
-    arrays = _read_kept(kept_in, key, [*names, "superclass_of_class"])
+    key = _key(folder, names, fit)
+    parts = ("labels",) if fit is None else ("images", "labels")
+    wanted = [f"{role}_{part}" for role in names for part in parts]
+    arrays = _read_kept(kept_in, key, [*wanted, "superclass_of_class"])
     if arrays is None:
-        arrays = _decode(builder, split_names, fit)
+        arrays = _read_labels(builder, names, stored)
+        if fit is not None:
+            arrays |= {f"{role}_images": np.asarray(split) for role, split in stored.items()}
         # A data folder that others prepared may be read-only, and a disk full: then without.
         with contextlib.suppress(OSError):
             _keep(kept_in, key, arrays)
@@ -196,75 +197,34 @@ def _read_kept(path: Path, key: str, names: Iterable[str]) -> dict[str, np.ndarr
 
 
 def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the arrays under another name, to the disk, and only then renames them."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink()  # Of a process that was killed; a living one fails, and does without.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        try:
-            np.savez(f, key=np.array(key), **arrays)  # type: ignore[arg-type]
-            f.flush()
-            os.fsync(f.fileno())
-            Path(f.name).chmod(0o664)
-            Path(f.name).replace(path)
-        except BaseException:
-            Path(f.name).unlink(missing_ok=True)
-            raise
+    with files.writing_whole(path) as file:
+        np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
 
 
-def _decode(builder: Any, split_names: dict[str, str], fit: Fit | None) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
+def _read_labels(
+    builder: Any, names: dict[str, str], stored: dict[str, StoredImages]
+) -> dict[str, np.ndarray]:
+    """Returns each split's labels, int32 [N], and each class's superclass, if there are any."""
     num_classes = builder.info.features["label"].num_classes
     superclass_of_class = np.full(num_classes, -1, np.int32)
-    for role, name in split_names.items():
-        decoded, labels, superclasses = _read_examples(builder, name, fit)
+    arrays: dict[str, np.ndarray] = {}
+    for role, name in names.items():
+        records, count = stored[role].records, len(stored[role])
+        if not count:
+            raise UserError(f"{builder.data_path} has no images in its {name} split")
+        labels, superclasses = np.empty(count, np.int32), np.empty(count, np.int32)
+        for start in range(0, count, _CHUNK):
+            chunk = range(start, min(start + _CHUNK, count))
+            for index, record in zip(chunk, records.__getitems__(list(chunk)), strict=True):
+                labels[index] = record["label"]
+                superclasses[index] = record.get("coarse_label", -1)
         if labels.min() < 0 or labels.max() >= num_classes:
             reason = f"{name} has labels from {labels.min()} to {labels.max()}"
             raise _damaged(builder.data_path, f"{reason}; allowed: 0 to {num_classes - 1}")
         arrays[f"{role}_labels"] = labels
-        if fit is not None:
-            arrays[f"{role}_images"] = decoded
         superclass_of_class[labels] = superclasses
     if superclass_of_class.min() < 0:
         superclass_of_class = superclass_of_class[:0]
     return arrays | {"superclass_of_class": superclass_of_class}
-
-
-def _read_examples(
-    builder: Any, split: str, fit: Fit | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns a split's images uint8 [N, H, W, C], labels int32 [N] and superclasses, -1 for none.
-
-    Args:
-        builder: Of the prepared folder.
-        split: Its name.
-        fit: The size of the images; None returns none of them.
-
-    Raises:
-        UserError: The images differ in size, or there are none.
-    """
-    source = _records(builder, split)
-    channels = builder.info.features["image"].shape[-1]
-
-    def records() -> Iterator[dict[str, Any]]:
-        for start in range(0, len(source), _CHUNK):
-            yield from source.__getitems__(list(range(start, min(start + _CHUNK, len(source)))))
-
-    def decode(record: dict[str, Any]) -> tuple[np.ndarray, int, int]:
-        image = _NO_IMAGE if fit is None else images.decode(record["image"], channels, fit)
-        return image, record["label"], record.get("coarse_label", -1)
-
-    labels, superclasses = np.empty(len(source), np.int32), np.empty(len(source), np.int32)
-    decoded: np.ndarray | None = None
-    for index, example in enumerate(images.map_in_threads(decode, records())):
-        image, labels[index], superclasses[index] = example
-        if decoded is None:
-            decoded = np.empty((len(source), *image.shape), np.uint8)
-        if image.shape != decoded.shape[1:]:
-            raise UserError(
-                f"the images in {builder.data_path} differ in size ({image.shape} beside "
-                f"{decoded.shape[1:]}); set dataset.image_size"
-            )
-        decoded[index] = image
-    if decoded is None:
-        raise UserError(f"{builder.data_path} has no images in its {split} split")
-    return decoded, labels, superclasses

@@ -1,7 +1,8 @@
 """Every data set by name: what it is, where it comes from, and the function that reads it.
 
-To add one, write its reader in a module of this package and add its entry to `DATASETS`. Importing
-this module imports neither JAX nor NumPy, so that a command line can check names first.
+To add one, write its reader in a module of `flexpool_jax.data.readers` and add its entry here, to
+`_SOURCES`: no other file is touched. Importing this module imports neither JAX nor NumPy, so that a
+command line can check names first.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ _SOURCES = (
 DATASETS: dict[str, Source | RawDir | Registered] = {
     **{source.name: source for source in _SOURCES},
     "image_folder": RawDir("image_folder:open_image_folder"),
-    "npz": RawDir("arrays:open_npz"),
+    "npz": RawDir("npz:open_npz"),
 }
 
 
@@ -305,8 +306,8 @@ def has_superclasses(name: str) -> bool:
 
 
 def resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
-    """Imports a function that is given as ``"module:function"``, module of this package."""
+    """Imports a function that is given as ``"module:function"``, a module of `data.readers`."""
     if not isinstance(function, str):
         return function
     module, _, name = function.partition(":")
-    return getattr(importlib.import_module(f"flexpool_jax.data.{module}"), name)
+    return getattr(importlib.import_module(f"flexpool_jax.data.readers.{module}"), name)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
-import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from flexpool_jax.data.images import map_in_threads, thread_count
 from flexpool_jax.errors import UserError
 
 # Of the names of files that are kept in a prepared folder and can be made anew.
 ARRAYS_PREFIX = "decoded_"
 # Size of a chunk of images in bytes.
 CHUNK_BYTES = 2**22
-# Each thread holds an item, so not as many as a big machine has cores.
-MAX_THREADS = 16
 
 T = TypeVar("T")
 
@@ -86,7 +83,8 @@ class StoredImages:
     def chunks(self) -> Iterator[np.ndarray]:
         """Yields all images in order, a few megabytes at a time, read ahead."""
         step = max(1, CHUNK_BYTES // int(np.prod(self.image_shape)))
-        return read_ahead(lambda i: self[i * step : (i + 1) * step], -(-len(self) // step))
+        starts = range(0, len(self), step)
+        return map_in_threads(lambda start: self[start : start + step], starts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Reads them all into memory."""
@@ -127,19 +125,6 @@ class StoredImages:
         return image
 
 
-class _Items:
-    """A source for Grain whose items a function makes of their number."""
-
-    def __init__(self, item: Callable[[int], Any], count: int) -> None:
-        self._item, self._count = item, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Any:
-        return self._item(index)
-
-
 def read_ahead(item: Callable[[int], T], count: int, start: int = 0) -> Generator[T]:
     """Yields item(start), item(start + 1), ... up to item(count - 1), which threads make ahead.
 
@@ -159,16 +144,7 @@ def read_ahead(item: Callable[[int], T], count: int, start: int = 0) -> Generato
     import grain
 
     threads = thread_count()
-    dataset = grain.MapDataset.source(_Items(item, count)).to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    )
-    with contextlib.closing(iter(dataset)) as iterator:
-        iterator.set_state({"next_index": start})
+    dataset = grain.MapDataset.range(start, count).map(item)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    with contextlib.closing(iter(dataset.to_iter_dataset(options))) as iterator:
         yield from iterator
-
-
-@functools.cache
-def thread_count() -> int:
-    """How many threads read ahead: one for each core that the process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MAX_THREADS, cores or 1)

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
-from flexpool_jax.lock import acquire
+from flexpool_jax.lock import hold
 from flexpool_jax.sweeps.grid import Cell
 
 
@@ -127,21 +127,16 @@ def run_sweep(
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
     """Whether this process alone may run the cell of this folder, until the block ends."""
-    path = folder / ".sweep.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = acquire(path, "running the same cell")
-    except filelock.Timeout:
-        yield False
-        return
-    except OSError:  # A folder that cannot be written to fails this cell alone, in `_run_cell`.
-        yield True
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+    with contextlib.ExitStack() as stack:
+        claimed = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(folder / ".sweep.lock", "running the same cell"))
+        except filelock.Timeout:
+            claimed = False
+        except OSError:
+            pass  # A folder that cannot be written to fails this cell alone, in `_run_cell`.
+        yield claimed
 
 
 def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:

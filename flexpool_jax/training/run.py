@@ -15,13 +15,13 @@ import ml_collections
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
+from flexpool_jax.lock import LOCK_FILE, hold_workdir
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
-from flexpool_jax.training.lock import LOCK_FILE, hold_workdir
 from flexpool_jax.training.loop import Run, run_epochs
 from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
 from flexpool_jax.training.resume import Progress, restore_or_init

@@ -30,7 +30,7 @@ DEFAULT = "from configs import default\n\n"
             DEFAULT + "def get_config():\n  c = default.get_config()\n  c.seed = 'x'\n",
             [":5: TypeError", "seed"],
         ),
-        (DEFAULT + "def get_config():\n  return default.get_config('avg,reg')\n", ["Eq. 2"]),
+        (DEFAULT + "def get_config():\n  return default.get_config('avg,rg')\n", ["'rg'", "'reg'"]),
         ("\0", ["mine.py"]),
         ("# coding: no-such-encoding\n", ["SyntaxError"]),
     ],

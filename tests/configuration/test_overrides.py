@@ -4,10 +4,9 @@ import contextlib
 import math
 
 import pytest
-from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs import default
 from flexpool_jax.configuration import apply_overrides
@@ -107,15 +106,22 @@ def test_a_tuple_of_names_is_split_at_commas():
     assert config.anything == ("p", "q")
 
 
-def test_ml_collections_alone_still_surprises():
-    """Why overrides are rewritten: if this fails, ml_collections has changed and less is needed."""
-    config = ConfigDict({"switch": True, "names": ("a",)})
-    argv = ["config", "--config.names=x,y", "--config.switch", "False"]
-    flag_values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-    assert flag_values(argv) == ["config", "False"]
-    assert config.switch is True
-    assert config.names == ("x,y",)
+def test_a_keyword_may_have_another_type_than_before():
+    config = default.get_config()
+    apply_overrides(config, ["--config.optimizer.kwargs.b1=1"])
+    apply_overrides(config, ["--config.optimizer.kwargs.b1=0.5"])
+    assert config.optimizer.kwargs.to_dict() == {"b1": 0.5}
+    assert config.is_locked
+    with pytest.raises(TypeError):
+        config.seed = "0"
+
+
+def test_a_config_of_a_release_without_keywords_takes_them():
+    config = default.get_config()
+    with config.unlocked():
+        del config.optimizer["kwargs"]
+    apply_overrides(config, ["--config.optimizer.kwargs.b1=0.5"])
+    assert config.optimizer.kwargs.b1 == 0.5
 
 
 @given(

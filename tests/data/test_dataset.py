@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexpool_jax.data.dataset import Split, hold_out, stratified_split
+from flexpool_jax.data.dataset import stratified_split
 from flexpool_jax.data.description import channel_statistics
 from flexpool_jax.errors import UserError
 
@@ -47,10 +47,3 @@ def test_a_stratified_split_depends_on_the_seed_alone():
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(UserError, match="class 1 has 1 training image"):
         stratified_split(np.array([0, 0, 1]), 0.5, 0)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_hold_out_refuses_fractions_outside_the_open_interval(fraction):
-    split = Split(np.zeros((4, 1, 1, 1), np.uint8), np.array([0, 0, 1, 1], np.int32))
-    with pytest.raises(UserError, match="holdout is"):
-        hold_out(split, fraction, 0)

@@ -26,7 +26,7 @@ from PIL import Image
 from flexpool_jax.data import archives, images, load_dataset, prepare_dataset
 from flexpool_jax.data.dataset import Dataset
 from flexpool_jax.data.download import RawFile
-from flexpool_jax.data.fashion_mnist import parse_idx
+from flexpool_jax.data.readers.fashion_mnist import parse_idx
 from flexpool_jax.data.registry import DATASETS, Contents, Digest, Example, RemoteFile, Source
 from flexpool_jax.errors import UserError
 

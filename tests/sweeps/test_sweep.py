@@ -12,7 +12,7 @@ import pytest
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
-from flexpool_jax.lock import acquire
+from flexpool_jax.lock import hold
 from flexpool_jax.sweeps import grid
 from flexpool_jax.sweeps.sweep import is_finished, run_sweep
 from flexpool_jax.training.interrupts import stop_on_signals
@@ -65,11 +65,10 @@ def test_finished_cells_are_passed_over(sweeps, capsys):
 def test_a_cell_that_another_process_runs_is_passed_over(sweeps, capsys):
     folder = sweeps.workdir / "digits" / "avg" / "seed-0"
     folder.mkdir(parents=True)
-    lock = acquire(folder / ".sweep.lock", "running it too")
-    sweeps.run((0, 1))
+    with hold(folder / ".sweep.lock", "running it too"):
+        sweeps.run((0, 1))
     assert sweeps.trained() == [1]
     assert "1 now, 0 failed, 1 being run by other processes" in capsys.readouterr().err
-    lock.release()
     sweeps.run((0, 1))
     assert sweeps.trained() == [0]
     assert not list(sweeps.workdir.rglob(".sweep.lock"))

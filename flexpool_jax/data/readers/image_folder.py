@@ -181,9 +181,9 @@ def _read(
     height, width = (fit.size, fit.size) if fit.size else shape
     channels = 1 if is_grey else 3
     if fit.crops:
-        example = functools.partial(_whole_example, tree, plain_jpegs, channels)
+        example = functools.partial(_example, tree, Fit(0), channels, plain_jpegs)
     else:
-        example = functools.partial(_example, tree, fit, channels)
+        example = functools.partial(_example, tree, fit, channels, ())
     return Contents(
         (None, None, channels) if fit.crops else (height, width, channels),
         class_names,
@@ -215,18 +215,11 @@ def _header(tree: FileTree, name: str) -> images.Header:
         raise UserError(f"cannot read {tree.path / name}: {error}") from error
 
 
-def _example(tree: FileTree, fit: Fit, channels: int, image: tuple[str, int]) -> Example:
-    name, label = image
-    content = archives.read_file(tree, name)
-    decoded = images.read_image(content, str(tree.path / name), channels)
-    return Example(images.encode_png(fit(decoded)), label)
-
-
-def _whole_example(
-    tree: FileTree, plain_jpegs: Collection[str], channels: int, image: tuple[str, int]
+def _example(
+    tree: FileTree, fit: Fit, channels: int, as_they_are: Collection[str], image: tuple[str, int]
 ) -> Example:
     name, label = image
     content = archives.read_file(tree, name)
     # Decoded in either case: a damaged image is to be found now.
     decoded = images.read_image(content, str(tree.path / name), channels)
-    return Example(content if name in plain_jpegs else images.encode_png(decoded), label)
+    return Example(content if name in as_they_are else images.encode_png(fit(decoded)), label)

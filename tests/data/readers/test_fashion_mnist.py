@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flexpool_jax.data import load_dataset
-from flexpool_jax.data.fashion_mnist import parse_idx
 from flexpool_jax.data.prepare import prepare
+from flexpool_jax.data.readers.fashion_mnist import parse_idx
 from flexpool_jax.errors import UserError
 
 REAL_FILES = Path("/usr/share/datasets/fashion-mnist")

@@ -1,0 +1,66 @@
+"""`npz`: images and labels in a .npz file, as `numpy.savez` writes it. They are never prepared."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from flexpool_jax.data.arrays import check_arrays
+from flexpool_jax.data.dataset import Arrays
+from flexpool_jax.data.images import Fit
+from flexpool_jax.errors import UserError
+
+_NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+
+
+def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
+    """Reads x_train, y_train, x_test, y_test and, where it is there, class_names from a .npz file.
+
+    Args:
+        raw_dir: The file.
+        fit: The size to bring the images to.
+
+    Raises:
+        UserError: The file is missing or damaged, holds Python objects, or lacks an array; or an
+            array is not what it has to be.
+    """
+    if raw_dir is None or not raw_dir.is_file():
+        given = f"; there is no file {raw_dir}" if raw_dir else ""
+        raise UserError(f"npz needs a .npz file in dataset.raw_dir{given}")
+    wanted = [name for pair in _NAMES.values() for name in pair]
+    found: dict[str, np.ndarray] = {}
+    reading = "it"
+    try:
+        with np.load(raw_dir, allow_pickle=False) as file:
+            missing = [name for name in wanted if name not in file]
+            if missing:
+                # As literals: a damaged archive's names may hold anything.
+                has = ", ".join(map(repr, file))[:200] or "nothing"
+                raise UserError(
+                    f"{raw_dir} has no {missing[0]}; needed: {', '.join(wanted)}; it has {has}"
+                )
+            for reading in (*wanted, *({"class_names"} & set(file))):
+                found[reading] = file[reading]
+    except UserError:
+        raise
+    except (
+        OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError,
+        RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(
+            f"{raw_dir} is not a whole .npz file of plain arrays; cannot read {reading} ({reason})"
+        ) from error
+    labels = found["y_train"]
+    if "class_names" in found:
+        class_names = found["class_names"].tolist()
+    elif labels.size and np.issubdtype(labels.dtype, np.integer):
+        # No more names than images, so that a label of a billion does not make a billion names.
+        class_names = [str(label) for label in range(min(int(labels.max()) + 1, labels.size))]
+    else:
+        class_names = []
+    splits = {split: (found[x], found[y]) for split, (x, y) in _NAMES.items()}
+    return check_arrays(str(raw_dir), splits, class_names, _NAMES).resize(fit)
