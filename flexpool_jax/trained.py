@@ -14,13 +14,13 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
-from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity, read_record
+from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
 from flexpool_jax.training.setup import set_up, use_compilation_cache
 
 Array = jax.Array
@@ -84,7 +84,7 @@ def load_trained(
     saved = configuration.read_config(workdir)
     config = saved if config is None else config
     configuration.compare_with_workdir(config, saved)
-    data = read_record(workdir / DATA_FILE)
+    data = files.read_json(workdir / DATA_FILE)
     if data is None:
         raise UserError(
             f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
@@ -92,13 +92,12 @@ def load_trained(
             "not train"
         )
     dataset = _described(data, workdir / DATA_FILE)
-    run = read_record(workdir / RUN_FILE, ("id",))
     use_compilation_cache(config.compilation_cache)
     setup = set_up(config, dataset)
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
         try:
-            identity = Identity(None if run is None else run["id"], config, data["digest"])
+            identity = Identity(read_id(workdir), config, data["digest"])
             identity.check(number, checkpoints.read_run(manager, number))
             variables = checkpoints.restore_model(manager, number, setup.abstract_state())
         except checkpoints.DamagedCheckpoint as error:
