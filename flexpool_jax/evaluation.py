@@ -12,42 +12,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration, files
+from flexpool_jax import files
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.dataset import black_split
 from flexpool_jax.data.images import Fit
 from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import create_pool, resize_flexpool
-from flexpool_jax.training import checkpoints, processes
+from flexpool_jax.trained import Restored, restore
+from flexpool_jax.training import processes
 from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed
-from flexpool_jax.training.identity import RUN_FILE, facts, recall
-from flexpool_jax.training.setup import (
-    Setup,
-    load_configured_dataset,
-    replicate,
-    set_up,
-    use_compilation_cache,
-)
+from flexpool_jax.training.identity import RUN_FILE, Identity, facts, recall
+from flexpool_jax.training.setup import load_configured_dataset, replicate, set_up
 
 EVALUATION_FILE = "evaluation.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint, and what it takes to use it.
-
-    Attributes:
-        workdir: absolute.
-        step: of the checkpoint.
-        setup: config, data set, model and compiled steps.
-        variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
-    """
-
-    workdir: Path
-    step: int
-    setup: Setup
-    variables: dict[str, Any]
 
 
 def restore_workdir(
@@ -69,24 +47,12 @@ def restore_workdir(
         UserError: there is no such workdir or step, the checkpoint is damaged or of another run,
             or the config or the data are not those of the run.
     """
-    workdir = Path(workdir).expanduser().absolute()
-    saved = configuration.read_config(workdir)
-    if config is None:
-        config = saved
-    else:
-        configuration.compare_with_workdir(config, saved)
-    use_compilation_cache(config.compilation_cache)
-    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
-        number = checkpoints.choose_step(manager, step)
-        try:
-            run = checkpoints.read_run(manager, number)
-            dataset = dataset or load_configured_dataset(config)
-            recall(workdir, config, dataset).check(number, run)
-            setup = set_up(config, dataset)
-            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
-        except checkpoints.DamagedCheckpoint as error:
-            raise UserError(f"cannot evaluate {manager.directory}: {error}") from error
-    return Restored(workdir, number, setup, variables)
+
+    def load(workdir: Path, config: ConfigDict) -> tuple[Dataset, Identity]:
+        loaded = dataset or load_configured_dataset(config)
+        return loaded, recall(workdir, config, loaded)
+
+    return restore(workdir, step, config, load)
 
 
 @processes.explaining_loss()

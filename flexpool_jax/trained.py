@@ -1,4 +1,4 @@
-"""Restores a trained network from its workdir alone, without the data that it was trained on."""
+"""Restores a checkpoint of a run, with its data or, from the workdir alone, without them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,61 @@ from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
-from flexpool_jax.training.setup import set_up, use_compilation_cache
+from flexpool_jax.training.setup import Setup, set_up, use_compilation_cache
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint, and what it takes to use it.
+
+    Attributes:
+        workdir: absolute.
+        step: of the checkpoint.
+        setup: config, data set, model and compiled steps.
+        variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
+    """
+
+    workdir: Path
+    step: int
+    setup: Setup
+    variables: dict[str, Any]
+
+
+def restore(
+    workdir: str | os.PathLike[str],
+    step: str,
+    config: ml_collections.ConfigDict | None,
+    identify: Callable[[Path, ml_collections.ConfigDict], tuple[Dataset, Identity]],
+) -> Restored:
+    """Restores a checkpoint of a run; writes nothing.
+
+    Args:
+        workdir: of a run.
+        step: ``"best"``, ``"latest"`` or the number of a saved step.
+        config: replaces the workdir's; it must describe the same model and data.
+        identify: gives the data of a workdir and config, and what run the checkpoint must be of.
+
+    Raises:
+        UserError: there is no such workdir or step, or a file is damaged or of another run.
+    """
+    workdir = Path(workdir).expanduser().absolute()
+    saved = configuration.read_config(workdir)
+    config = saved if config is None else config
+    configuration.compare_with_workdir(config, saved)
+    use_compilation_cache(config.compilation_cache)
+    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+        number = checkpoints.choose_step(manager, step)
+        try:
+            run = checkpoints.read_run(manager, number)
+            dataset, identity = identify(workdir, config)
+            identity.check(number, run)
+            setup = set_up(config, dataset)
+            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
+        except checkpoints.DamagedCheckpoint as error:
+            raise UserError(f"cannot use {manager.directory}: {error}") from error
+    return Restored(workdir, number, setup, variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +132,23 @@ def load_trained(
         >>> trained.class_names[logits[0].argmax()]  # doctest: +SKIP
         '7'
     """
-    workdir = Path(workdir).expanduser().absolute()
-    saved = configuration.read_config(workdir)
-    config = saved if config is None else config
-    configuration.compare_with_workdir(config, saved)
+    restored = restore(workdir, step, config, _identify)
+    dataset = restored.setup.dataset
+    return Trained(
+        restored.workdir,
+        restored.step,
+        restored.setup.config,
+        restored.setup.model,
+        restored.variables,
+        dataset.class_names,
+        dataset.image_shape,
+        dataset.mean,
+        dataset.std,
+    )
+
+
+def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset, Identity]:
+    """The data set and run that a workdir's data.json and run.json describe."""
     data = files.read_json(workdir / DATA_FILE)
     if data is None:
         raise UserError(
@@ -92,27 +157,7 @@ def load_trained(
             "not train"
         )
     dataset = _described(data, workdir / DATA_FILE)
-    use_compilation_cache(config.compilation_cache)
-    setup = set_up(config, dataset)
-    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
-        number = checkpoints.choose_step(manager, step)
-        try:
-            identity = Identity(read_id(workdir), config, data["digest"])
-            identity.check(number, checkpoints.read_run(manager, number))
-            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
-        except checkpoints.DamagedCheckpoint as error:
-            raise UserError(f"cannot use {manager.directory}: {error}") from error
-    return Trained(
-        workdir,
-        number,
-        config,
-        setup.model,
-        variables,
-        dataset.class_names,
-        dataset.image_shape,
-        dataset.mean,
-        dataset.std,
-    )
+    return dataset, Identity(read_id(workdir), config, data["digest"])
 
 
 def _described(data: dict[str, Any], path: Path) -> Dataset:

@@ -112,8 +112,3 @@ class Inception(nn.Module):
         x = relu(conv_norm(64, (1, 1), name="stem2")(x))
         x = relu(conv_norm(192, (3, 3), name="stem3")(x))
         return max_pool(x, 3, 2)
-
-
-def inception(**fields: object) -> Inception:
-    """GoogLeNet with BatchNorm."""
-    return Inception(**fields)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flexpool_jax import errors
@@ -20,25 +20,49 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A backbone's builder, or where it is (``"module:function"``), and its number of stages."""
+    """A backbone by name.
+
+    Attributes:
+        build: What builds it, a function or a module class; or where it is, ``"module:name"``.
+        num_stages: How many stage maps it returns.
+        head_features: Widths of hidden dense layers between the pooled vector and the classifier.
+        fields: What ``build`` is always called with.
+    """
 
     build: str | Callable[..., nn.Module]
     num_stages: int
     head_features: tuple[int, ...] = ()
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _family(module: str, names: str, num_stages: int, **fields: Any) -> dict[str, Entry]:
-    path = f"flexpool_jax.models.{module}"
-    return {name: Entry(f"{path}:{name}", num_stages, **fields) for name in names.split()}
+def _resnet_cifar(depth: int) -> Entry:
+    return Entry("resnet_cifar:ResNetCifar", 3, fields={"blocks_per_stage": (depth - 2) // 6})
 
 
-#: Every backbone by name, registered ones included.
-MODELS: dict[str, Entry] = {
-    **_family("resnet_cifar", "resnet20 resnet32 resnet44 resnet56 resnet110", num_stages=3),
-    **_family("resnet", "resnet18 resnet34 resnet50", num_stages=4),
+def _resnet(*blocks: int, bottleneck: bool = False) -> Entry:
+    return Entry("resnet:ResNet", 4, fields={"blocks_per_stage": blocks, "bottleneck": bottleneck})
+
+
+def _vgg(*convs: int) -> Entry:
     # The hidden layers are those of the authors' release (and of Simonyan & Zisserman 2015).
-    **_family("vgg", "vgg11 vgg13 vgg16 vgg19", num_stages=5, head_features=(4096, 4096)),
-    **_family("inception", "inception", num_stages=3),
+    return Entry("vgg:VGG", 5, head_features=(4096, 4096), fields={"convs_per_stage": convs})
+
+
+#: Every backbone by name, registered ones included. The modules name the papers of ours.
+MODELS: dict[str, Entry] = {
+    "resnet20": _resnet_cifar(20),
+    "resnet32": _resnet_cifar(32),
+    "resnet44": _resnet_cifar(44),
+    "resnet56": _resnet_cifar(56),
+    "resnet110": _resnet_cifar(110),
+    "resnet18": _resnet(2, 2, 2, 2),
+    "resnet34": _resnet(3, 4, 6, 3),
+    "resnet50": _resnet(3, 4, 6, 3, bottleneck=True),
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+    "inception": Entry("inception:Inception", 3),
 }
 
 #: Options of the CIFAR ResNets that are fields of a config by the same name.
@@ -207,11 +231,11 @@ def create_model(
         raise errors.unknown_name("pool", pool, POOLS)
     build = entry.build
     if isinstance(build, str):
-        module, function = build.split(":")
-        build = getattr(importlib.import_module(module), function)
+        module, _, attribute = build.partition(":")
+        build = getattr(importlib.import_module(f"flexpool_jax.models.{module}"), attribute)
     dtype = jnp.dtype(dtype or jnp.float32)
     try:
-        backbone = build(dtype=dtype, norm_axis_name=norm_axis_name, **options)
+        backbone = build(dtype=dtype, norm_axis_name=norm_axis_name, **entry.fields, **options)
     except TypeError as error:
         if not options:
             raise

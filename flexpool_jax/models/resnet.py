@@ -70,7 +70,8 @@ class ResNet(nn.Module):
     later one is half as high and wide, rounded up.
 
     Attributes:
-        blocks_per_stage: how many blocks each of the four stages has.
+        blocks_per_stage: how many blocks each of the four stages has; `registry.MODELS` has the
+            numbers of table 1.
         bottleneck: whether the blocks are bottlenecks.
         small_images: which stem; None decides by the images, see `blocks.is_small`.
         dtype: compute dtype.
@@ -110,18 +111,3 @@ class ResNet(nn.Module):
         x = conv_norm(STAGE_FEATURES[0], kernel_size, stride, name="stem")(images)
         x = relu(x)
         return x if small else max_pool(x, 3, 2)
-
-
-def resnet18(**fields: object) -> ResNet:
-    """ResNet18 of He et al. 2015."""
-    return ResNet((2, 2, 2, 2), **fields)  # type: ignore[arg-type]
-
-
-def resnet34(**fields: object) -> ResNet:
-    """ResNet34 of He et al. 2015."""
-    return ResNet((3, 4, 6, 3), **fields)  # type: ignore[arg-type]
-
-
-def resnet50(**fields: object) -> ResNet:
-    """ResNet50 of He et al. 2015, with bottlenecks."""
-    return ResNet((3, 4, 6, 3), bottleneck=True, **fields)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class ResNetCifar(nn.Module):
     """Images ``[B, H, W, C]`` to maps of 16, 32 and 64 channels at 1, 1/2 and 1/4 of their size.
 
     Attributes:
-        blocks_per_stage: n; the depth is 6n + 2.
+        blocks_per_stage: n; the depth is 6n + 2. The paper's backbone, ResNet20, has n = 3.
         norm_after_relu: conv–ReLU–BN with biased convolutions, and BN after the block's last ReLU,
             as in the authors' release.
         projection_shortcuts: option B instead of option A.
@@ -119,32 +119,3 @@ def block_of_the_release(
     x = conv(features, name=f"{name}_2_conv")(x)
     x = relu(x + shortcut)
     return norm(name=f"{name}_2_norm")(x)
-
-
-def _resnet(depth: int, **fields: object) -> ResNetCifar:
-    return ResNetCifar(blocks_per_stage=(depth - 2) // 6, **fields)  # type: ignore[arg-type]
-
-
-def resnet20(**fields: object) -> ResNetCifar:
-    """ResNet20, the paper's backbone: 269,722 parameters for CIFAR-10 with average pooling."""
-    return _resnet(20, **fields)
-
-
-def resnet32(**fields: object) -> ResNetCifar:
-    """ResNet32 of He et al. 2015."""
-    return _resnet(32, **fields)
-
-
-def resnet44(**fields: object) -> ResNetCifar:
-    """ResNet44 of He et al. 2015."""
-    return _resnet(44, **fields)
-
-
-def resnet56(**fields: object) -> ResNetCifar:
-    """ResNet56 of He et al. 2015."""
-    return _resnet(56, **fields)
-
-
-def resnet110(**fields: object) -> ResNetCifar:
-    """ResNet110 of He et al. 2015."""
-    return _resnet(110, **fields)

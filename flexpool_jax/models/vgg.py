@@ -28,7 +28,8 @@ class VGG(nn.Module):
     ``stage1`` is ``[B, H, W, 64]``, and every later one half as high and wide, rounded up.
 
     Attributes:
-        convs_per_stage: how many convolutions each of the five stages has.
+        convs_per_stage: how many convolutions each of the five stages has; `registry.MODELS` has
+            the numbers of table 1.
         dtype: compute dtype.
         norm_axis_name: axis over which batch statistics are synchronised, if any.
     """
@@ -53,23 +54,3 @@ class VGG(nn.Module):
                 x = relu(x)
             stages[f"stage{stage}"] = x
         return stages
-
-
-def vgg11(**fields: object) -> VGG:
-    """VGG11, configuration A."""
-    return VGG((1, 1, 2, 2, 2), **fields)  # type: ignore[arg-type]
-
-
-def vgg13(**fields: object) -> VGG:
-    """VGG13, configuration B."""
-    return VGG((2, 2, 2, 2, 2), **fields)  # type: ignore[arg-type]
-
-
-def vgg16(**fields: object) -> VGG:
-    """VGG16, configuration D."""
-    return VGG((2, 2, 3, 3, 3), **fields)  # type: ignore[arg-type]
-
-
-def vgg19(**fields: object) -> VGG:
-    """VGG19, configuration E."""
-    return VGG((2, 2, 4, 4, 4), **fields)  # type: ignore[arg-type]

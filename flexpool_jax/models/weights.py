@@ -187,12 +187,19 @@ def _load(
     except Exception as error:  # As in `read_header`.
         raise _not_safetensors(path, error) from error
     expected = flatten_dict(variables, sep=".")
-    titles = {name: name for name in arrays}
-    unexpected: list[str] = []
+    place_of = {name: name for name in expected}
     if _is_foreign(arrays):
-        arrays, titles, unexpected = _translate(path, arrays, expected)
-    loaded, new, problems = _match(arrays, titles, expected, new_classifiers)
-    unexpected += problems.pop("unexpected")
+        arrays, place_of = _from_torch(path, arrays, expected)
+    placed: Arrays = {}
+    titles: dict[str, str] = {}
+    unexpected = []
+    for title, array in arrays.items():
+        name = place_of.get(title)
+        if name is None or name in placed:
+            unexpected.append(title)
+        else:
+            placed[name], titles[name] = array, title
+    loaded, new, problems = _match(placed, titles, expected, new_classifiers)
     listed = [
         f"{kind}: {', '.join(names)}"
         for kind, names in {"unexpected": unexpected, **problems}.items()
@@ -220,7 +227,6 @@ def _match(
     loaded: dict[str, Any] = {}
     new: list[str] = []
     problems: dict[str, list[str]] = {
-        "unexpected": [titles[name] for name in arrays if name not in expected],
         "missing": [],
         "misshapen": [],
         "not finite floating-point numbers": [],
@@ -272,86 +278,75 @@ def _size(array: Any) -> str:
     return "×".join(map(str, array.shape)) or "a scalar"
 
 
-# What PyTorch calls the leaves of a convolution or dense layer, and those of a BatchNorm.
-_LAYER = {"weight": "params.{}.kernel", "bias": "params.{}.bias"}
-_NORM = {
-    "weight": "params.{}.scale",
-    "bias": "params.{}.bias",
-    "running_mean": "batch_stats.{}.mean",
-    "running_var": "batch_stats.{}.var",
+# What PyTorch calls the leaves of a convolution, a dense layer or a BatchNorm.
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
 }
-_FOREIGN_NAME = re.compile(
-    r"(?P<stem>conv|bn)1"
-    r"|layer(?P<stage>[1-4])\.(?P<block>\d+)\.(?:(?P<kind>conv|bn)(?P<number>[1-3])"
-    r"|(?:downsample|shortcut)\.(?P<projection>[01]))"
-    r"|(?P<classifier>linear|fc)"
+_RESNET_PLACE = re.compile(
+    r"(?:params|batch_stats)\."
+    r"(?:head\.(?P<classifier>classifier)|backbone\."
+    r"(?:(?P<stem>stem)|stage(?P<stage>\d)_block(?P<block>\d+)[_.](?:conv)?(?P<number>\w+?))"
+    r"[_.](?P<kind>conv|norm))"
+    r"\.(?P<leaf>\w+)"
 )
 
 
-def _translate(
+def _from_torch(
     path: Path, arrays: Arrays, expected: Mapping[str, Any]
-) -> tuple[Arrays, dict[str, str], list[str]]:
-    """Gives PyTorch's arrays the names and layouts of this project's.
+) -> tuple[Arrays, dict[str, str]]:
+    """Turns a PyTorch state dict into this project's layouts.
 
     Returns:
-        The arrays, the file's name of each, and the names that have no place.
+        The arrays by PyTorch's names, and the place of each name that has one.
     """
-    if any(name.startswith("params.backbone.stem_conv.") for name in expected):
-        is_cifar = True
-    elif any(name.startswith("params.backbone.stem.conv.") for name in expected):
-        is_cifar = False
-    else:
+    places = {_torch_name(name): name for name in expected}
+    if "layer1.0.conv1.weight" not in places:
         raise UserError(
             f"{path} does not have this project's names, and PyTorch's are understood for the "
             "ResNets only"
         )
     # torch.nn.DataParallel puts this in front of every name.
-    wrapped = all(name.startswith("module.") for name in arrays)
-    translated: Arrays = {}
-    titles: dict[str, str] = {}
-    unexpected = []
+    prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
+    turned: Arrays = {}
+    place_of = {}
     for title, array in arrays.items():
-        foreign = title.removeprefix("module.") if wrapped else title
-        if foreign.endswith(".num_batches_tracked"):
+        if title.endswith(".num_batches_tracked"):
             continue  # PyTorch's BatchNorm counts its batches; nothing is computed from it.
-        name = _own_name(foreign, is_cifar)
-        if name is None or name in translated:
-            unexpected.append(title)
-            continue
         if array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
         elif array.ndim == 2:
             array = array.T
-        translated[name], titles[name] = array, title
-    return translated, titles, unexpected
+        turned[title] = array
+        # The collections differ in these two names.
+        name = title.removeprefix(prefix).replace(".shortcut.", ".downsample.")
+        name = re.sub(r"^linear\.", "fc.", name)
+        if name in places:
+            place_of[title] = places[name]
+    return turned, place_of
 
 
-def _own_name(foreign: str, is_cifar: bool) -> str | None:
-    """The path of the leaf for a name of PyTorch's; None where there is none.
+def _torch_name(name: str) -> str | None:
+    """What PyTorch calls a leaf of the ResNets; None for leaves that it does not have.
 
     Example:
-        >>> _own_name("layer2.0.bn1.running_var", True)
-        'batch_stats.backbone.stage2_block1_1_norm.var'
-        >>> _own_name("layer2.0.downsample.0.weight", False)
-        'params.backbone.stage2_block1.projection.conv.kernel'
+        >>> _torch_name("batch_stats.backbone.stage2_block1_1_norm.var")
+        'layer2.0.bn1.running_var'
+        >>> _torch_name("params.backbone.stage2_block1.projection.conv.kernel")
+        'layer2.0.downsample.0.weight'
     """
-    layer, _, leaf = foreign.rpartition(".")
-    parts = _FOREIGN_NAME.fullmatch(layer)
-    if parts is None:
+    place = _RESNET_PLACE.fullmatch(name)
+    if place is None or place["leaf"] not in _TORCH_LEAVES:
         return None
-    if parts["classifier"]:
-        return _LAYER[leaf].format("head.classifier") if leaf in _LAYER else None
-    kind = parts["stem"] or parts["kind"] or ("conv", "bn")[int(parts["projection"])]
-    leaves, suffix = (_LAYER, "conv") if kind == "conv" else (_NORM, "norm")
-    if leaf not in leaves:
-        return None
-    if parts["stem"]:
-        where = "stem"
-    else:
-        where = f"stage{parts['stage']}_block{int(parts['block']) + 1}"
-        if is_cifar:
-            where += f"_{parts['number'] or 'projection'}"
-        else:
-            where += f".conv{parts['number']}" if parts["number"] else ".projection"
-    separator = "_" if is_cifar else "."
-    return leaves[leaf].format(f"backbone.{where}{separator}{suffix}")
+    is_norm = place["kind"] == "norm"
+    layer = f"{'bn' if is_norm else 'conv'}{place['number'] or 1}"
+    if place["classifier"]:
+        layer = "fc"
+    elif place["number"] == "projection":
+        layer = f"downsample.{int(is_norm)}"
+    if place["stage"]:
+        layer = f"layer{place['stage']}.{int(place['block']) - 1}.{layer}"
+    return f"{layer}.{_TORCH_LEAVES[place['leaf']]}"
