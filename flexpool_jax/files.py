@@ -9,7 +9,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,14 +79,18 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (to_json(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
     """Reads a JSON file that holds an object, such as one of a workdir's.
+
+    Args:
+        path: of the file.
+        names: that the object must have.
 
     Returns:
         The object; None where there is no such file.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, or does not hold such an object.
 
     Example:
         >>> import tempfile
@@ -108,6 +112,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it does not hold a JSON object")
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return value
 
 
