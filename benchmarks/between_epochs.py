@@ -87,9 +87,9 @@ def waits(dispatch_seconds: float, in_turn: bool, epochs: int, workdir: Path) ->
     from configs import cifar10
     from flexpool_jax import train
     from flexpool_jax.data import Dataset, Split
-    from flexpool_jax.training import loop
+    from flexpool_jax.training import run
 
-    device, set_up = Device(dispatch_seconds), loop.set_up
+    device, set_up = Device(dispatch_seconds), run.set_up
 
     def set_up_for_device(*arguments: Any) -> Any:
         setup = set_up(*arguments)
@@ -107,7 +107,7 @@ def waits(dispatch_seconds: float, in_turn: bool, epochs: int, workdir: Path) ->
     config.num_epochs = epochs
     with (
         mock.patch.object(jax, "default_backend", return_value="cpu" if in_turn else "gpu"),
-        mock.patch.object(loop, "set_up", set_up_for_device),
+        mock.patch.object(run, "set_up", set_up_for_device),
     ):
         train(config, workdir, dataset)
     return device.waits[2:]

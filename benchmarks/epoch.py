@@ -72,9 +72,9 @@ class Watch:
 def watch(arguments: Sequence[str]) -> None:
     """Is a worker: launch.py's training with `Watch` in it; answers with `Watch.shares`."""
     launch = importlib.import_module("launch")
-    loop = importlib.import_module("flexpool_jax.training.loop")
+    run = importlib.import_module("flexpool_jax.training.run")
     watched: list[tuple[Watch, int]] = []
-    set_up = loop.set_up
+    set_up = run.set_up
 
     def set_up_watched(*arguments: Any) -> Any:
         setup = set_up(*arguments)
@@ -82,7 +82,7 @@ def watch(arguments: Sequence[str]) -> None:
         watched.append((watch, math.ceil(setup.steps_per_epoch / setup.steps_per_dispatch)))
         return dataclasses.replace(setup, train_steps=watch)
 
-    vars(loop)["set_up"] = set_up_watched
+    vars(run)["set_up"] = set_up_watched
     if status := launch.main(arguments):
         raise SystemExit(status)
     watch, dispatches_per_epoch = watched[-1]

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and reads JSON files."""
+"""Writes files whole or not at all, and reads JSON files and users' paths."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from flexpool_jax.errors import UserError
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` and `~name` read as a shell reads them; an unknown name stays as it is.
+
+    Example:
+        >>> expanded("~no_such_user/run").as_posix()
+        '~no_such_user/run'
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's raises where the name is unknown)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -69,14 +79,18 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (to_json(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
     """Reads a JSON file that holds an object, such as one of a workdir's.
+
+    Args:
+        path: of the file.
+        names: that the object must have.
 
     Returns:
         The object; None where there is no such file.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, or does not hold such an object.
 
     Example:
         >>> import tempfile
@@ -98,6 +112,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it does not hold a JSON object")
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return value
 
 

@@ -14,13 +14,13 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
-from flexpool_jax.training.identity import DATA_FILE, RUN_FILE, Identity, read_record
+from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
 from flexpool_jax.training.setup import Setup, set_up, use_compilation_cache
 
 Array = jax.Array
@@ -60,7 +60,7 @@ def restore(
     Raises:
         UserError: there is no such workdir or step, or a file is damaged or of another run.
     """
-    workdir = Path(workdir).expanduser().absolute()
+    workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
     config = saved if config is None else config
     configuration.compare_with_workdir(config, saved)
@@ -158,7 +158,7 @@ def load_trained(
 
 def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset, Identity]:
     """The data set and run that a workdir's data.json and run.json describe."""
-    data = read_record(workdir / DATA_FILE)
+    data = files.read_json(workdir / DATA_FILE)
     if data is None:
         raise UserError(
             f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
@@ -166,8 +166,7 @@ def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset
             "not train"
         )
     dataset = _described(data, workdir / DATA_FILE)
-    run = read_record(workdir / RUN_FILE, ("id",))
-    return dataset, Identity(None if run is None else run["id"], config, data["digest"])
+    return dataset, Identity(read_id(workdir), config, data["digest"])
 
 
 def _described(data: dict[str, Any], path: Path) -> Dataset:

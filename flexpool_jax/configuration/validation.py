@@ -3,13 +3,12 @@
 import copy
 import itertools
 import math
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from flexpool_jax import files
 from flexpool_jax.configuration.fields import (
     FIELDS,
     KWARGS,
@@ -64,16 +63,13 @@ at most 1000
     # Those whose check imports JAX come last: any other mistake is answered at once.
     for name in sorted(names, key=lambda name: name in FIELDS and FIELDS[name].imports_jax):
         check_field(name, get_field(config, name))
-    _check_dataset(config.dataset)
-    _check_crops(config)
+    paper = registry.default_sac_weights(_STAGES_OF_THE_PAPER)
+    if config.sac.enabled and config.sac.weights == paper:
+        config.sac.weights = registry.default_sac_weights(registry.num_stages(config.model))
+    _check_dataset(config)
+    _check_model(config)
     _check_pool(config)
     _check_optimizer(config)
-    if config.sac.enabled:
-        if config.sac.weights == registry.default_sac_weights(_STAGES_OF_THE_PAPER):
-            config.sac.weights = registry.default_sac_weights(registry.num_stages(config.model))
-        _check_sac_weights(config.model, config.sac.weights)
-    _check_cifar_options(config)
-    _check_start(config)
     _check_superclass(config)
     _check_warmup(config)
     return config
@@ -183,7 +179,7 @@ def check_files(config: ConfigDict) -> None:
     if config.init_from:
         _check_initial_weights(config)
     mapping = config.superclass.mapping
-    if mapping and not _path(mapping).is_file():
+    if mapping and not files.expanded(mapping).is_file():
         raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")
 
 
@@ -201,24 +197,9 @@ def _check_names(names: Sequence[str]) -> None:
         raise UserError(f"the config has no {', '.join(missing)}; start from configs/default.py")
 
 
-def _check_dataset(dataset: ConfigDict) -> None:
-    """A name that is not registered must be that of a data set that TFDS has prepared."""
-    # Imported here, because it imports NumPy.
-    from flexpool_jax.data.registry import DATASETS
-
-    if dataset.name in DATASETS:
-        return
-    folder = dataset.name.partition("/")[0].partition(":")[0]
-    if not folder or not _path(dataset.data_dir, folder).is_dir():
-        # Imported here, because it asks TFDS for the names that it knows.
-        from flexpool_jax.data.prepare import unknown_dataset
-
-        reason = unknown_dataset(dataset.name, _path(dataset.data_dir))
-        raise UserError(f"config.dataset.name: {reason}")
-
-
-def _check_crops(config: ConfigDict) -> None:
+def _check_dataset(config: ConfigDict) -> None:
     dataset, augment = config.dataset, config.augment
+    _check_dataset_name(dataset.name, dataset.data_dir)
     if dataset.center_crop > dataset.image_size:
         raise UserError(
             f"config.dataset.center_crop is {dataset.center_crop} with image_size "
@@ -234,6 +215,41 @@ def _check_crops(config: ConfigDict) -> None:
             f"config.augment.random_resized_crop is {augment.random_resized_crop!r} beside scale "
             f"{augment.scale!r} and crop {augment.crop}; allowed: scale (1, 1) and crop 0 with it"
         )
+    if len(dataset.mean) != len(dataset.std):
+        raise UserError(
+            f"config.dataset.mean is {dataset.mean!r} and config.dataset.std is {dataset.std!r}; "
+            "allowed: as many numbers in both, one for each channel, or none"
+        )
+
+
+def _check_dataset_name(name: str, data_dir: str) -> None:
+    """A name that is not registered must be that of a data set that TFDS has prepared."""
+    # Imported here, because it imports NumPy.
+    from flexpool_jax.data.registry import DATASETS
+
+    folder = name.partition("/")[0].partition(":")[0]
+    if name not in DATASETS and not (files.expanded(data_dir) / folder).is_dir():
+        # Imported here, because it asks TFDS for the names that it knows.
+        from flexpool_jax.data.prepare import unknown_dataset
+
+        raise UserError(f"config.dataset.name: {unknown_dataset(name, files.expanded(data_dir))}")
+
+
+def _check_model(config: ConfigDict) -> None:
+    cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    for name in registry.CIFAR_OPTIONS:
+        if config[name] and config.model not in cifar_resnets:
+            raise UserError(
+                f"config.{name} is True with model {config.model!r}; allowed: False, or one "
+                f"of {', '.join(cifar_resnets)}"
+            )
+    if config.freeze and not config.init_from:
+        raise UserError(
+            f"config.freeze is {config.freeze!r} without init_from, so that random weights would "
+            "stay as they are; allowed: a file in config.init_from, or freeze empty"
+        )
+    if config.sac.enabled:
+        _check_sac_weights(config.model, config.sac.weights)
 
 
 def _check_pool(config: ConfigDict) -> None:
@@ -315,30 +331,6 @@ def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
         raise UserError(f"{given}, which sum to {sum(weights):g}; {allowed}")
 
 
-def _check_cifar_options(config: ConfigDict) -> None:
-    cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
-    for name in registry.CIFAR_OPTIONS:
-        if config[name] and config.model not in cifar_resnets:
-            raise UserError(
-                f"config.{name} is True with model {config.model!r}; allowed: False, or one "
-                f"of {', '.join(cifar_resnets)}"
-            )
-
-
-def _check_start(config: ConfigDict) -> None:
-    mean, std = config.dataset.mean, config.dataset.std
-    if len(mean) != len(std):
-        raise UserError(
-            f"config.dataset.mean is {mean!r} and config.dataset.std is {std!r}; allowed: as many "
-            "numbers in both, one for each channel, or none"
-        )
-    if config.freeze and not config.init_from:
-        raise UserError(
-            f"config.freeze is {config.freeze!r} without init_from, so that random weights would "
-            "stay as they are; allowed: a file in config.init_from, or freeze empty"
-        )
-
-
 def _check_initial_weights(config: ConfigDict) -> None:
     # Imported here, because it imports NumPy.
     from flexpool_jax.models.weights import read_header
@@ -376,11 +368,6 @@ def _check_superclass(config: ConfigDict) -> None:
             f"config.superclass.epochs is {epochs}, but {config.dataset.name} has no superclasses "
             "of its own; allowed: 0, or a file in config.superclass.mapping"
         )
-
-
-def _path(*parts: str) -> Path:
-    """Joins parts to a path, with `~` read as a shell reads it."""
-    return Path(os.path.expanduser(os.path.join(*parts)))  # noqa: PTH111, PTH118 (~ may be unknown)
 
 
 def _round_down(value: float) -> float:

@@ -141,7 +141,7 @@ def describe() -> str:
 def _load() -> Library | str:
     """oneDNN, or the reason why it cannot be used."""
     try:
-        _check_ffi_version(ffi_version())
+        _check_ffi_version()
         files = importlib.metadata.files(PACKAGES[0]) or []
         path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
         return Library(os.path.realpath(path))
@@ -152,13 +152,10 @@ def _load() -> Library | str:
         return f"not oneDNN: {error}"
 
 
-def ffi_version() -> tuple[int, ...]:
-    """The version (major, minor) of XLA's FFI in this jaxlib, from the header that it ships."""
+def _check_ffi_version() -> None:
+    """Refuses another version of XLA's FFI, as the header says that this jaxlib ships."""
     header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
-    return tuple(map(int, re.findall(r"#define XLA_FFI_API_M(?:AJ|IN)OR (\d+)", header)))
-
-
-def _check_ffi_version(version: tuple[int, ...]) -> None:
+    version = [int(n) for n in re.findall(r"#define XLA_FFI_API_M(?:AJ|IN)OR (\d+)", header)]
     if len(version) != 2 or version[0] != FFI_MAJOR or version[1] < FFI_MINOR:
         raise RuntimeError(
             f"version {'.'.join(map(str, version)) or 'unknown'} of XLA's FFI is not supported, "
@@ -174,6 +171,9 @@ class Library:
     Args:
         path: of ``libdnnl.so.3``.
 
+    Attributes:
+        version: such as "3.2.0".
+
     Raises:
         ImportError: llvmlite is not installed.
         OSError: the library, or one that it needs, cannot be loaded.
@@ -188,6 +188,7 @@ class Library:
             self._functions = ctypes.CDLL(path)
         self._functions.dnnl_primitive_desc_query_md.restype = c_void_p
         self._functions.dnnl_version.restype = ctypes.POINTER(c_int * 3)
+        self.version = ".".join(map(str, self._functions.dnnl_version().contents))
         self._device = self._made("engine_create", _CPU, c_size_t(0))
         self._stream = self._made("stream_create", self._device, _IN_ORDER)
         # The default scratch memory belongs to the thread that makes a primitive, but another
@@ -217,11 +218,6 @@ class Library:
         if start():
             raise RuntimeError("no thread can be started")
 
-    @property
-    def version(self) -> str:
-        """Such as "3.2.0"."""
-        return ".".join(map(str, self._functions.dnnl_version().contents))
-
     def register(self, form: Form, geometry: Geometry) -> str:
         """The name under which XLA calls a convolution, which is created when first needed.
 
@@ -250,11 +246,9 @@ class Library:
         if status:
             raise RuntimeError(f"oneDNN's {name} failed with status {status}")
 
-    def _layout(self, sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
-        """Describes an array in memory; without strides, oneDNN chooses the memory layout."""
-        shape = (len(sizes), _int64(sizes), _FLOAT32)
-        if strides is None:
-            return self._made("memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
+    def _layout(self, sizes: Sequence[int], strides: Sequence[int]) -> c_void_p:
+        """Describes a four-dimensional array in memory."""
+        shape = (4, _int64(sizes), _FLOAT32)
         return self._made("memory_desc_create_with_strides", *shape, _int64(strides))
 
     def _plan(self, form: Form, geometry: Geometry) -> tuple[_Memories, Sequence[_Step]]:
@@ -269,7 +263,10 @@ class Library:
         sizes = (features, channels, kh, kw)
         strides = (1, features, kw * channels * features, channels * features)
         x, y, kernel = images(geometry.x), images(geometry.y), self._layout(sizes, strides)
-        any_kernel = self._layout(sizes, None)
+        # oneDNN chooses the kernel's layout.
+        any_kernel = self._made(
+            "memory_desc_create_with_tag", 4, _int64(sizes), _FLOAT32, _ANY_LAYOUT
+        )
         window = (
             _int64((geometry.stride,) * 2),
             _int64((0, 0)),  # dilations; oneDNN counts from 0

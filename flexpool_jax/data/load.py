@@ -11,12 +11,11 @@ from typing import Any
 
 from flexpool_jax.data.arrays import load_registered
 from flexpool_jax.data.dataset import Arrays, Dataset, hold_out
-from flexpool_jax.data.description import channel_statistics, describe
+from flexpool_jax.data.description import describe
 from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, find_prepared, prepare, unknown_dataset
 from flexpool_jax.data.records import read_prepared
 from flexpool_jax.data.registry import DATASETS, RawDir, Registered, Source, resolve
-from flexpool_jax.data.stored import StoredImages
 from flexpool_jax.errors import UserError
 
 # The part of the training split that becomes the test split where a data set has none.
@@ -91,13 +90,13 @@ def load_dataset(
     if center_crop:
         test = test.center_crop(center_crop)
         train = train.center_crop(center_crop) if crop_training else train
-    if isinstance(train.images, StoredImages):
-        mean, std, _ = describe(train, test, arrays.class_names)
-    else:
-        mean, std = channel_statistics(train.images)
-    return Dataset(
+    mean, std, digest = describe(train, test, arrays.class_names)
+    dataset = Dataset(
         name, train, test, arrays.class_names, mean, std, arrays.superclasses, arrays.folder
     )
+    # The cached property's place: images are looked at once.
+    vars(dataset)["digest"] = digest
+    return dataset
 
 
 def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: Any) -> Path | None:

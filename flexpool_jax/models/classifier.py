@@ -6,6 +6,7 @@ layer before its pool (the paper, section 3.2 and Fig. 3).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,26 +88,16 @@ class Classifier(nn.Module):
         self._check_stages(stages, images.shape[0])
         if self.freeze_backbone:
             stages = {name: jax.lax.stop_gradient(stage) for name, stage in stages.items()}
-        *earlier, last = stages.items()
+        head = functools.partial(
+            Head, self.num_classes, self.pool, self.dropout_rate, dtype=self.dtype
+        )
+        *earlier, (_, last) = stages.items()
         if self.sac and (train or self.is_initializing()):
             for name, feature_map in earlier:
-                logits = Head(
-                    self.num_classes,
-                    self.pool,
-                    self.dropout_rate,
-                    dtype=self.dtype,
-                    name=f"aux_head_{name}",
-                )(feature_map, train)
+                logits = head(name=f"aux_head_{name}")(feature_map, train)
                 if not self.is_initializing():
                     self.sow("aux_logits", "logits", logits)
-        return Head(
-            self.num_classes,
-            self.pool,
-            self.dropout_rate,
-            self.hidden_features,
-            dtype=self.dtype,
-            name="head",
-        )(last[1], train)
+        return head(hidden_features=self.hidden_features, name="head")(last, train)
 
     def stage_maps(self, images: Array, train: bool = False) -> Mapping[str, Array]:
         """Maps images ``[B, H, W, C]`` to the feature map of each stage by name, the last one last.

@@ -61,7 +61,7 @@ def train(
     configuration.check_workdir(os.fspath(workdir))
     configuration.check_resume(config, folder)
 
-    from flexpool_jax.training import debugging, loop
+    from flexpool_jax.training import debugging, run
 
     with debugging.finding_nans() if debug_nans else contextlib.nullcontext():
-        return loop.train(config, folder, dataset, profile)
+        return run.train(config, folder, dataset, profile)

@@ -8,7 +8,6 @@ that a checkpoint of another run, or a run that continues on other data, is refu
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import uuid
 from collections.abc import Mapping
@@ -132,11 +131,16 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
-    data = read_record(workdir / DATA_FILE, ("digest", *_DATA_TITLES))
+    data = files.read_json(workdir / DATA_FILE, ("digest", *_DATA_TITLES))
     if data is not None:
         _check_data(data, _describe(dataset), workdir)
-    run = read_record(workdir / RUN_FILE, ("id",))
-    return Identity(None if run is None else run["id"], config, dataset.digest)
+    return Identity(read_id(workdir), config, dataset.digest)
+
+
+def read_id(workdir: Path) -> str | None:
+    """Reads the run's id from run.json; None where there is no such file."""
+    run = files.read_json(workdir / RUN_FILE, ("id",))
+    return None if run is None else run["id"]
 
 
 def facts(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
@@ -183,23 +187,3 @@ def _check_data(saved: Mapping[str, Any], found: Mapping[str, Any], workdir: Pat
 def _short(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def read_record(path: Path, names: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """Reads run.json or data.json; None where there is no such file.
-
-    Raises:
-        UserError: it cannot be read, is not an object, or lacks one of the names.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it does not hold an object")
-    missing = [name for name in names if name not in value]
-    if missing:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    return value

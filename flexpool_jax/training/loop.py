@@ -1,7 +1,10 @@
-"""`train`: the training loop, resumable at any step.
+"""The loop over steps and epochs, resumable at any step.
 
-What the loop does follows from the step and the `Progress` that is saved with each checkpoint.
-There is no other state, so that a run that was stopped anywhere continues as if it had not been.
+What it does follows from the step and the `Progress` that is saved with each checkpoint. There is
+no other state, so that a run that was stopped anywhere continues as if it had not been.
+
+On an accelerator the next epoch's steps are dispatched between `end_epoch` and `finish_epoch`, so
+that the device does not wait for the host.
 """
 
 from __future__ import annotations
@@ -9,124 +12,72 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
-from flexpool_jax import configuration, files
-from flexpool_jax.data import Dataset
 from flexpool_jax.errors import Interrupted, TrainingDiverged
-from flexpool_jax.lock import LOCK_FILE, hold_workdir
-from flexpool_jax.source import source_hash
-from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
-from flexpool_jax.training.debugging import profiling
-from flexpool_jax.training.determinism import use_deterministic_ops
-from flexpool_jax.training.epoch_end import EpochEnd, end_epoch, finish_epoch
+from flexpool_jax.training import console, eval_loop, metrics, processes
 from flexpool_jax.training.feed import Feed
-from flexpool_jax.training.identity import begin, facts
-from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
+from flexpool_jax.training.interrupts import StopRequest
 from flexpool_jax.training.pace import Pace
-from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
-from flexpool_jax.training.resume import Progress, restore_or_init
-from flexpool_jax.training.run import Run
-from flexpool_jax.training.saving import Saver
-from flexpool_jax.training.setup import (
-    Setup,
-    load_configured_dataset,
-    replicate,
-    set_up,
-    use_compilation_cache,
-)
-from flexpool_jax.training.steps import NotFinite, TrainState, parameter_count, steps_in
+from flexpool_jax.training.result import write_pool_weights, write_predictions
+from flexpool_jax.training.resume import Progress
+from flexpool_jax.training.saving import Saver, Snapshot, take_snapshot
+from flexpool_jax.training.setup import Setup, replicate
+from flexpool_jax.training.steps import NotFinite, TrainState, copy_state, steps_in
 
 
-def train(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    dataset: Dataset | None = None,
-    profile: bool = False,
-) -> dict[str, Any]:
-    """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
-    with stop_on_signals() as stop, processes.explaining_loss():
-        use_compilation_cache(config.compilation_cache)
-        if config.deterministic:
-            use_deterministic_ops()
-        dataset = dataset or load_configured_dataset(config)
-        processes.check_alike(facts(config, dataset))
-        phases = [("", set_up(config, dataset))]
-        if config.superclass.epochs:
-            coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
-            first = set_up(superclass.superclass_config(config), coarse)
-            phases.insert(0, (superclass.FOLDER, first))
-        stop.agree = processes.shared_flag()
-        with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
-            processes.check_shared(workdir / LOCK_FILE)
-            result: dict[str, Any] = {}
-            trained = None
-            for name, setup in phases:
-                folder = own_workdir / name
-                folder.mkdir(exist_ok=True)
-                with (
-                    profiling(setup, folder)
-                    if profile and not name
-                    else contextlib.nullcontext(setup)
-                ) as watched:
-                    trained, result = _train_phase(watched, folder, stop, trained)
-            return result
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a process holds open while it works on a run.
+
+    Attributes:
+        started: the present minus the seconds of training so far, by `time.monotonic`.
+    """
+
+    setup: Setup
+    workdir: Path
+    progress: Progress
+    meter: metrics.Meter
+    saver: Saver
+    log: metrics.MetricsWriter
+    bar: console.ProgressBar
+    stop: StopRequest
+    started: float
+
+    def report_steps(self) -> None:
+        """Shows the steps that came back, and writes a line about them where one is due."""
+        meter, every = self.meter, self.setup.config.log_every_steps
+        self.bar.show(meter)
+        logged = meter.step - len(meter.rows)
+        ends_epoch = meter.step % self.setup.steps_per_epoch == 0
+        if ends_epoch or logged // every < meter.step // every:
+            self.write_steps()
+
+    def write_steps(self) -> None:
+        """Writes a line about the steps that came back since the last line."""
+        if self.meter.rows:
+            self.log.write(
+                step=self.meter.step,
+                epoch=self.meter.step / self.setup.steps_per_epoch,
+                split="train",
+                images_per_second=self.meter.images_per_second,
+                **self.meter.means(),
+            )
+            self.meter.rows.clear()
+
+    def snapshot(self, state: TrainState, accuracy: float | None = None) -> Snapshot:
+        """Copies a state to the host, with the progress that belongs to it."""
+        self.progress.metrics_position = self.log.position()
+        self.progress.seconds = time.monotonic() - self.started
+        return take_snapshot(state, self.progress, accuracy)
 
 
-def _train_phase(
-    setup: Setup, workdir: Path, stop: StopRequest, pretrained: Mapping[str, Any] | None
-) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Runs one phase to its end; returns its final variables, on the host, and its result."""
-    config = setup.config
-    changes = configuration.check_resume(config, workdir)
-    identity = begin(workdir, config, setup.dataset)
-    with checkpoints.open_checkpoints(workdir) as manager:
-        state, progress = restore_or_init(setup, manager, identity, pretrained)
-        found = [dataclasses.asdict(progress), read_result(workdir)]
-        saved_progress, result = processes.gather(found)[0]
-        state, progress = processes.broadcast(state), Progress(**saved_progress)
-        step = int(state.step)
-        if result is not None and step == setup.total_steps and progress.evaluated:
-            print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
-            return state.variables, result
-        for change in changes:
-            print(f"continuing with another value: {change}", file=sys.stderr)
-        # Only if needed: a full disk may have room only after an unfinished save is removed.
-        if changes or not configuration.config_path(workdir).is_file():
-            configuration.write_config(config, workdir)
-        if source_hash() not in progress.source_hashes:
-            progress.source_hashes.append(source_hash())
-        lines = console.first_lines(setup, step, parameter_count(state.params))
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
-        with (
-            metrics.MetricsWriter(
-                workdir,
-                tensorboard=config.tensorboard,
-                resume_bytes=progress.metrics_position,
-                purge_step=step + 1,
-            ) as log,
-            contextlib.closing(
-                console.ProgressBar(setup.total_steps, setup.steps_per_epoch, step)
-            ) as bar,
-        ):
-            started = time.monotonic() - progress.seconds
-            meter = metrics.Meter(config.batch_size)
-            saver = Saver(manager, identity, step, progress.evaluated)
-            run = Run(setup, workdir, progress, meter, saver, log, bar, stop, started)
-            state = _run_epochs(run, state)
-        result = result_of(setup, identity, progress, state, meter)
-        files.write_json(workdir / RESULT_FILE, files.sealed(result))
-        return jax.device_get(state.variables), processes.gather(result)[0]
-
-
-def _run_epochs(run: Run, state: TrainState) -> TrainState:
+def run_epochs(run: Run, state: TrainState) -> TrainState:
     """Trains to the last epoch; returns the state at its end."""
     setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
     steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
@@ -222,3 +173,110 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
             f"{math.ceil(error.step / run.setup.steps_per_epoch)}); {saved}; {advice}"
         )
         raise TrainingDiverged(processes.gather(text)[0]) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochEnd:
+    """An epoch whose steps are dispatched.
+
+    Attributes:
+        epoch: epochs completed.
+        state: at its end.
+        evaluation: from `eval_loop.dispatch`; None where none is due.
+        pools: from `pool_summary`, on the devices; empty where no evaluation is due.
+        started: when the evaluation was dispatched, by `time.monotonic`.
+    """
+
+    epoch: int
+    state: TrainState
+    evaluation: list[Any] | None
+    pools: dict[str, Any]
+    started: float
+
+
+def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -> EpochEnd:
+    """Dispatches the evaluation of a state, if it is due, and waits for nothing on an accelerator.
+
+    Args:
+        run: that it belongs to.
+        state: after the epoch's last step.
+        epoch: epochs completed.
+        feed: of the split to evaluate.
+        copy: whether the state will be donated to another step before `finish_epoch`.
+
+    Raises:
+        Interrupted: as `StopRequest.check` does.
+    """
+    run.stop.check()
+    config, evaluation, pools = run.setup.config, None, {}
+    is_evaluated = epoch == config.num_epochs or epoch % config.eval_every_epochs == 0
+    run.meter.expect(("end_epoch", is_evaluated))
+    if copy:
+        state = copy_state(state)
+    if is_evaluated and feed.data is None:
+        # Reading the images takes as long as the evaluation, and would count as training.
+        run.meter.wait()
+    started = time.monotonic()
+    if is_evaluated:
+        evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
+        # Here, since whatever is asked of a device later waits for the next epoch's steps.
+        pools = run.setup.pool_summary(state.variables["params"])
+    return EpochEnd(epoch, state, evaluation, pools, started)
+
+
+def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
+    """Waits for an evaluation, writes what it found, and saves the state if that is due.
+
+    Args:
+        run: that it belongs to; all of the epoch's steps have come back to its meter.
+        ended: from `end_epoch`.
+        feed: as for `end_epoch`.
+
+    Raises:
+        Interrupted: as `StopRequest.check` does; nothing of the evaluation is written then.
+    """
+    config, progress = run.setup.config, run.progress
+    is_last = ended.epoch == config.num_epochs
+    accuracy, is_best, results = None, False, None
+    # The device begins to evaluate when it has made the steps.
+    started = max(ended.started, run.meter.returned)
+    # Several processes agree to stop by their devices, which have other steps to make first.
+    check = run.stop.check if jax.process_count() == 1 else lambda: None
+    if ended.evaluation is not None:
+        results = eval_loop.collect(ended.evaluation, check)
+        run.meter.pause()
+    seconds = time.monotonic() - started
+    run.report_steps()
+    if results is not None:
+        evaluation = eval_loop.summarise(run.setup, results, feed)
+        _report_evaluation(run, ended, evaluation, seconds)
+        accuracy = evaluation.metrics["accuracy"]
+        per_class = {"accuracy_per_class": evaluation.accuracy_per_class}
+        progress.test = evaluation.metrics | per_class
+        progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
+        is_best = accuracy == progress.best_accuracy
+        if is_last:
+            write_predictions(run.workdir, run.setup.dataset.test.labels, *evaluation[2:])
+            write_pool_weights(run.workdir, jax.device_get(ended.state.variables["params"]))
+    progress.evaluated = True
+    is_due = is_last or ended.epoch % config.checkpoint_every_epochs == 0
+    if is_due or is_best:
+        snapshot = run.snapshot(ended.state, accuracy)
+        if is_best:
+            run.saver.keep(snapshot)
+        if is_due:
+            run.saver.save(snapshot)
+
+
+def _report_evaluation(
+    run: Run, ended: EpochEnd, evaluation: eval_loop.Evaluation, seconds: float
+) -> None:
+    run.log.write(
+        step=ended.epoch * run.setup.steps_per_epoch,
+        epoch=float(ended.epoch),
+        split=run.setup.split_name,
+        images_per_second=len(evaluation.predictions) / seconds,
+        **evaluation.metrics,
+        **{name: float(value) for name, value in jax.device_get(ended.pools).items()},
+    )
+    run.bar.evaluation(ended.epoch, run.setup.split_name, evaluation.metrics, seconds)

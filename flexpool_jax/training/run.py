@@ -1,60 +1,124 @@
-"""`Run`: what a process holds open while it works on a run, and what it reports of its steps."""
+"""A run from its beginning, or its last checkpoint, to result.json."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from flexpool_jax.training import console, metrics
-from flexpool_jax.training.interrupts import StopRequest
-from flexpool_jax.training.resume import Progress
-from flexpool_jax.training.saving import Saver, Snapshot, take_snapshot
-from flexpool_jax.training.setup import Setup
-from flexpool_jax.training.steps import TrainState
+import jax
+import ml_collections
+
+from flexpool_jax import configuration, files
+from flexpool_jax.data import Dataset
+from flexpool_jax.lock import LOCK_FILE, hold_workdir
+from flexpool_jax.source import source_hash
+from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
+from flexpool_jax.training.debugging import profiling
+from flexpool_jax.training.determinism import use_deterministic_ops
+from flexpool_jax.training.identity import begin, facts
+from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
+from flexpool_jax.training.loop import Run, run_epochs
+from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
+from flexpool_jax.training.resume import Progress, restore_or_init
+from flexpool_jax.training.saving import Saver
+from flexpool_jax.training.setup import (
+    Setup,
+    load_configured_dataset,
+    set_up,
+    use_compilation_cache,
+)
+from flexpool_jax.training.steps import parameter_count
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a process holds open while it works on a run.
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    dataset: Dataset | None = None,
+    profile: bool = False,
+) -> dict[str, Any]:
+    """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
+    with stop_on_signals() as stop, processes.explaining_loss():
+        use_compilation_cache(config.compilation_cache)
+        if config.deterministic:
+            use_deterministic_ops()
+        dataset = dataset or load_configured_dataset(config)
+        processes.check_alike(facts(config, dataset))
+        phases = [("", set_up(config, dataset))]
+        if config.superclass.epochs:
+            coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
+            first = set_up(superclass.superclass_config(config), coarse)
+            phases.insert(0, (superclass.FOLDER, first))
+        stop.agree = processes.shared_flag()
+        with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
+            processes.check_shared(workdir / LOCK_FILE)
+            result: dict[str, Any] = {}
+            trained = None
+            for name, setup in phases:
+                folder = own_workdir / name
+                folder.mkdir(exist_ok=True)
+                with (
+                    profiling(setup, folder)
+                    if profile and not name
+                    else contextlib.nullcontext(setup)
+                ) as watched:
+                    trained, result = _train_phase(watched, folder, stop, trained)
+            return result
 
-    Attributes:
-        started: the present minus the seconds of training so far, by `time.monotonic`.
-    """
 
-    setup: Setup
-    workdir: Path
-    progress: Progress
-    meter: metrics.Meter
-    saver: Saver
-    log: metrics.MetricsWriter
-    bar: console.ProgressBar
-    stop: StopRequest
-    started: float
-
-    def report_steps(self) -> None:
-        """Shows the steps that came back, and writes a line about them where one is due."""
-        meter, every = self.meter, self.setup.config.log_every_steps
-        self.bar.show(meter)
-        logged = meter.step - len(meter.rows)
-        ends_epoch = meter.step % self.setup.steps_per_epoch == 0
-        if ends_epoch or logged // every < meter.step // every:
-            self.write_steps()
-
-    def write_steps(self) -> None:
-        """Writes a line about the steps that came back since the last line."""
-        if self.meter.rows:
-            self.log.write(
-                step=self.meter.step,
-                epoch=self.meter.step / self.setup.steps_per_epoch,
-                split="train",
-                images_per_second=self.meter.images_per_second,
-                **self.meter.means(),
+def _train_phase(
+    setup: Setup, workdir: Path, stop: StopRequest, pretrained: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Runs one phase to its end; returns its final variables, on the host, and its result."""
+    config = setup.config
+    changes = configuration.check_resume(config, workdir)
+    identity = begin(workdir, config, setup.dataset)
+    with checkpoints.open_checkpoints(workdir) as manager:
+        state, progress = restore_or_init(setup, manager, identity, pretrained)
+        found = [dataclasses.asdict(progress), read_result(workdir)]
+        saved_progress, result = processes.gather(found)[0]
+        state, progress = processes.broadcast(state), Progress(**saved_progress)
+        step = int(state.step)
+        if result is not None and step == setup.total_steps and progress.evaluated:
+            print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
+            return state.variables, result
+        for change in changes:
+            print(f"continuing with another value: {change}", file=sys.stderr)
+        # Only if needed: a full disk may have room only after an unfinished save is removed.
+        if changes or not configuration.config_path(workdir).is_file():
+            configuration.write_config(config, workdir)
+        if source_hash() not in progress.source_hashes:
+            progress.source_hashes.append(source_hash())
+        lines = console.first_lines(setup, step, parameter_count(state.params))
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        with (
+            metrics.MetricsWriter(
+                workdir,
+                tensorboard=config.tensorboard,
+                resume_bytes=progress.metrics_position,
+                purge_step=step + 1,
+            ) as log,
+            contextlib.closing(
+                console.ProgressBar(setup.total_steps, setup.steps_per_epoch, step)
+            ) as bar,
+        ):
+            meter = metrics.Meter(config.batch_size)
+            run = Run(
+                setup=setup,
+                workdir=workdir,
+                progress=progress,
+                meter=meter,
+                saver=Saver(manager, identity, step, progress.evaluated),
+                log=log,
+                bar=bar,
+                stop=stop,
+                started=time.monotonic() - progress.seconds,
             )
-            self.meter.rows.clear()
-
-    def snapshot(self, state: TrainState, accuracy: float | None = None) -> Snapshot:
-        """Copies a state to the host, with the progress that belongs to it."""
-        self.progress.metrics_position = self.log.position()
-        self.progress.seconds = time.monotonic() - self.started
-        return take_snapshot(state, self.progress, accuracy)
+            state = run_epochs(run, state)
+        result = result_of(setup, identity, progress, state, meter)
+        files.write_json(workdir / RESULT_FILE, files.sealed(result))
+        return jax.device_get(state.variables), processes.gather(result)[0]

@@ -3,15 +3,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexpool_jax.data.dataset import stratified_split
-from flexpool_jax.data.description import channel_statistics
+from flexpool_jax.data.dataset import Split, stratified_split
+from flexpool_jax.data.description import describe
 from flexpool_jax.errors import UserError
+
+
+def statistics(images):
+    split = Split(images, np.zeros(len(images), np.int32))
+    return describe(split, split, ["one"])
 
 
 def test_channel_statistics_equal_those_in_float64():
     images = np.random.default_rng(0).integers(0, 256, (50, 5, 7, 3)).astype(np.uint8)
     images[..., 1] //= 3
-    mean, std = channel_statistics(images)
+    mean, std, _ = statistics(images)
     scaled = images.astype(np.float64) / 255
     np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)), rtol=1e-6)
@@ -19,7 +24,7 @@ def test_channel_statistics_equal_those_in_float64():
 
 
 def test_a_constant_channel_has_deviation_one():
-    mean, std = channel_statistics(np.full((2, 3, 3, 1), 51, np.uint8))
+    mean, std, _ = statistics(np.full((2, 3, 3, 1), 51, np.uint8))
     np.testing.assert_allclose([mean, std], [[0.2], [1.0]], rtol=1e-6)
 
 

@@ -19,9 +19,9 @@ def test_jax_starts_with_the_flag():
     # What `flexpool_jax.train` does before it starts JAX must not start it.
     program = (
         "import os, jax; from configs import digits; from flexpool_jax import configuration;"
-        "configuration.resolve(digits.get_config()); from flexpool_jax.training import loop;"
-        "loop.use_deterministic_ops(); print(os.environ['XLA_FLAGS']);"
-        "jax.devices(); loop.use_deterministic_ops()"
+        "configuration.resolve(digits.get_config()); from flexpool_jax.training import run;"
+        "run.use_deterministic_ops(); print(os.environ['XLA_FLAGS']);"
+        "jax.devices(); run.use_deterministic_ops()"
     )
     environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}
     command = [sys.executable, "-c", program]

@@ -19,8 +19,8 @@ from flax import linen as nn
 from configs import digits
 from flexpool_jax import register_model, train
 from flexpool_jax.errors import Interrupted, TrainingDiverged
-from flexpool_jax.training import checkpoints, epoch_end, loop, metrics
-from flexpool_jax.training import run as running
+from flexpool_jax.training import checkpoints, loop, metrics
+from flexpool_jax.training import run as whole_run
 from flexpool_jax.training.interrupts import StopRequest
 from flexpool_jax.training.steps import TrainState, steps_in
 
@@ -138,16 +138,16 @@ def run(tmp_path_factory, monkeypatch):
             with jax.transfer_guard_host_to_device("disallow"):
                 original_finish(*arguments)
 
-        original, original_save = loop.set_up, checkpoints.save
+        original, original_save = whole_run.set_up, checkpoints.save
         original_finish = loop.finish_epoch
         with monkeypatch.context() as patch:
             patch.setattr(jax, "default_backend", lambda: backend)
-            patch.setattr(loop, "set_up", set_up)
+            patch.setattr(whole_run, "set_up", set_up)
             patch.setattr(loop, "finish_epoch", finish_epoch)
-            patch.setattr(loop, "stop_on_signals", lambda: contextlib.nullcontext(device.stop))
+            patch.setattr(whole_run, "stop_on_signals", lambda: contextlib.nullcontext(device.stop))
             patch.setattr(checkpoints, "save", save)
             clock = types.SimpleNamespace(monotonic=lambda: device.now)
-            for module in (loop, running, epoch_end, metrics):
+            for module in (loop, whole_run, metrics):
                 patch.setattr(module, "time", clock)
             return train(config, workdir)
 

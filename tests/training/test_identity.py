@@ -25,7 +25,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.report.results import find_runs
 from flexpool_jax.source import source_hash
-from flexpool_jax.training import checkpoints, identity, loop
+from flexpool_jax.training import checkpoints, identity, run
 from flexpool_jax.training.setup import set_up
 
 STEPS_PER_EPOCH = 11
@@ -266,7 +266,7 @@ def test_other_data_under_the_same_name_are_refused(workdir, make_config, monkey
     config = make_config()
     dataset = other_data(load_dataset("digits", config.dataset.data_dir, image_size=8), change)
     monkeypatch.setattr("flexpool_jax.evaluation.load_configured_dataset", lambda config: dataset)
-    monkeypatch.setattr(loop, "load_configured_dataset", lambda config: dataset)
+    monkeypatch.setattr(run, "load_configured_dataset", lambda config: dataset)
     with pytest.raises(UserError, match=f"other data.*{change}"):
         evaluate(workdir)
     with pytest.raises(UserError, match=f"other data.*{change}"):
@@ -328,7 +328,7 @@ def test_the_result_names_what_it_was_made_with(workdir):
 
 
 def test_code_that_changed_midway_is_recorded(workdir, make_config, monkeypatch):
-    monkeypatch.setattr(loop, "source_hash", lambda: "other")
+    monkeypatch.setattr(run, "source_hash", lambda: "other")
     train(make_config(num_epochs=3), workdir)
     assert result_of(workdir)["source_hash"] == [source_hash(), "other"]
 
