@@ -20,6 +20,8 @@ from flexpool_jax.report.evidence.runs import POOLS, Evidence, Key, read_correct
 Weights = Mapping[str, float]
 
 WHOLE = "flexpool+reg+dropout"
+# The smallest gain that is claimed, in points.
+_CLAIMED = 1.0
 
 
 def minus(column: str, baseline: str) -> dict[str, float]:
@@ -243,13 +245,12 @@ def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None,
     return model.contrast({"slope": 1.0}), differences
 
 
-def verdict(contrast: Contrast, p_value: float, claimed: float = 1.0) -> str:
+def verdict(contrast: Contrast, p_value: float) -> str:
     """The words of the protocol's table "What would support the claim, and what would refute it".
 
     Args:
         contrast: A primary contrast.
         p_value: After Holm's correction.
-        claimed: The smallest gain that is claimed, in points.
 
     Example:
         >>> verdict(Contrast(0.6, 0.1, 20), 0.001)
@@ -261,14 +262,14 @@ def verdict(contrast: Contrast, p_value: float, claimed: float = 1.0) -> str:
     if p_value < 0.05:
         if high < 0:
             return "It harms."
-        if low >= claimed:
+        if low >= _CLAIMED:
             return "It helps, by the claimed size."
         return (
             "It helps, by less than claimed."
-            if high < claimed
+            if high < _CLAIMED
             else "It helps; the claimed size is possible."
         )
-    if high >= claimed:
+    if high >= _CLAIMED:
         return "Undecided."
     text = "No difference is shown; a gain of 1 point or more is excluded."
     if contrast.equivalence_p_value() < 0.05:
