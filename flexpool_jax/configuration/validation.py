@@ -236,7 +236,8 @@ def _check_dataset_name(name: str, data_dir: str) -> None:
 
 
 def _check_model(config: ConfigDict) -> None:
-    cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    build = registry.MODELS["resnet20"].build
+    cifar_resnets = [name for name, entry in registry.MODELS.items() if entry.build == build]
     for name in registry.CIFAR_OPTIONS:
         if config[name] and config.model not in cifar_resnets:
             raise UserError(
