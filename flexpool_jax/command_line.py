@@ -9,13 +9,12 @@ shows the whole traceback of an error in a config file; and it misreads some ove
 import dataclasses
 import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.configuration.overrides import is_override
 from flexpool_jax.errors import UserError, unknown_name
 
@@ -223,7 +222,7 @@ def _expand(workdir: str) -> str:
     """Returns an absolute path: a shell leaves the `~` of `--workdir=~/run` to the program."""
     if not workdir.strip() or "://" in workdir:
         return workdir
-    return str(Path(os.path.expanduser(workdir)).absolute())  # noqa: PTH111 (~name may be unknown)
+    return str(files.expanded(workdir).absolute())
 
 
 def _unexpected(argument: str, modes: Collection[str]) -> UserError:

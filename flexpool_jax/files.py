@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and reads JSON files."""
+"""Writes files whole or not at all, and reads JSON files and users' paths."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flexpool_jax.errors import UserError
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` and `~name` read as a shell reads them; an unknown name stays as it is.
+
+    Example:
+        >>> expanded("~no_such_user/run").as_posix()
+        '~no_such_user/run'
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's raises where the name is unknown)
 
 
 def write_whole(path: Path, content: bytes) -> None:

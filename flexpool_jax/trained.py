@@ -60,7 +60,7 @@ def restore(
     Raises:
         UserError: there is no such workdir or step, or a file is damaged or of another run.
     """
-    workdir = Path(workdir).expanduser().absolute()
+    workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
     config = saved if config is None else config
     configuration.compare_with_workdir(config, saved)

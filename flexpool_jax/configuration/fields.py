@@ -132,6 +132,12 @@ def _whole(low: int, high: int = 10**9, **meaning: Any) -> Field:
     return Field(int, allowed, lambda value: low <= value <= high, **meaning)
 
 
+def _side(zero: str, **meaning: Any) -> Field:
+    """A number of pixels; 0 has a meaning of its own."""
+    allowed = f"0 ({zero}) or a whole number from 8 to 1024"
+    return Field(int, allowed, lambda value: value == 0 or 8 <= value <= 1024, **meaning)
+
+
 def _number(
     low: float, high: float, *, above: bool = False, below: bool = False, **meaning: Any
 ) -> Field:
@@ -211,20 +217,9 @@ FIELDS: dict[str, Field] = {
     "dataset.name": Field(str, "the name of a data set", _is_dataset_name, fixed=True),
     "dataset.data_dir": _folder(may_be_empty=False, has_effect=False),
     "dataset.raw_dir": _folder(may_be_empty=True, has_effect=False),
-    "dataset.image_size": Field(
-        int,
-        "0 (the data set's own) or a whole number from 8 to 1024",
-        lambda value: value == 0 or 8 <= value <= 1024,
-        fixed=True,
-    ),
+    "dataset.image_size": _side("the data set's own", fixed=True),
     "dataset.resize": _registry("data.images", "RESIZES", fixed=True, before="stretch"),
-    "dataset.center_crop": Field(
-        int,
-        "0 (the whole image) or a whole number from 8 to 1024",
-        lambda value: value == 0 or 8 <= value <= 1024,
-        fixed=True,
-        before=0,
-    ),
+    "dataset.center_crop": _side("the whole image", fixed=True, before=0),
     "dataset.placement": _one_of(
         lambda: ("auto", "device", "stream"), has_effect=False, before="auto"
     ),

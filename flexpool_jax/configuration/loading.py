@@ -64,7 +64,8 @@ def _find(path_text: str, configs_dir: Path) -> Path:
     """Returns the file a path names, or raises an error with the closest one."""
     for path in (Path(path_text), configs_dir.parent / path_text):
         if path.is_file():
-            return path
+            # Absolute, as tracebacks name it.
+            return path.absolute()
     given = Path(path_text)
     shown = configs_dir.name
     names = config_files(configs_dir)
@@ -107,11 +108,7 @@ def _run(step: Callable[[], object], path: Path, shown: str) -> object:
     except (Exception, SystemExit) as error:
         # The innermost line of the user's own file says more than one deep inside a library.
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if _is_same_file(frame.filename, path)]
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{shown}:{lines[-1]}" if lines else shown
         message = " ".join(str(error).split())
         raise UserError(f"{where}: {type(error).__name__}: {message}") from error
-
-
-def _is_same_file(one: str, other: Path) -> bool:
-    return Path(one).exists() and Path(one).samefile(other)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flexpool_jax.configuration.fields import FIELDS, KWARGS, field_names
+from flexpool_jax.configuration.fields import FIELDS, KWARGS, field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
@@ -116,21 +116,10 @@ def _value_text(match: re.Match[str], remaining: list[str], current: Any) -> str
 
 def _lookup(field: str, config: ConfigDict) -> Any:
     """Returns the present value of a field that can be overridden."""
-    node: Any = config
-    for part in field.split("."):
-        if not isinstance(node, ConfigDict) or part not in node:
-            names = list(field_names(config))
-            match = closest_name(field, names) or _by_last_part(field, names)
-            if match is None and "overrides" in config and field in FIELDS:
-                raise UserError(
-                    f"--config.{field} is a field of a sweep's runs, not of the sweep; write "
-                    f'--config.overrides="{field}=VALUE"'
-                )
-            hint = f"did you mean --config.{match}?" if match else f"allowed: {', '.join(names)};"
-            raise UserError(
-                f"unknown field --config.{field}; {hint} configs/default.py explains each"
-            )
-        node = node[part]
+    try:
+        node = get_field(config, field)
+    except (KeyError, TypeError):
+        raise _unknown_field(field, config) from None
     if isinstance(node, ConfigDict):
         names = [f"--config.{field}.{name}" for name in [*field_names(node)] or ["NAME=VALUE"]]
         raise UserError(f"--config.{field} is a group of fields; allowed: {', '.join(names)}")
@@ -140,6 +129,18 @@ def _lookup(field: str, config: ConfigDict) -> Any:
             "allowed: fields that hold True or False, a number, a text or a tuple"
         )
     return node
+
+
+def _unknown_field(field: str, config: ConfigDict) -> UserError:
+    names = list(field_names(config))
+    match = closest_name(field, names) or _by_last_part(field, names)
+    if match is None and "overrides" in config and field in FIELDS:
+        return UserError(
+            f"--config.{field} is a field of a sweep's runs, not of the sweep; write "
+            f'--config.overrides="{field}=VALUE"'
+        )
+    hint = f"did you mean --config.{match}?" if match else f"allowed: {', '.join(names)};"
+    return UserError(f"unknown field --config.{field}; {hint} configs/default.py explains each")
 
 
 def _by_last_part(field: str, names: Sequence[str]) -> str | None:

@@ -3,13 +3,12 @@
 import copy
 import itertools
 import math
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from flexpool_jax import files
 from flexpool_jax.configuration.fields import (
     FIELDS,
     KWARGS,
@@ -180,7 +179,7 @@ def check_files(config: ConfigDict) -> None:
     if config.init_from:
         _check_initial_weights(config)
     mapping = config.superclass.mapping
-    if mapping and not _path(mapping).is_file():
+    if mapping and not files.expanded(mapping).is_file():
         raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")
 
 
@@ -229,15 +228,16 @@ def _check_dataset_name(name: str, data_dir: str) -> None:
     from flexpool_jax.data.registry import DATASETS
 
     folder = name.partition("/")[0].partition(":")[0]
-    if name not in DATASETS and not _path(data_dir, folder).is_dir():
+    if name not in DATASETS and not (files.expanded(data_dir) / folder).is_dir():
         # Imported here, because it asks TFDS for the names that it knows.
         from flexpool_jax.data.prepare import unknown_dataset
 
-        raise UserError(f"config.dataset.name: {unknown_dataset(name, _path(data_dir))}")
+        raise UserError(f"config.dataset.name: {unknown_dataset(name, files.expanded(data_dir))}")
 
 
 def _check_model(config: ConfigDict) -> None:
-    cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    build = registry.MODELS["resnet20"].build
+    cifar_resnets = [name for name, entry in registry.MODELS.items() if entry.build == build]
     for name in registry.CIFAR_OPTIONS:
         if config[name] and config.model not in cifar_resnets:
             raise UserError(
@@ -369,11 +369,6 @@ def _check_superclass(config: ConfigDict) -> None:
             f"config.superclass.epochs is {epochs}, but {config.dataset.name} has no superclasses "
             "of its own; allowed: 0, or a file in config.superclass.mapping"
         )
-
-
-def _path(*parts: str) -> Path:
-    """Joins parts to a path, with `~` read as a shell reads it."""
-    return Path(os.path.expanduser(os.path.join(*parts)))  # noqa: PTH111, PTH118 (~ may be unknown)
 
 
 def _round_down(value: float) -> float:

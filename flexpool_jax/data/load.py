@@ -15,8 +15,9 @@ from flexpool_jax.data.description import describe
 from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, find_prepared, prepare, unknown_dataset
 from flexpool_jax.data.records import read_prepared
-from flexpool_jax.data.registry import DATASETS, RawDir, Registered, Source, resolve
+from flexpool_jax.data.registry import DATASETS, READERS, RawDir, Registered, Source
 from flexpool_jax.errors import UserError
+from flexpool_jax.registration import resolve
 
 # The part of the training split that becomes the test split where a data set has none.
 _TEST_FRACTION = 0.2
@@ -148,7 +149,7 @@ def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: 
         case Registered(load):
             return load_registered(name, load, fit)
         case RawDir(function):
-            opened = resolve(function)(raw_dir, fit)
+            opened = resolve(function, READERS)(raw_dir, fit)
             if isinstance(opened, Arrays):
                 return opened
             folder = prepare(opened, data_dir, raw_dir)

@@ -26,6 +26,7 @@ from flexpool_jax.data import download, registry
 from flexpool_jax.data.registry import Contents, Example, Source
 from flexpool_jax.errors import Interrupted, UserError, closest_name
 from flexpool_jax.lock import hold
+from flexpool_jax.registration import resolve
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -202,7 +203,7 @@ def _write(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
 
     files = download.find_or_download(source, raw_dir, data_dir / _DOWNLOADS)
     with _quiet(), _announcing(f"preparing {source.name} in {data_dir / source.name}"):
-        contents = registry.resolve(source.read)(files)
+        contents = resolve(source.read, registry.READERS)(files)
         num_classes = len(set(contents.class_names))
         if not num_classes == len(contents.class_names) == source.num_classes:
             raise UserError(

@@ -10,11 +10,12 @@ import pytest
 from flexpool_jax import create_model
 from flexpool_jax.models import MODELS, default_sac_weights, num_stages
 from flexpool_jax.models.blocks import max_pool
-from flexpool_jax.models.classifier import Classifier
+from flexpool_jax.models.classifier import Classifier, Head
 from flexpool_jax.models.inception import MODULES, InceptionModule
 from flexpool_jax.models.resnet import Block, ResNet
 from flexpool_jax.models.vgg import STAGE_FEATURES, VGG
 from flexpool_jax.pooling import POOLS
+from tests.models.conftest import draw_variables
 
 CONVS_PER_STAGE = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -30,21 +31,6 @@ def init_shapes(model, side):
 
 def count(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def draw_variables(module, x):
-    """As init draws them, near enough, and without the time it takes to compile init."""
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
-        if path[-1].key in ("bias", "mean"):
-            return np.zeros(leaf.shape, np.float32)
-        return rng.normal(scale=0.2, size=leaf.shape).astype(np.float32)
-
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def parameters(name, num_classes, side):
@@ -145,23 +131,24 @@ def test_either_stem_can_be_asked_for(name):
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18", "inception"])
 def test_every_pool_and_sac_fit_every_stage(name):
+    model = create_model(name, num_classes=7, sac=True, dtype=jnp.bfloat16)
+    variables = init_shapes(model, 32)
+    heads = [head for head in variables["params"] if head.startswith("aux_head")]
+    assert len(heads) == num_stages(name) - 1
+
+    def outputs(variables):
+        images, mutable = jnp.zeros((2, 32, 32, 3)), ["batch_stats", "aux_logits"]
+        logits, updates = model.apply(variables, images, train=True, mutable=mutable)
+        stages = model.apply(variables, images, method="stage_maps")
+        return [*updates["aux_logits"]["logits"], logits], stages
+
+    logits, stages = jax.eval_shape(outputs, variables)
+    assert [x.shape for x in logits] == [(2, 7)] * num_stages(name)
     for pool in POOLS:
-        model = create_model(name, num_classes=7, pool=pool, sac=True, dtype=jnp.bfloat16)
-        variables = init_shapes(model, 32)
-        heads = [head for head in variables["params"] if head.startswith("aux_head")]
-        assert len(heads) == num_stages(name) - 1
-        logits, updates = jax.eval_shape(
-            lambda variables, model=model: model.apply(
-                variables,
-                jnp.zeros((2, 32, 32, 3)),
-                train=True,
-                mutable=["batch_stats", "aux_logits"],
-            ),
-            variables,
-        )
-        aux_logits = updates["aux_logits"]["logits"]
-        assert [x.shape for x in (*aux_logits, logits)] == [(2, 7)] * num_stages(name)
-        assert logits.dtype == jnp.float32
+        head = Head(7, pool, dtype=jnp.dtype(jnp.bfloat16))
+        for stage in stages.values():
+            logits, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), stage)
+            assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
 
 
 def check_gradients(model, side):

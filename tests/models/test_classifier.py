@@ -1,5 +1,6 @@
 """The CIFAR ResNets and the heads on their stages."""
 
+import functools
 import itertools
 
 import jax
@@ -13,8 +14,9 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models import MODELS, num_stages, registry
 from flexpool_jax.models.resnet_cifar import ResNetCifar, option_a_shortcut
 from flexpool_jax.training.steps import parameter_count
+from tests.models.conftest import draw_variables
 
-IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
 
 def shapes(model, image_shape=(32, 32, 3)):
@@ -26,7 +28,7 @@ def sac_model():
     """A three-stage ResNet with SAC, as small as they come, and its variables."""
     model = create_model("resnet20", pool="flexpool", sac=True)
     model = model.clone(backbone=ResNetCifar(blocks_per_stage=1))
-    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+    return model, draw_variables(model, IMAGES)
 
 
 # He et al. 2015, table 6, gives 0.27, 0.46, 0.66, 0.85 and 1.7 million.
@@ -77,21 +79,27 @@ def test_shortcut_takes_every_second_pixel_and_pads_a_quarter_of_the_width_on_ea
 def test_auxiliary_logits_are_sown_in_training_only_first_stage_first(sac_model):
     model, variables = sac_model
     assert set(variables) == {"params", "batch_stats"}
-    logits, updates = model.apply(
-        variables, IMAGES, train=True, mutable=["batch_stats", "aux_logits"]
-    )
-    aux = updates["aux_logits"]["logits"]
+
+    @jax.jit
+    def run(variables):
+        mutable = ["batch_stats", "aux_logits"]
+        logits, updates = model.apply(variables, IMAGES, train=True, mutable=mutable)
+        stages, _ = model.apply(
+            variables, IMAGES, train=True, mutable=["batch_stats"], method="stage_maps"
+        )
+        return logits, updates["aux_logits"]["logits"], stages
+
+    logits, aux, stages = run(variables)
     assert [x.shape for x in (*aux, logits)] == [(2, 10)] * 3
     # Recomputed from the stage maps by hand: which head saw which stage.
-    stages, _ = model.apply(
-        variables, IMAGES, train=True, mutable=["batch_stats"], method="stage_maps"
-    )
     for got, name in zip(aux, ["stage1", "stage2"], strict=True):
         head = variables["params"][f"aux_head_{name}"]
         pooled = np.mean(stages[name], axis=(1, 2))
         expected = pooled @ head["classifier"]["kernel"] + head["classifier"]["bias"]
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
-    _, updates = model.apply(variables, IMAGES, train=False, mutable=["aux_logits"])
+    _, updates = jax.eval_shape(
+        lambda v: model.apply(v, IMAGES, train=False, mutable=["aux_logits"]), variables
+    )
     assert not jax.tree.leaves(updates)
 
 
@@ -107,16 +115,12 @@ def test_evaluation_needs_no_auxiliary_head(sac_model):
 def test_dropout_acts_on_the_pooled_vector_in_training_only():
     model = create_model("resnet20", pool="avg", dropout_rate=0.25)
     model = model.clone(backbone=ResNetCifar(blocks_per_stage=1))
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    variables = draw_variables(model, IMAGES)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def logits(train, key):
-        return model.apply(
-            variables,
-            IMAGES,
-            train=train,
-            rngs={"dropout": jax.random.key(key)},
-            mutable=["batch_stats"],
-        )[0]
+        rngs = {"dropout": jax.random.key(key)}
+        return model.apply(variables, IMAGES, train, rngs=rngs, mutable=["batch_stats"])[0]
 
     np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
     assert np.abs(logits(True, 0) - logits(True, 1)).max() > 1e-4
@@ -124,7 +128,7 @@ def test_dropout_acts_on_the_pooled_vector_in_training_only():
 
 def test_bfloat16_compute_keeps_float32_parameters_statistics_and_logits():
     model = create_model("resnet20", dtype=jnp.bfloat16, sac=True)
-    variables = shapes(model)
+    variables = shapes(model, IMAGES.shape[1:])
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     logits, updates = jax.eval_shape(
         lambda v: model.apply(v, IMAGES, train=True, mutable=["batch_stats", "aux_logits"]),
@@ -152,7 +156,9 @@ def test_release_order_has_biased_convolutions_and_norms_the_blocks_sum():
     params = shapes(model)["params"]["backbone"]
     assert set(params["stem_conv"]) == {"kernel", "bias"}
     backbone = ResNetCifar(blocks_per_stage=1, norm_after_relu=True)
-    stages, _ = backbone.init_with_output(jax.random.key(0), IMAGES, train=True)
+    variables = draw_variables(backbone, IMAGES)
+    apply = jax.jit(lambda v: backbone.apply(v, IMAGES, train=True, mutable=["batch_stats"]))
+    stages, _ = apply(variables)
     # After BatchNorm with its initial scale each channel has mean 0: not so after a ReLU.
     np.testing.assert_allclose(np.mean(stages["stage3"], axis=(0, 1, 2)), 0.0, atol=1e-4)
     assert np.min(stages["stage3"]) < 0
@@ -182,9 +188,9 @@ def test_a_users_own_backbone_is_one_registered_function(monkeypatch):
 
     assert num_stages("two_stages") == 2
     model = create_model("two_stages", num_classes=7, sac=True)
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
-    assert variables["params"]["aux_head_stage1"]["pool"]["w_fp"].shape == (32, 32, 4)
-    assert model.apply(variables, IMAGES).shape == (2, 7)
+    variables = shapes(model, IMAGES.shape[1:])
+    assert variables["params"]["aux_head_stage1"]["pool"]["w_fp"].shape == (8, 8, 4)
+    assert jax.eval_shape(model.apply, variables, IMAGES).shape == (2, 7)
     with pytest.raises(UserError, match="two_stages"):
         register_model("two_stages", num_stages=2)(lambda **fields: TwoStages())
     with pytest.raises(UserError, match="resnet20"):
