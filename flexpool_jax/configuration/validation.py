@@ -230,13 +230,14 @@ def _check_dataset_name(name: str, data_dir: str) -> None:
     folder = name.partition("/")[0].partition(":")[0]
     if name not in DATASETS and not (files.expanded(data_dir) / folder).is_dir():
         # Imported here, because it asks TFDS for the names that it knows.
-        from flexpool_jax.data.prepare import unknown_dataset
+        from flexpool_jax.data.load import unknown_dataset
 
         raise UserError(f"config.dataset.name: {unknown_dataset(name, files.expanded(data_dir))}")
 
 
 def _check_model(config: ConfigDict) -> None:
-    cifar_resnets = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+    build = registry.MODELS["resnet20"].build
+    cifar_resnets = [name for name, entry in registry.MODELS.items() if entry.build == build]
     for name in registry.CIFAR_OPTIONS:
         if config[name] and config.model not in cifar_resnets:
             raise UserError(

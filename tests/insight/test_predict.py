@@ -233,7 +233,7 @@ def test_the_class_is_green_in_a_folder_of_its_name_and_red_in_another():
 
 
 def test_many_files_do_not_take_more_memory(workdir, photos, monkeypatch):
-    """At no time are more images held than in two batches, two for each thread, and the tiles."""
+    """At no time are more images held than in two batches, two for each thread and tiles."""
     held = {"now": 0, "most": 0}
 
     class Counted(np.ndarray):
