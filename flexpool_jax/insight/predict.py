@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import itertools
 import os
 import sys
@@ -183,42 +184,36 @@ def predict_files(
     tiles: list[Tile] = []
     drawn = {round(place) for place in np.linspace(0, len(paths) - 1, _MAX_TILES)}
     unreadable = labelled = correct = 0
-    temporary = folder / f".{CSV_FILE}.{os.getpid()}"
-    try:
-        with (
-            files.naming(folder / CSV_FILE),
-            # Names of files need not be UTF-8.
-            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        ):
-            writer = csv.writer(file)
-            ranks = range(1, top_k + 1)
-            columns = (name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))
-            writer.writerow(["file", "label", *columns, "error"])
-            predictions = tqdm(
-                _predict(trained, paths, top_k), total=len(paths), unit="image", disable=None
-            )
-            for index, (prediction, image) in enumerate(predictions):
-                writer.writerow(_csv_row(prediction, top_k))
-                if image is None:
-                    unreadable += 1
-                    if unreadable <= _MAX_ERRORS:
-                        tqdm.write(f"not predicted: {prediction.error}", file=sys.stderr)
-                    continue
-                labelled += bool(prediction.label)
-                correct += prediction.label == prediction.classes[0]
-                if len(first) < _MAX_ROWS:
-                    first.append(prediction)
-                if index in drawn:
-                    tiles.append(_tile(prediction, image))
+    with files.writing_whole(folder / CSV_FILE) as file:
+        # Names of files need not be UTF-8.
+        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(text)
+        ranks = range(1, top_k + 1)
+        columns = (name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))
+        writer.writerow(["file", "label", *columns, "error"])
+        predictions = tqdm(
+            _predict(trained, paths, top_k), total=len(paths), unit="image", disable=None
+        )
+        for index, (prediction, image) in enumerate(predictions):
+            writer.writerow(_csv_row(prediction, top_k))
+            if image is None:
+                unreadable += 1
+                if unreadable <= _MAX_ERRORS:
+                    tqdm.write(f"not predicted: {prediction.error}", file=sys.stderr)
+                continue
+            labelled += bool(prediction.label)
+            correct += prediction.label == prediction.classes[0]
+            if len(first) < _MAX_ROWS:
+                first.append(prediction)
+            if index in drawn:
+                tiles.append(_tile(prediction, image))
+        text.detach()
         if unreadable > _MAX_ERRORS:
             print(f"not predicted: {unreadable - _MAX_ERRORS:,} more files", file=sys.stderr)
         if unreadable == len(paths):
             raise UserError(f"--images={pattern}: none of {len(paths):,} files could be read")
-        temporary.replace(folder / CSV_FILE)
-        if tiles:
-            files.write_whole(folder / SHEET_FILE, images.encode_png(contact_sheet(tiles)))
-    finally:
-        temporary.unlink(missing_ok=True)
+    if tiles:
+        files.write_whole(folder / SHEET_FILE, images.encode_png(contact_sheet(tiles)))
     return Predicted(len(paths), unreadable, labelled, correct, first, time.monotonic() - started)
 
 
