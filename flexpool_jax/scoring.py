@@ -14,6 +14,7 @@ import numpy as np
 import scipy.special
 
 from flexpool_jax.errors import UserError
+from flexpool_jax.registration import is_same_definition
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -58,12 +59,7 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
         )
 
     def register(metric: Metric) -> Metric:
-        other = METRICS.get(name)
-        # The same definition may come again, as when a notebook's cell is run twice.
-        if other is not None and (other.__module__, other.__qualname__) != (
-            metric.__module__,
-            metric.__qualname__,
-        ):
+        if name in METRICS and not is_same_definition(METRICS[name], metric):
             raise UserError(f"a metric named {name!r} is registered already")
         METRICS[name] = metric
         return metric

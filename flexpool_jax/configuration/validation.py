@@ -230,7 +230,7 @@ def _check_dataset_name(name: str, data_dir: str) -> None:
     folder = name.partition("/")[0].partition(":")[0]
     if name not in DATASETS and not (files.expanded(data_dir) / folder).is_dir():
         # Imported here, because it asks TFDS for the names that it knows.
-        from flexpool_jax.data.prepare import unknown_dataset
+        from flexpool_jax.data.load import unknown_dataset
 
         raise UserError(f"config.dataset.name: {unknown_dataset(name, files.expanded(data_dir))}")
 

@@ -1,6 +1,7 @@
 """Image classification data as NumPy arrays, prepared once and without TensorFlow.
 
-A data set passes through three steps, which `load_dataset` takes in this order:
+A data set passes through three steps, which `load.load_dataset` takes in this order; once it is
+prepared, it begins with the third:
 
 1. Find or download: `download` finds the published files in `dataset.raw_dir`, or downloads them.
 2. Prepare: a function of `readers` reads these files, and `prepare` has TFDS write what it gives

@@ -1,25 +1,31 @@
-"""Step 3: `load_dataset` and `prepare_dataset`, from a name to arrays or a prepared folder."""
+"""Step 3: `load_dataset` and `prepare_dataset`, from a name to a prepared folder and its images."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from flexpool_jax import files
 from flexpool_jax.data.arrays import load_registered
 from flexpool_jax.data.dataset import Arrays, Dataset, hold_out
 from flexpool_jax.data.description import describe
 from flexpool_jax.data.images import RESIZES, Fit
-from flexpool_jax.data.prepare import VERSION, find_prepared, prepare, unknown_dataset
+from flexpool_jax.data.prepare import VERSION, prepare
 from flexpool_jax.data.records import read_prepared
-from flexpool_jax.data.registry import DATASETS, RawDir, Registered, Source, resolve
-from flexpool_jax.errors import UserError
+from flexpool_jax.data.registry import DATASETS, READERS, RawDir, Registered, Source
+from flexpool_jax.errors import UserError, closest_name
+from flexpool_jax.registration import resolve
 
 # The part of the training split that becomes the test split where a data set has none.
 _TEST_FRACTION = 0.2
+
+_TFDS_NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>[\d.]+))?")
 
 _Path = str | os.PathLike[str]
 
@@ -148,7 +154,7 @@ def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: 
         case Registered(load):
             return load_registered(name, load, fit)
         case RawDir(function):
-            opened = resolve(function)(raw_dir, fit)
+            opened = resolve(function, READERS)(raw_dir, fit)
             if isinstance(opened, Arrays):
                 return opened
             folder = prepare(opened, data_dir, raw_dir)
@@ -171,4 +177,78 @@ def _path(field: str, path: _Path) -> Path:
         raise UserError(
             f"dataset.{field}={str(path)!r}; allowed: the path of a folder or file on this machine"
         )
-    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (~name may be unknown)
+    return files.expanded(path).absolute()
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """Finds a data set that TFDS prepared as ArrayRecord: DATA_DIR/NAME[/CONFIG]/VERSION.
+
+    Args:
+        name: NAME, NAME/CONFIG or either with :VERSION. Of several versions the newest is taken.
+        data_dir: The folder of prepared data sets.
+
+    Returns:
+        The folder, or None if there is none.
+
+    Raises:
+        UserError: Several configs are prepared and none is named.
+    """
+    match = _TFDS_NAME.fullmatch(name)
+    if match is None:
+        return None
+    root, version = data_dir / match["name"], match["version"]
+    if match["config"]:
+        return _newest(root / match["config"], version)
+    found = _newest(root, version)
+    if found is not None or not root.is_dir():
+        return found
+    configs = {
+        folder.name: newest
+        for folder in sorted(root.iterdir())
+        if (newest := _newest(folder, version)) is not None
+    }
+    if len(configs) > 1:
+        names = ", ".join(f"{match['name']}/{config}" for config in configs)
+        raise UserError(f"{root} holds several configs of {name!r}; name one of: {names}")
+    return next(iter(configs.values()), None)
+
+
+def _newest(folder: Path, version: str | None) -> Path | None:
+    """Returns the subfolder with the newest version that is stored as ArrayRecord, or None."""
+    found = [
+        info.parent
+        for info in folder.glob(f"{version or '*'}/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name) and _is_array_record(info)
+    ]
+    return max(found, key=lambda path: [int(x) for x in path.name.split(".")], default=None)
+
+
+def _is_array_record(info: Path) -> bool:
+    try:
+        return json.loads(info.read_text(encoding="utf-8")).get("fileFormat") == "array_record"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def unknown_dataset(name: str, data_dir: Path) -> UserError:
+    """Builds the error for a name that is neither registered nor prepared under data_dir.
+
+    Where TFDS knows the name, it says how to prepare it; otherwise it names the closest match.
+    """
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    names = ", ".join(DATASETS)
+    base = name.partition("/")[0].partition(":")[0]
+    if base in known:
+        return UserError(
+            f"{name!r} is not prepared as ArrayRecord under {data_dir}, and its preparation needs "
+            f"TensorFlow; in an environment that has it, run: tfds build {name} "
+            f"--file_format=array_record --data_dir={data_dir} (without TensorFlow: {names})"
+        )
+    match = closest_name(base, [*DATASETS, *known])
+    hint = f" did you mean {match!r}?" if match else ""
+    return UserError(
+        f"unknown data set {name!r};{hint} allowed: {names}, or a TFDS data set prepared as "
+        f"ArrayRecord under {data_dir}"
+    )

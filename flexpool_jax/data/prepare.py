@@ -11,9 +11,7 @@ import contextlib
 import errno
 import functools
 import io
-import json
 import os
-import re
 import shutil
 import sys
 import threading
@@ -24,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from flexpool_jax.data import download, registry
 from flexpool_jax.data.registry import Contents, Example, Source
-from flexpool_jax.errors import Interrupted, UserError, closest_name
+from flexpool_jax.errors import Interrupted, UserError
 from flexpool_jax.lock import hold
+from flexpool_jax.registration import resolve
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -36,81 +35,6 @@ VERSION = "1.0.0"
 _DOWNLOADS = "downloads"
 # Preparing says nothing if it takes no longer.
 _SILENT_SECONDS = 2
-_TFDS_NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>[\d.]+))?")
-
-
-def find_prepared(name: str, data_dir: Path) -> Path | None:
-    """Finds a data set that TFDS prepared as ArrayRecord: DATA_DIR/NAME[/CONFIG]/VERSION.
-
-    Args:
-        name: NAME, NAME/CONFIG or either with :VERSION. Of several versions the newest is taken.
-        data_dir: The folder of prepared data sets.
-
-    Returns:
-        The folder, or None if there is none.
-
-    Raises:
-        UserError: Several configs are prepared and none is named.
-    """
-    match = _TFDS_NAME.fullmatch(name)
-    if match is None:
-        return None
-    root, version = data_dir / match["name"], match["version"]
-    if match["config"]:
-        return _newest(root / match["config"], version)
-    found = _newest(root, version)
-    if found is not None or not root.is_dir():
-        return found
-    configs = {
-        folder.name: newest
-        for folder in sorted(root.iterdir())
-        if (newest := _newest(folder, version)) is not None
-    }
-    if len(configs) > 1:
-        names = ", ".join(f"{match['name']}/{config}" for config in configs)
-        raise UserError(f"{root} holds several configs of {name!r}; name one of: {names}")
-    return next(iter(configs.values()), None)
-
-
-def _newest(folder: Path, version: str | None) -> Path | None:
-    """Returns the subfolder with the newest version that is stored as ArrayRecord, or None."""
-    found = [
-        info.parent
-        for info in folder.glob(f"{version or '*'}/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name) and _is_array_record(info)
-    ]
-    return max(found, key=lambda path: [int(x) for x in path.name.split(".")], default=None)
-
-
-def _is_array_record(info: Path) -> bool:
-    try:
-        return json.loads(info.read_text(encoding="utf-8")).get("fileFormat") == "array_record"
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def unknown_dataset(name: str, data_dir: Path) -> UserError:
-    """Builds the error for a name that is neither registered nor prepared under data_dir.
-
-    Where TFDS knows the name, it says how to prepare it; otherwise it names the closest match.
-    """
-    import tensorflow_datasets as tfds
-
-    known = tfds.list_builders(with_community_datasets=False)
-    names = ", ".join(registry.DATASETS)
-    base = name.partition("/")[0].partition(":")[0]
-    if base in known:
-        return UserError(
-            f"{name!r} is not prepared as ArrayRecord under {data_dir}, and its preparation needs "
-            f"TensorFlow; in an environment that has it, run: tfds build {name} "
-            f"--file_format=array_record --data_dir={data_dir} (without TensorFlow: {names})"
-        )
-    match = closest_name(base, [*registry.DATASETS, *known])
-    hint = f" did you mean {match!r}?" if match else ""
-    return UserError(
-        f"unknown data set {name!r};{hint} allowed: {names}, or a TFDS data set prepared as "
-        f"ArrayRecord under {data_dir}"
-    )
 
 
 def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
@@ -202,7 +126,7 @@ def _write(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
 
     files = download.find_or_download(source, raw_dir, data_dir / _DOWNLOADS)
     with _quiet(), _announcing(f"preparing {source.name} in {data_dir / source.name}"):
-        contents = registry.resolve(source.read)(files)
+        contents = resolve(source.read, registry.READERS)(files)
         num_classes = len(set(contents.class_names))
         if not num_classes == len(contents.class_names) == source.num_classes:
             raise UserError(

@@ -1,20 +1,22 @@
 """Every data set by name: what it is, where it comes from, and the function that reads it.
 
 To add one, write its reader in a module of `flexpool_jax.data.readers` and add its entry here, to
-`_SOURCES`: no other file is touched. Importing this module imports neither JAX nor NumPy, so that a
-command line can check names first.
+`_SOURCES`: no other file is touched. Readers are named as text and imported when they are needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from flexpool_jax.errors import UserError
+from flexpool_jax.registration import is_same_definition
+
+#: The package of the functions that read data sets.
+READERS = "flexpool_jax.data.readers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Source:
         description: A sentence on what it is.
         homepage: Where it comes from.
         read: A function that reads the files, a tuple of `download.RawFile` in the order of
-            `files`, and returns `Contents`; or where that function is, ``"module:function"``.
+            `files`, and returns `Contents`; or where that is, ``"module:function"`` of `READERS`.
         num_classes: How many classes there must be.
         num_examples: How many examples each split must have.
         files: What upstream publishes.
@@ -285,7 +287,7 @@ def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], An
             raise UserError(f"data set {name!r} needs a function; got {load!r}")
         known = DATASETS.get(name)
         if known is not None and not (
-            isinstance(known, Registered) and _written_in(known.load) == _written_in(load)
+            isinstance(known, Registered) and is_same_definition(known.load, load)
         ):
             raise UserError(f"a data set named {name!r} is registered already")
         DATASETS[name] = Registered(load)
@@ -294,20 +296,7 @@ def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], An
     return register
 
 
-def _written_in(function: Callable[..., Any]) -> tuple[Any, Any]:
-    """Where a function is defined; running its definition again makes a new object."""
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
-
-
 def has_superclasses(name: str) -> bool:
     """Whether the data set of that name comes with superclasses of its own."""
     known = DATASETS.get(name)
     return isinstance(known, Source) and known.has_superclasses
-
-
-def resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
-    """Imports a function that is given as ``"module:function"``, a module of `data.readers`."""
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(f"flexpool_jax.data.readers.{module}"), name)

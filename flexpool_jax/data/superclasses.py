@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flexpool_jax import files
 from flexpool_jax.data.dataset import Superclasses
 from flexpool_jax.errors import UserError, unknown_name
 
@@ -47,7 +48,7 @@ def read_superclass_mapping(
         >>> superclasses.names, superclasses.of_class.tolist()
         (('animal', 'vehicle'), [0, 0, 1])
     """
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     text = _read(path)
     pairs = _json_pairs(text, path) if path.suffix.lower() == ".json" else _text_pairs(text, path)
     superclass_of: dict[str, str] = {}

@@ -18,16 +18,13 @@ from flax import linen as nn
 from flexpool_jax import cpu
 
 Array = jax.Array
-Padding = str | int | Sequence[tuple[int, int]]
 
 # He et al. 2015 ("Delving Deep into Rectifiers", arXiv 1502.01852), eq. 14: variance 2 / fan_out.
-kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def symmetric_padding(kernel_size: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """``k // 2`` pixels on both sides, at every stride; Flax's "SAME" pads at the end first."""
-    return tuple((size // 2, size // 2) for size in kernel_size)
-
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# What BatchNorm keeps of the running statistics at each step; PyTorch's ``momentum`` is 1 - this.
+_MOMENTUM = 0.9
+# What it adds to the variance.
+_EPSILON = 1e-5
 
 _cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
 
@@ -78,15 +75,16 @@ def _advice_on_forward_mode() -> Iterator[None]:
 class Conv(nn.Module):
     """A two-dimensional convolution: ``[B, H, W, C] -> [B, H', W', features]``.
 
+    ``k // 2`` pixels of zeros are added on each side, at every stride; Flax's "SAME" adds them at
+    the end first. The kernel begins as normal numbers of variance 2 / (kh·kw·features).
+
     Attributes:
         features: number of output channels.
         kernel_size: height and width of the kernel.
         strides: of both dimensions.
-        padding: "symmetric" pads ``k // 2`` pixels on each side; otherwise as `flax.linen.Conv`.
         use_bias: off by default, since a norm follows.
         dtype: compute dtype; the parameters ``kernel`` [kh, kw, C, features] and ``bias`` are
             float32.
-        kernel_init: normal with variance 2 / (kh·kw·features) by default.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,24 +97,19 @@ class Conv(nn.Module):
     features: int
     kernel_size: Sequence[int] = (3, 3)
     strides: int = 1
-    padding: Padding = "symmetric"
     use_bias: bool = False
     dtype: Any = None
-    kernel_init: nn.initializers.Initializer = kaiming_normal_fan_out
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        padding = self.padding
-        if padding == "symmetric":
-            padding = symmetric_padding(self.kernel_size)
         conv = nn.Conv(
             self.features,
             tuple(self.kernel_size),
             strides=self.strides,
-            padding=padding,
+            padding=[(size // 2, size // 2) for size in self.kernel_size],
             use_bias=self.use_bias,
             dtype=self.dtype,
-            kernel_init=self.kernel_init,
+            kernel_init=_KERNEL_INIT,
             conv_general_dilated=cpu.conv_general_dilated if _use_kernels(x, self.dtype) else None,
         )
         nn.share_scope(self, conv)
@@ -128,15 +121,14 @@ class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) of any shape ``[..., C]``.
 
     Parameters ``scale`` and ``bias``, and ``batch_stats`` ``mean`` and ``var`` (the biased
-    variance), all float32 [C], are those of `flax.linen.BatchNorm`.
+    variance), all float32 [C], are those of `flax.linen.BatchNorm`. The momentum is 0.9 (0.1 in
+    PyTorch's terms) and epsilon 1e-5.
 
     Attributes:
         use_running_average: False in training, which normalises by the batch's own statistics and
             updates the running ones; the collection ``batch_stats`` must then be mutable.
         dtype: of the result; statistics are float32 throughout.
         axis_name: pmapped axis over which batch statistics are synchronised; None for none.
-        momentum: kept of the running statistics at each step; PyTorch's ``momentum`` is 1 − this.
-        epsilon: added to the variance.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -150,8 +142,6 @@ class BatchNorm(nn.Module):
     use_running_average: bool
     dtype: Any = None
     axis_name: str | None = None
-    momentum: float = 0.9
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -161,8 +151,8 @@ class BatchNorm(nn.Module):
         norm = nn.BatchNorm(
             use_running_average=self.use_running_average,
             axis_name=self.axis_name,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
+            momentum=_MOMENTUM,
+            epsilon=_EPSILON,
             dtype=self.dtype,
         )
         nn.share_scope(self, norm)
@@ -173,10 +163,10 @@ class BatchNorm(nn.Module):
         scale: Array = self.get_variable("params", "scale")
         bias: Array = self.get_variable("params", "bias")
         with _advice_on_forward_mode():
-            y, mean, variance = cpu.batch_norm(x, scale, bias, self.epsilon, self.axis_name)
+            y, mean, variance = cpu.batch_norm(x, scale, bias, _EPSILON, self.axis_name)
         for name, batch in (("mean", mean), ("var", variance)):
             running: Array = self.get_variable("batch_stats", name)
-            mixed = self.momentum * running + (1 - self.momentum) * batch
+            mixed = _MOMENTUM * running + (1 - _MOMENTUM) * batch
             self.put_variable("batch_stats", name, mixed)
         return y
 

@@ -8,11 +8,11 @@ that (pools, dropout, classifiers, SAC) is `flexpool_jax.models.classifier.Class
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flexpool_jax import errors
+from flexpool_jax.registration import is_same_definition, resolve
 
 if TYPE_CHECKING:
     from flax import linen as nn
@@ -110,20 +110,12 @@ def register_model(
                 f"model {name!r} is registered with {build!r}; allowed: a function "
                 "build(*, dtype, norm_axis_name) that returns a flax.linen.Module"
             )
-        if name in MODELS and not _is_same_function(MODELS[name].build, build):
+        if name in MODELS and not is_same_definition(MODELS[name].build, build):
             raise errors.UserError(f"a model named {name!r} is registered already")
         MODELS[name] = Entry(build, num_stages, head_features)
         return build
 
     return register
-
-
-def _is_same_function(one: str | Callable[..., nn.Module], other: Callable[..., nn.Module]) -> bool:
-    """Whether both are written in one place; running its definition again makes a new object."""
-    return not isinstance(one, str) and (one.__module__, one.__qualname__) == (
-        other.__module__,
-        other.__qualname__,
-    )
 
 
 def _entry(name: str) -> Entry:
@@ -229,10 +221,7 @@ def create_model(
         raise errors.UserError(f"dropout_rate is {dropout_rate}; allowed: 0 or more, below 1")
     if pool not in POOLS:
         raise errors.unknown_name("pool", pool, POOLS)
-    build = entry.build
-    if isinstance(build, str):
-        module, _, attribute = build.partition(":")
-        build = getattr(importlib.import_module(f"flexpool_jax.models.{module}"), attribute)
+    build = resolve(entry.build, "flexpool_jax.models")
     dtype = jnp.dtype(dtype or jnp.float32)
     try:
         backbone = build(dtype=dtype, norm_axis_name=norm_axis_name, **entry.fields, **options)

@@ -156,7 +156,7 @@ def read_header(file: str | os.PathLike[str]) -> Header:
 
 
 def _check_file(file: str | os.PathLike[str]) -> Path:
-    path = Path(os.path.expanduser(file))  # noqa: PTH111 (~name may be unknown)
+    path = files.expanded(file)
     if not path.exists():
         raise UserError(f"{file}: there is no such file")
     if not path.is_file():

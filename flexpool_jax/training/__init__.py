@@ -1,4 +1,17 @@
-"""Training: set-up, steps, the loop, checkpoints, metrics; `train` is the way in."""
+"""Training; `train` is the way in.
+
+In the order in which to read the files:
+
+- run: a run from its beginning to result.json; loop: its steps and epochs.
+- steps: one update and one evaluation step, and their compiled programs; setup builds them, with
+  the model and the optimizer, from a config; feed hands them the data; eval_loop sums an evaluation
+  up.
+- checkpoints, saving, resume: how a state is kept and found again; orbax_faults: damaged folders.
+- identity, result: what a workdir says of its run and of what came out.
+- metrics, console: numbers for files and for people.
+- interrupts: signals; processes: several hosts; pace: steps of one dispatch; superclass, debugging,
+  determinism: options of a config or a command.
+"""
 
 from __future__ import annotations
 

@@ -165,7 +165,8 @@ PREPARE_SLOWLY = """
 import dataclasses, sys, time
 from pathlib import Path
 from flexpool_jax.data.prepare import prepare
-from flexpool_jax.data.registry import DATASETS, resolve
+from flexpool_jax.data.registry import DATASETS, READERS
+from flexpool_jax.registration import resolve
 
 def read(files):
     def slowly(examples):
@@ -174,7 +175,7 @@ def read(files):
                 print("in the middle", flush=True, file=sys.__stdout__)
                 time.sleep(float(sys.argv[2]))
             yield example
-    contents = resolve(DIGITS.read)(files)
+    contents = resolve(DIGITS.read, READERS)(files)
     splits = contents.splits | {"train": slowly(contents.splits["train"])}
     return dataclasses.replace(contents, splits=splits)
 

@@ -232,7 +232,7 @@ def test_the_class_is_green_in_a_folder_of_its_name_and_red_in_another():
 
 
 def test_many_files_do_not_take_more_memory(workdir, photos, monkeypatch):
-    """At no time are more images held than in two batches, two chunks of the threads and tiles."""
+    """At no time are more images held than in two batches, two for each thread and tiles."""
     held = {"now": 0, "most": 0}
 
     class Counted(np.ndarray):
@@ -252,4 +252,4 @@ def test_many_files_do_not_take_more_memory(workdir, photos, monkeypatch):
     monkeypatch.setattr(predict, "read_image", counting)
     found = predict_files(workdir, "all")
     assert found.files == 3000
-    assert held["most"] <= 2 * (predict._MAX_BATCH + images._CHUNK) + predict._MAX_TILES
+    assert held["most"] <= 2 * (predict._MAX_BATCH + images.thread_count()) + predict._MAX_TILES
