@@ -118,6 +118,14 @@ def read_json(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
     return value
 
 
+def read_json_if_whole(path: Path) -> dict[str, Any]:
+    """Reads a JSON file as `read_json` does; empty where there is none that can be read."""
+    try:
+        return read_json(path) or {}
+    except UserError:
+        return {}
+
+
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """Adds ``sha256``, a digest of all the rest, to what is to be written as JSON.
 

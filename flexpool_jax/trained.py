@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,15 @@ class Trained:
     def preprocess(self) -> Callable[[Array], Array]:
         """Turns uint8 images [B, H, W, C] into what the model takes."""
         return make_normalise(self.mean, self.std, jnp.dtype(self.config.dtype))
+
+    def probabilities(self, variables: Mapping[str, Any], images: Array) -> Array:
+        """Maps uint8 images [B, H, W, C] to the classes' probabilities, float32 [B, K].
+
+        It is compiled by the caller, who says with which variables: `variables`, or the same on a
+        device.
+        """
+        logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
+        return jax.nn.softmax(logits)
 
 
 def load_trained(

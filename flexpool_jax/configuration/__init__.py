@@ -3,26 +3,48 @@
 JAX is imported only to read a variant and to check pools, optimizers and schedules.
 """
 
-from flexpool_jax.configuration.fields import FIELDS as FIELDS
-from flexpool_jax.configuration.fields import dataset_options as dataset_options
-from flexpool_jax.configuration.fields import field_names as field_names
-from flexpool_jax.configuration.fields import get_field as get_field
-from flexpool_jax.configuration.loading import config_files as config_files
-from flexpool_jax.configuration.loading import load_config as load_config
-from flexpool_jax.configuration.overrides import apply_overrides as apply_overrides
-from flexpool_jax.configuration.validation import check_batch_size as check_batch_size
-from flexpool_jax.configuration.validation import check_files as check_files
+from flexpool_jax.configuration.fields import FIELDS, dataset_options, field_names, get_field
+from flexpool_jax.configuration.loading import config_files, load_config
+from flexpool_jax.configuration.overrides import apply_overrides
 from flexpool_jax.configuration.validation import (
-    check_pool_reg_stability as check_pool_reg_stability,
+    check_batch_size,
+    check_files,
+    check_pool_reg_stability,
+    resolve,
 )
-from flexpool_jax.configuration.validation import resolve as resolve
-from flexpool_jax.configuration.workdir import check_resume as check_resume
-from flexpool_jax.configuration.workdir import check_workdir as check_workdir
-from flexpool_jax.configuration.workdir import compare_with_workdir as compare_with_workdir
-from flexpool_jax.configuration.workdir import config_from_json as config_from_json
-from flexpool_jax.configuration.workdir import config_path as config_path
-from flexpool_jax.configuration.workdir import digest as digest
-from flexpool_jax.configuration.workdir import has_checkpoint as has_checkpoint
-from flexpool_jax.configuration.workdir import has_effect as has_effect
-from flexpool_jax.configuration.workdir import read_config as read_config
-from flexpool_jax.configuration.workdir import write_config as write_config
+from flexpool_jax.configuration.workdir import (
+    check_resume,
+    check_workdir,
+    compare_with_workdir,
+    config_from_json,
+    config_path,
+    digest,
+    has_checkpoint,
+    has_effect,
+    read_config,
+    write_config,
+)
+
+__all__ = [
+    "FIELDS",
+    "apply_overrides",
+    "check_batch_size",
+    "check_files",
+    "check_pool_reg_stability",
+    "check_resume",
+    "check_workdir",
+    "compare_with_workdir",
+    "config_files",
+    "config_from_json",
+    "config_path",
+    "dataset_options",
+    "digest",
+    "field_names",
+    "get_field",
+    "has_checkpoint",
+    "has_effect",
+    "load_config",
+    "read_config",
+    "resolve",
+    "write_config",
+]

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-INK, RIGHT, WRONG = "#1f2933", "#18794e", "#c62828"
+RIGHT, WRONG = "#18794e", "#c62828"
 
 _SIDE, _GAP, _LINE, _FONT_SIZE = 128, 12, 16, 13
 

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
 
 from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
 from flexpool_jax.insight.evidence import Evidence
-from flexpool_jax.scoring import Bin
+from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
 
 # Blue below and red above a light middle; told apart with every common kind of colour blindness.
 DIVERGING = "RdBu_r"
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "text.color": "#1f2933",
-    "axes.labelcolor": "#1f2933",
-}
+_NO_GRID = {"axes.grid": False}
 # More numbers than these cannot be read.
 _MAX_NUMBERED, _MAX_NAMED = 256, 40
 _EVIDENCE_ROWS = 12
@@ -54,11 +46,9 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
     for channel, (top, left) in enumerate(corners):
         mosaic[top : top + height, left : left + width] = maps[..., channel]
     norm = _around(1 / (height * width), maps)
-    with rc_context(_STYLE):
-        size = min(14.0, max(5.0, 0.9 * across))
-        figure = Figure(
-            figsize=(size + 1, size * mosaic.shape[0] / mosaic.shape[1] + 1), layout="constrained"
-        )
+    size = min(14.0, max(5.0, 0.9 * across))
+    style = _NO_GRID | {"savefig.bbox": "tight"}
+    with drawn(path, size + 1, size * mosaic.shape[0] / mosaic.shape[1] + 1, style) as figure:
         axes = figure.subplots()
         axes.imshow(mosaic, cmap=DIVERGING, norm=norm, interpolation="nearest")
         axes.axis("off")
@@ -76,7 +66,6 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
         axes.set_title(f"Weights of {title}: {channels_text}, {height} × {width} positions")
         bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=axes, shrink=0.7)
         bar.set_label(f"weight; the middle is 1/(HW) = {1 / (height * width):.4g}")
-        figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def _around(centre: float, values: np.ndarray) -> Normalize:
@@ -91,8 +80,7 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
     Each row has one scale, centred at 0, so that its two maps can be compared.
     """
     rows = min(_EVIDENCE_ROWS, len(evidence.positions))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 1.9 * rows + 0.6), layout="constrained")
+    with drawn(path, 6.4, 1.9 * rows + 0.6) as figure:
         panels = figure.subplots(rows, 3, squeeze=False)
         for row in range(rows):
             index = evidence.positions[row]
@@ -122,15 +110,13 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
         figure.suptitle(
             "Evidence for a class (its logit): red adds, blue takes away", x=0.02, ha="left"
         )
-        figure.savefig(path, dpi=110)
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draws the confusion matrix [K, K], a row for each class and a column for each prediction."""
     count = len(names)
-    with rc_context(_STYLE):
-        side = min(12.0, max(4.5, 0.45 * count))
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
+    side = min(12.0, max(4.5, 0.45 * count))
+    with drawn(path, side + 1, side, _NO_GRID) as figure:
         axes = figure.subplots()
         image = axes.imshow(
             np.where(confusion > 0, confusion, np.nan),
@@ -154,32 +140,25 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         ticks = [tick for tick in ticks if tick <= confusion.max()]
         bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
         bar.minorticks_off()
-        figure.savefig(path, dpi=110)
 
 
-def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
-    """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds."""
-    used = [found for found in bins if found.images]
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(4.8, 5.2), layout="constrained")
+def draw_reliability(bins: Sequence[Mapping[str, Any]], error: float, path: Path) -> None:
+    """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds.
+
+    Args:
+        bins: the fields of each `flexpool_jax.scoring.Bin`.
+        error: the expected calibration error.
+        path: of the PNG.
+    """
+    used = [found for found in bins if found["images"]]
+    confidences, accuracies = ([found[key] for found in used] for key in ("confidence", "accuracy"))
+    lows, counts = ([found[key] for found in bins] for key in ("low", "images"))
+    with drawn(path, 4.8, 5.2) as figure:
         axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
-        axes.plot([0, 1], [0, 1], color="#8b96a3", linestyle="--", label="perfectly calibrated")
-        axes.plot(
-            [found.confidence for found in used],
-            [found.accuracy for found in used],
-            marker="o",
-            color="#2f7fb5",
-            label="this network",
-        )
+        axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", label="perfectly calibrated")
+        axes.plot(confidences, accuracies, "o-", color=COLOURS[1], label="this network")
         axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title(f"Reliability; expected calibration error {error:.4f}")
-        axes.legend(frameon=False)
-        below.bar(
-            [found.low for found in bins],
-            [found.images for found in bins],
-            width=1 / len(bins),
-            align="edge",
-            color="#2f7fb5",
-        )
+        axes.legend()
+        below.bar(lows, counts, width=1 / len(bins), align="edge", color=COLOURS[1])
         below.set(xlabel="confidence", ylabel="images")
-        figure.savefig(path, dpi=110)

@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import scipy.special
 from flax import linen as nn
 
 from flexpool_jax import configuration, files, scoring
@@ -23,11 +24,15 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
-from flexpool_jax.insight.contact_sheet import INK, WRONG, Tile, contact_sheet
+from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
 from flexpool_jax.insight.evidence import Evidence, evidence_maps, why_not_exact
+from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
+from flexpool_jax.pages.figures import INK
 from flexpool_jax.pooling import effective_weights
+from flexpool_jax.training import steps
+from flexpool_jax.training.feed import Feed
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -37,23 +42,6 @@ REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
 _MAX_ERRORS, _MAX_IMAGES = 48, 24
 # Of each image's evidence; all classes where there are no more.
 _MAX_CLASSES = 20
-
-
-class Outputs(NamedTuple):
-    """What a network makes of a split.
-
-    Attributes:
-        logits: float32 [N, num_classes].
-        mean_maps: of each stage, float64 [H, W, C]: the mean over the images.
-    """
-
-    logits: np.ndarray
-    mean_maps: dict[str, np.ndarray]
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """float64 [N, num_classes]."""
-        return scoring.softmax(self.logits)
 
 
 def inspect_workdir(
@@ -74,12 +62,12 @@ def inspect_workdir(
     folder.mkdir(exist_ok=True)
     model, variables = restored.setup.model, restored.variables
     test, names = restored.setup.dataset.test, restored.setup.dataset.class_names
-    outputs = run_network(restored)
-    probabilities, labels = outputs.probabilities, test.labels
-    pools = stage_weights(model, variables, outputs.mean_maps)
-    last_shape = list(outputs.mean_maps.values())[-1].shape
+    logits, mean_maps = run_network(restored)
+    probabilities, labels = scoring.softmax(logits), test.labels
+    pools = stage_weights(model, variables, mean_maps)
+    last_shape = list(mean_maps.values())[-1].shape
     reason = why_not_exact(model.pool, variables["params"]["head"], last_shape)
-    evidence = None if reason else find_evidence(restored, outputs)
+    evidence = None if reason else find_evidence(restored, probabilities)
     errors = scoring.confident_errors(labels, probabilities, _MAX_ERRORS)
     confusion = scoring.confusion_matrix(labels, probabilities)
     summary, flops = summarise_model(model, restored.setup.dataset.image_shape)
@@ -97,7 +85,7 @@ def inspect_workdir(
         "class_names": list(names),
         "metrics": {
             "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
-            "loss": _cross_entropy(outputs.logits, labels),
+            "loss": _cross_entropy(logits, labels),
             **scoring.scores(labels, probabilities),
         },
         "accuracy_per_class": scoring.accuracy_per_class(labels, probabilities),
@@ -110,7 +98,7 @@ def inspect_workdir(
         ],
         "errors": [_describe_image(index, labels, probabilities) for index in errors],
         "pools": {
-            stage: {"shape": list(w.shape), **weight_statistics(w, outputs.mean_maps[stage])}
+            stage: {"shape": list(w.shape), **weight_statistics(w, mean_maps[stage])}
             for stage, w in pools.items()
         },
         "evidence": _describe_evidence(evidence, reason, labels, probabilities),
@@ -120,7 +108,7 @@ def inspect_workdir(
     with files.naming(folder):
         for old in folder.glob("*.png"):  # Of another step, which need not have all of today's.
             old.unlink()
-        _write_pictures(folder, report, outputs, pools, evidence, restored.setup.dataset)
+        _write_pictures(folder, report, restored.setup.dataset, pools, evidence, confusion)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
     return report
@@ -146,37 +134,27 @@ def summarise(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_network(restored: Restored) -> Outputs:
-    """Runs the network over the evaluation split, every example once, on one device."""
-    forward = _forward(restored)
-    images = restored.setup.dataset.test.images
-    batch = min(restored.setup.config.eval_batch_size, len(images))
+def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Runs the network over the evaluation split, every example once.
 
-    @jax.jit
-    def step(variables: Variables, block: Array, valid: Array) -> tuple[Array, dict[str, Array]]:
-        logits, stages = forward(variables, block)
+    Returns:
+        The logits, float32 [N, num_classes]; and of each stage the mean feature map over the
+        images, float64 [H, W, C].
+    """
+    setup = restored.setup
+    forward = _forward(restored)
+
+    def step(variables: Variables, batch: steps.Batch) -> tuple[steps.Metrics, steps.Metrics]:
+        logits, stages = forward(variables, batch["image"])
         sums = {
-            name: jnp.einsum("b,b...->...", valid, stage.astype(jnp.float32))
+            name: jnp.einsum("b,b...->...", batch["valid"], stage.astype(jnp.float32))
             for name, stage in stages.items()
         }
-        return logits, sums
+        return jax.lax.psum(sums, steps.AXIS), {"logits": logits}
 
-    variables = jax.device_put(restored.variables)
-    logits: list[np.ndarray] = []
-    totals: dict[str, np.ndarray] = {}
-    for start in range(0, len(images), batch):
-        block = images[start : start + batch]
-        count = len(block)
-        # Always as many images, so that the network is compiled once.
-        block = np.pad(block, [(0, batch - count), (0, 0), (0, 0), (0, 0)])
-        valid = (np.arange(batch) < count).astype(np.float32)
-        part, sums = jax.device_get(step(variables, block, valid))
-        logits.append(part[:count])
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0) + value.astype(np.float64)
-    return Outputs(
-        np.concatenate(logits), {name: total / len(images) for name, total in totals.items()}
-    )
+    feed = Feed(setup.dataset.test, setup.is_streamed)
+    sums, outputs = run_over(feed, step, restored.variables, setup.config.eval_batch_size)
+    return outputs["logits"], {name: total / len(feed) for name, total in sums.items()}
 
 
 def _forward(restored: Restored) -> Any:
@@ -189,7 +167,7 @@ def _forward(restored: Restored) -> Any:
         stages: Any = model.apply(variables, images, method="stage_maps")
         # XLA computes the backbone once for both.
         logits: Any = model.apply(variables, images, train=False)
-        return logits.astype(jnp.float32), dict(stages)
+        return logits, dict(stages)
 
     return forward
 
@@ -219,9 +197,14 @@ def stage_weights(
     return found
 
 
-def find_evidence(restored: Restored, outputs: Outputs) -> Evidence:
-    """Computes the evidence maps of the most confident errors and of one right image per class."""
-    labels, probabilities = restored.setup.dataset.test.labels, outputs.probabilities
+def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
+    """Computes the evidence maps of the most confident errors and of one right image per class.
+
+    Args:
+        restored: the checkpoint and its data.
+        probabilities: of the evaluation split, [N, num_classes].
+    """
+    labels = restored.setup.dataset.test.labels
     positions = _choose_images(labels, probabilities)
     forward = jax.jit(_forward(restored))
     logits, stages = jax.device_get(
@@ -290,22 +273,18 @@ def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
 def _write_pictures(
     folder: Path,
     report: Mapping[str, Any],
-    outputs: Outputs,
+    dataset: Dataset,
     pools: Mapping[str, np.ndarray],
     evidence: Evidence | None,
-    dataset: Dataset,
+    confusion: np.ndarray,
 ) -> None:
     test, names = dataset.test, dataset.class_names
     for stage, w in pools.items():
         figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
-    figures.draw_confusion(
-        scoring.confusion_matrix(test.labels, outputs.probabilities),
-        names,
-        folder / "confusion.png",
+    figures.draw_confusion(confusion, names, folder / "confusion.png")
+    figures.draw_reliability(
+        report["calibration"], report["metrics"]["calibration_error"], folder / "reliability.png"
     )
-    bins = scoring.calibration_bins(test.labels, outputs.probabilities)
-    error = scoring.calibration_error(test.labels, outputs.probabilities)
-    figures.draw_reliability(bins, error, folder / "reliability.png")
     tiles = [
         Tile(
             test.images[found["index"]],
@@ -323,10 +302,8 @@ def _write_pictures(
 
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    log_sums = np.log(np.exp(wide).sum(axis=1))
-    return float(np.mean(log_sums - wide[np.arange(len(labels)), labels]))
+    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    return float(-np.mean(log_probabilities[np.arange(len(labels)), labels]))
 
 
 def _describe_image(

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import math
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from flexpool_jax import files
+from flexpool_jax import pages
 from flexpool_jax.data import Split
 from flexpool_jax.insight.evidence import Evidence
-from flexpool_jax.pages import render
-from flexpool_jax.training.metrics import METRICS_FILE
+from flexpool_jax.insight.probe_report import read_probe
+from flexpool_jax.pages.curves import Point, read_metrics, thinned
 
 # What keeps the page at a few megabytes.
 _MAX_WEIGHTS, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = 150_000, 400, 160, 24
@@ -44,59 +41,44 @@ def write_page(
         split: the images that were evaluated.
         summary: the table of layers.
     """
-    shown = dict(report)
-    # Its maps are given as arrays below.
-    shown["evidence"] = {k: v for k, v in report["evidence"].items() if k != "images"}
-    shown["errors"] = report["errors"][:_MAX_THUMBNAILS]
-    for error in shown["errors"]:
-        error["image"] = data_uri(split.images[error["index"]])
+    shown = {
+        **report,
+        # Its maps are given as arrays below.
+        "evidence": {k: v for k, v in report["evidence"].items() if k != "images"},
+        "errors": [
+            error | {"image": data_uri(split.images[error["index"]])}
+            for error in report["errors"][:_MAX_THUMBNAILS]
+        ],
+    }
     data = {
         "name": workdir.name,
         "report": shown,
-        "curves": read_curves(workdir / METRICS_FILE),
-        "probe": _read_probe(workdir / "probe.json"),
+        "curves": read_curves(workdir),
+        "probe": read_probe(workdir) or None,
         "weights": {stage: _encode_weights(w) for stage, w in pools.items()},
         "evidence": [] if evidence is None else _encode_evidence(evidence, report, split),
         "summary": summary,
     }
-    program = resources.files("flexpool_jax.insight") / "inspection.js"
-    text = render(f"{workdir.name}: inspection", data, program.read_text("utf-8"))
-    files.write_whole(path, text.encode())
+    program = Path(__file__).with_name("inspection.js")
+    pages.write_page(path, f"{workdir.name}: inspection", data, program)
 
 
-def read_curves(path: Path) -> list[dict[str, Any]]:
-    """Reads every number of a metrics.jsonl as a curve.
+def read_curves(workdir: Path) -> list[dict[str, Any]]:
+    """Reads every number of a run's metrics.jsonl as a curve.
 
     Returns:
         ``split``, ``name`` and ``points``, at most 400 pairs of an epoch and a value, for each that
         has at least two points, in the order of the file. Empty where there is no such file.
     """
-    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            values = json.loads(line)
-            split, epoch = values.pop("split"), float(values.pop("epoch"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # Torn by a kill; the run's own reader cuts it off.
-        values.pop("step", None)
+    curves: dict[tuple[str, str], list[Point]] = {}
+    for split, _, epoch, values in read_metrics(workdir):
         for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault((str(split), name), []).append((round(epoch, 4), value))
+            curves.setdefault((split, name), []).append((round(epoch, 4), value))
     return [
-        {"split": split, "name": name, "points": _thinned(points)}
+        {"split": split, "name": name, "points": thinned(points, _MAX_POINTS)}
         for (split, name), points in curves.items()
         if len(points) > 1
     ]
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Evenly chosen points, the first and the last among them."""
-    places = np.linspace(0, len(points) - 1, min(_MAX_POINTS, len(points))).round().astype(int)
-    return [(points[place][0], float(f"{points[place][1]:.6g}")) for place in places]
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -155,13 +137,3 @@ def _encode_evidence(
         }
         for row, image in enumerate(report["evidence"]["images"])
     ]
-
-
-def _read_probe(path: Path) -> dict[str, Any] | None:
-    """What --mode=probe wrote; None where it did not, or where the file is damaged."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(isinstance(value[name], list) for name in ("interventions", "perturbations"))
-        return value if whole and isinstance(value["baseline"], dict) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

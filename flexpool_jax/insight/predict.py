@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +25,8 @@ from flexpool_jax import files
 from flexpool_jax.data import images
 from flexpool_jax.data.archives import MAX_FILE_BYTES
 from flexpool_jax.errors import UserError, closest_name
-from flexpool_jax.insight.contact_sheet import INK, RIGHT, WRONG, Tile, contact_sheet
+from flexpool_jax.insight.contact_sheet import RIGHT, WRONG, Tile, contact_sheet
+from flexpool_jax.pages.figures import INK
 from flexpool_jax.trained import Trained, load_trained
 
 FOLDER = "predict"
@@ -183,42 +184,36 @@ def predict_files(
     tiles: list[Tile] = []
     drawn = {round(place) for place in np.linspace(0, len(paths) - 1, _MAX_TILES)}
     unreadable = labelled = correct = 0
-    temporary = folder / f".{CSV_FILE}.{os.getpid()}"
-    try:
-        with (
-            files.naming(folder / CSV_FILE),
-            # Names of files need not be UTF-8.
-            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        ):
-            writer = csv.writer(file)
-            ranks = range(1, top_k + 1)
-            columns = (name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))
-            writer.writerow(["file", "label", *columns, "error"])
-            predictions = tqdm(
-                _predict(trained, paths, top_k), total=len(paths), unit="image", disable=None
-            )
-            for index, (prediction, image) in enumerate(predictions):
-                writer.writerow(_csv_row(prediction, top_k))
-                if image is None:
-                    unreadable += 1
-                    if unreadable <= _MAX_ERRORS:
-                        tqdm.write(f"not predicted: {prediction.error}", file=sys.stderr)
-                    continue
-                labelled += bool(prediction.label)
-                correct += prediction.label == prediction.classes[0]
-                if len(first) < _MAX_ROWS:
-                    first.append(prediction)
-                if index in drawn:
-                    tiles.append(_tile(prediction, image))
+    with files.writing_whole(folder / CSV_FILE) as file:
+        # Names of files need not be UTF-8.
+        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(text)
+        ranks = range(1, top_k + 1)
+        columns = (name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))
+        writer.writerow(["file", "label", *columns, "error"])
+        predictions = tqdm(
+            _predict(trained, paths, top_k), total=len(paths), unit="image", disable=None
+        )
+        for index, (prediction, image) in enumerate(predictions):
+            writer.writerow(_csv_row(prediction, top_k))
+            if image is None:
+                unreadable += 1
+                if unreadable <= _MAX_ERRORS:
+                    tqdm.write(f"not predicted: {prediction.error}", file=sys.stderr)
+                continue
+            labelled += bool(prediction.label)
+            correct += prediction.label == prediction.classes[0]
+            if len(first) < _MAX_ROWS:
+                first.append(prediction)
+            if index in drawn:
+                tiles.append(_tile(prediction, image))
+        text.detach()
         if unreadable > _MAX_ERRORS:
             print(f"not predicted: {unreadable - _MAX_ERRORS:,} more files", file=sys.stderr)
         if unreadable == len(paths):
             raise UserError(f"--images={pattern}: none of {len(paths):,} files could be read")
-        temporary.replace(folder / CSV_FILE)
-        if tiles:
-            files.write_whole(folder / SHEET_FILE, images.encode_png(contact_sheet(tiles)))
-    finally:
-        temporary.unlink(missing_ok=True)
+    if tiles:
+        files.write_whole(folder / SHEET_FILE, images.encode_png(contact_sheet(tiles)))
     return Predicted(len(paths), unreadable, labelled, correct, first, time.monotonic() - started)
 
 
@@ -265,7 +260,7 @@ def _predict(
     trained: Trained, paths: Sequence[Path], top_k: int
 ) -> Iterator[tuple[Prediction, np.ndarray | None]]:
     """Yields each file's prediction with its image, None for one that cannot be read."""
-    probabilities_of = _network(trained)
+    network, variables = jax.jit(trained.probabilities), jax.device_put(trained.variables)
     labels = {name.casefold(): name for name in trained.class_names}
     dataset = trained.config.dataset
     crops = dataset.resize == "crop"
@@ -285,7 +280,7 @@ def _predict(
         for place, (_, image) in enumerate(chunk):
             if not isinstance(image, UserError):
                 block[place] = image
-        rows = np.asarray(probabilities_of(block))
+        rows = np.asarray(network(variables, block))
         for (path, image), row in zip(chunk, rows, strict=False):
             label = labels.get(path.absolute().parent.name.casefold(), "")
             if isinstance(image, UserError):
@@ -294,19 +289,6 @@ def _predict(
             best = np.argsort(-row, kind="stable")[:top_k]
             classes = tuple(trained.class_names[index] for index in best)
             yield Prediction(path, label, classes, tuple(map(float, row[best]))), image
-
-
-def _network(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
-    """uint8 images [B, H, W, C] to the probabilities of the classes, float32 [B, num_classes]."""
-    normalise = trained.preprocess
-    variables = jax.device_put(trained.variables)
-
-    @jax.jit
-    def run(variables: Any, block: jax.Array) -> jax.Array:
-        logits: Any = trained.model.apply(variables, normalise(block), train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
-
-    return lambda block: run(variables, block)
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

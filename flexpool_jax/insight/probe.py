@@ -22,7 +22,9 @@ from flexpool_jax import configuration, files
 from flexpool_jax.data import Split
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
+from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.perturbations import perturbations
+from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
 from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
@@ -33,8 +35,6 @@ from flexpool_jax.training.setup import Setup, replicate
 
 Array = jax.Array
 Variables = Mapping[str, Any]
-
-PROBE_FILE = "probe.json"
 
 
 def probe_workdir(
@@ -145,16 +145,8 @@ def summary(report: Mapping[str, Any]) -> str:
         as it is                 90.00 %
         rank 1                   85.00 %        7.0
     """
-    rows: dict[str, list[Mapping[str, Any]]] = {"as it is": [report["baseline"]]}
-    for entry in (*report["interventions"], *report["perturbations"]):
-        strengths = [
-            f"{value:g}"
-            for key, value in entry.items()
-            if key in ("rank", "pixels", "sd", "sigma", "factor")
-        ]
-        rows.setdefault(" ".join([entry["name"].replace("_", " "), *strengths]), []).append(entry)
     lines = [f"{'':22}{'accuracy':>10}{'changed':>11}"]
-    for title, entries in rows.items():
+    for title, entries in {"as it is": [report["baseline"]], **by_title(report)}.items():
         accuracy = math.fsum(entry["accuracy"] for entry in entries) / len(entries)
         line = f"{title:22}{accuracy:>10.2%}"
         if "changed" in entries[0]:
@@ -206,21 +198,14 @@ def _evaluate_pools(
             "loss": jnp.sum(jnp.where(valid, losses, 0.0), axis=1),
             "feature_map": jnp.einsum("b,b...->...", valid, feature_map.astype(jnp.float32)),
         }
-        return jax.lax.psum(sums, steps.AXIS), {"prediction": jnp.argmax(logits, axis=-1)}
+        return jax.lax.psum(sums, steps.AXIS), {"predictions": jnp.argmax(logits, axis=-1).T}
 
-    program: Callable[..., Any] = steps.pmap_eval_step(step)
-    inputs = replicate({"variables": variables, "weights": weights})
-    count = len(feed)
-    losses, maps, predictions = [], [], []
-    for part in feed.once(setup.config.eval_batch_size):
-        sums, examples = jax.device_get(program(inputs, feed.data, part))
-        losses.append(sums["loss"])
-        maps.append(sums["feature_map"])
-        predictions.extend(examples["prediction"])  # [K, B / devices] of each device
+    inputs = {"variables": variables, "weights": weights}
+    sums, outputs = run_over(feed, step, inputs, setup.config.eval_batch_size)
     return (
-        np.stack(losses).sum(axis=0, dtype=np.float64) / count,
-        np.concatenate(predictions, axis=1)[:, :count],
-        np.stack(maps).sum(axis=0, dtype=np.float64) / count,
+        sums["loss"] / len(feed),
+        outputs["predictions"].T,
+        sums["feature_map"] / len(feed),
     )
 
 

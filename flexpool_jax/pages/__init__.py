@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from flexpool_jax import files
 
+_FOLDER = Path(__file__).parent
 
-def render(title: str, data: Mapping[str, Any], program: str) -> str:
-    """Fills the template.
+
+def write_page(path: Path, title: str, data: Mapping[str, Any], program: Path) -> None:
+    """Fills the template and writes an HTML document that loads nothing.
 
     Args:
+        path: of the page.
         title: of the page.
         data: what the program shows, in types that JSON has.
         program: JavaScript that runs after blocks.js, which has the parts and reads the data.
 
-    Returns:
-        An HTML document that loads nothing.
+    Raises:
+        OSError: the page cannot be written.
 
     Example:
-        >>> render("a title", {"name": "moths"}, "").count("moths")
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_page(folder / "page.html", "a title", {"name": "moths"}, _FOLDER / "blocks.js")
+        >>> (folder / "page.html").read_text(encoding="utf-8").count("moths")
         1
     """
-    folder = resources.files("flexpool_jax.pages")
     template, style, blocks = (
-        (folder / name).read_text(encoding="utf-8")
+        (_FOLDER / name).read_text(encoding="utf-8")
         for name in ("page.html", "page.css", "blocks.js")
     )
     parts = {
         "title": title.replace("&", "&amp;").replace("<", "&lt;"),
         "style": style,
-        "program": f"{blocks}\n{program}",
+        "program": f"{blocks}\n{program.read_text(encoding='utf-8')}",
         # A class may be called </script>.
         "data": files.to_json(data).replace("<", "\\u003c"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    files.write_whole(path, page.encode())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
 import flexpool_jax
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.trained import Trained
 from flexpool_jax.training.identity import DATA_FILE
 from flexpool_jax.training.steps import parameter_count
@@ -135,7 +132,8 @@ def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
     """File, images, n, accuracy and loss of each measurement of this step."""
     found = []
     result, data, evaluation = (
-        _read(trained.workdir / name) for name in ("result.json", DATA_FILE, "evaluation.json")
+        files.read_json_if_whole(trained.workdir / name)
+        for name in ("result.json", DATA_FILE, "evaluation.json")
     )
     keys = {
         "result.json": (result, data, "test_images", "final_test_accuracy", "final_test_loss"),
@@ -152,14 +150,6 @@ def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
         if row[2] > 0 and 0 <= row[3] <= 1:
             found.append(row)
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return report if isinstance(report, dict) else {}
 
 
 def _percent(accuracy: float, count: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -96,12 +97,7 @@ def export_program(trained: Trained) -> bytes:
     Returns:
         For `jax.export.deserialize`, which needs jax and flatbuffers only.
     """
-    normalise = trained.preprocess
-
-    def predict(images: jax.Array) -> jax.Array:
-        logits: Any = trained.model.apply(trained.variables, normalise(images), train=False)
-        return jax.nn.softmax(logits)
-
+    predict = functools.partial(trained.probabilities, trained.variables)
     batch = export.symbolic_shape("b")
     # Custom calls cannot be exported.
     with cpu_kernels(False):
@@ -238,20 +234,13 @@ def load_exported(folder: str | os.PathLike[str]) -> Exported:
 
 
 def _read_check(folder: Path) -> dict[str, Any]:
-    path = folder / CHECK
-    try:
-        check = json.loads(path.read_bytes())
-        own = check.pop("check")
-        is_whole = own == _digest_of(check) and set(check["sha256"]) >= {PROGRAM, CONFIG}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not an export: it has no {CHECK}; write one by --mode=export"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not is_whole:
-        raise UserError(f"{path} is not what was exported; export it again")
-    return dict(check)
+    check = files.read_json(folder / CHECK)
+    if check is None:
+        raise UserError(f"{folder} is not an export: it has no {CHECK}; write one by --mode=export")
+    own = check.pop("check", None)
+    if own != _digest_of(check) or not {PROGRAM, CONFIG} <= check["sha256"].keys():
+        raise UserError(f"{folder / CHECK} is not what was exported; export it again")
+    return check
 
 
 def _digest_of(check: Mapping[str, Any]) -> str:

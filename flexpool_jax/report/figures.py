@@ -1,4 +1,4 @@
-"""Draws the accuracies of a report: the paper's Figures 2 and 4, and every setting.
+"""Draws a report's figures: the paper's Figures 2 and 4, every setting, and training curves.
 
 Accuracies are drawn as points and not as bars: bars need an axis that starts at zero, on which
 differences of one point cannot be seen.
@@ -11,20 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from flexpool_jax.pages.curves import mean_curve
+from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report import paper
-from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.report.rows import Row, Setting
 
-INK, FAINT = "#1f2933", "#8b96a3"
-# The columns of the paper's tables first, further settings after them.
-COLOURS = (
-    *("#5f6b7a", "#2f7fb5", "#e0752d", "#7d5ba6"),
-    *("#3a9278", "#b3414a", "#b59020", "#6aa6d6", "#d28fb8", "#4d4d4d"),
-)
-STYLE = Path(__file__).with_name("report.mplstyle")
 _MEASURED = "mean and 95 % interval"
 _ONE_SEED = "one seed, no interval"
 _SEED = "single runs"
@@ -35,7 +30,7 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
     """Draws a table of the paper in the form of its Figures 2 and 4: a panel for each data set.
 
     Args:
-        rows: From `tables.make_rows`; those without a run in this table are left out.
+        rows: From `rows.make_rows`; those without a run in this table are left out.
         path: Of the PNG.
         title: Such as "Figure 2".
         sac: Whether of Table 2.
@@ -43,28 +38,25 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
     Returns:
         Whether there was anything to draw.
     """
-    drawn = [
+    shown = [
         row
         for row in rows
         if any(len(_with_runs(row, column, sac)) == 1 for column in paper.COLUMNS)
     ]
-    if not drawn:
+    if not shown:
         return False
-    with style.context(STYLE):
-        across = min(2, len(drawn))
-        down = math.ceil(len(drawn) / across)
-        # A single panel needs the width of the legend.
-        width = 5.4 * across if across > 1 else 7.2
-        figure = Figure(figsize=(width, 3.7 * down + 0.9), layout="constrained")
+    across = min(2, len(shown))
+    down = math.ceil(len(shown) / across)
+    # A single panel needs the width of the legend.
+    with drawn(path, 5.4 * across if across > 1 else 7.2, 3.7 * down + 0.9) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()
-        for ax, row in zip(panels, drawn, strict=False):
+        for ax, row in zip(panels, shown, strict=False):
             _draw_panel(ax, row, sac=sac)
-        for ax in panels[len(drawn) :]:
+        for ax in panels[len(shown) :]:
             ax.set_visible(False)
         what = "with SAC" if sac else "one classifier"
         figure.suptitle(f"{title}: final accuracy, {what}", x=0.01, ha="left", fontsize=12)
-        _legend(figure, list(panels))
-        save(figure, path)
+        _legend(figure)
     return True
 
 
@@ -81,8 +73,8 @@ def _draw_panel(ax: Axes, row: Row, *, sac: bool) -> None:
             remark = f"{len(settings)} settings" if settings else "not run"
             where = ax.get_xaxis_transform()
             ax.text(x, 0.04, remark, transform=where, ha="center", color=FAINT)
-        published = paper.accuracy(row.config.dataset.name, column, sac=sac)
-        if published is not None and not row.config.dataset.holdout:
+        published = row.published(column, sac=sac)
+        if published is not None:
             style: Any = {"ms": 6, "mfc": "none", "mec": INK, "clip_on": False}
             ax.plot(x + 0.24, published, "D", label=_PAPER, **style)
     ax.set_xticks(range(len(paper.COLUMNS)), [c.replace(" + ", "\n+ ") for c in paper.COLUMNS])
@@ -125,8 +117,7 @@ def draw_settings(row: Row, path: Path) -> bool:
     in_tables = {(s.arm.column, bool(s.arm.sac)) for s in settings if s.arm.column}
     if len(settings) == len(in_tables):
         return False
-    with style.context(STYLE):
-        figure = Figure(figsize=(7.5, 0.42 * len(settings) + 1.7), layout="constrained")
+    with drawn(path, 7.5, 0.42 * len(settings) + 1.7) as figure:
         ax = figure.subplots()
         for y, setting in enumerate(settings):
             _draw_setting(ax, setting, y, COLOURS[bool(setting.arm.sac)], horizontal=True)
@@ -135,15 +126,14 @@ def draw_settings(row: Row, path: Path) -> bool:
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("final accuracy in %")
         ax.set_title(row.title)
-        _legend(figure, [ax])
-        save(figure, path)
+        _legend(figure)
     return True
 
 
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+def _legend(figure: Figure) -> None:
     """Puts one legend below all panels."""
     entries: dict[str, Any] = {}
-    for ax in panels:
+    for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     order = [label for label in (_MEASURED, _ONE_SEED, _SEED, _PAPER) if label in entries]
@@ -152,6 +142,71 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     )
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, without matplotlib's version in it: the same numbers give the same file."""
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+def draw_curves(row: Row, path: Path) -> bool:
+    """Draws test accuracy and training loss by epoch: for each setting its seeds and their mean.
+
+    Returns:
+        Whether any run has a metrics.jsonl to draw.
+    """
+    accuracy, loss = (row.split, "accuracy"), ("train", "loss")
+    settings = row.run_settings
+    if not any(mean_curve(s.curves(key)) for s in settings for key in (accuracy, loss)):
+        return False
+    panels = [
+        (title, found)
+        for title, sac in (("one classifier", False), ("with SAC", True))
+        if (found := [s for s in settings if bool(s.arm.sac) is sac])
+    ]
+    with drawn(path, 10.8, 3.9 * len(panels)) as figure:
+        axes = figure.subplots(len(panels), 2, squeeze=False)
+        for (left, right), (title, found) in zip(axes, panels, strict=True):
+            means = _draw_means(left, found, accuracy)
+            left.set_title(f"{row.title}, {title}: {row.split} accuracy")
+            left.set_ylabel("accuracy in %")
+            _zoom_to_second_half(left, means)
+            _draw_means(right, found, loss)
+            right.set_title("training loss")
+            right.set_ylabel("loss")
+            right.legend(loc="upper right", fontsize=9)
+            right.set_yscale("log")
+            right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            right.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            right.yaxis.set_minor_formatter(NullFormatter())
+    return True
+
+
+def _draw_means(
+    ax: Axes, settings: Sequence[Setting], key: tuple[str, str]
+) -> list[dict[int, float]]:
+    """Draws each setting's runs faintly and their mean by epoch; returns the means."""
+    one_sac = len({setting.arm.sac for setting in settings}) == 1
+    means = []
+    for setting, colour in zip(settings, _colours(settings), strict=True):
+        curves = setting.curves(key)
+        for curve in curves if len(curves) > 1 else ():
+            ax.plot(list(curve), list(curve.values()), color=colour, alpha=0.18, lw=1)
+        mean = mean_curve(curves)
+        marker = "o" if len(mean) == 1 else ""
+        label = setting.arm.title if one_sac else setting.arm.label
+        ax.plot(list(mean), list(mean.values()), marker=marker, color=colour, lw=2, label=label)
+        means.append(mean)
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return means
+
+
+def _colours(settings: Sequence[Setting]) -> list[str]:
+    """The paper's columns have their own colours, unless one of them appears twice."""
+    columns = [setting.arm.column for setting in settings]
+    if None in columns or len(set(columns)) < len(columns):
+        return [COLOURS[i % len(COLOURS)] for i in range(len(columns))]
+    return [COLOURS[paper.COLUMNS.index(column)] for column in columns if column]
+
+
+def _zoom_to_second_half(ax: Axes, curves: Sequence[dict[int, float]]) -> None:
+    """The first epochs rise so steeply that later differences vanish."""
+    last = max((epoch for curve in curves for epoch in curve), default=0)
+    late = [value for curve in curves for epoch, value in curve.items() if epoch >= last / 2]
+    if late:
+        margin = max(0.15 * (max(late) - min(late)), 0.3)
+        ax.set_ylim(min(late) - margin, max(late) + margin)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.report import curves, figures, sweep_page, tables, words
+from flexpool_jax.report import figures, sweep_page, tables, words
 from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.rows import Row, make_rows
 from flexpool_jax.report.sweep_page import PAGE_FILE
-from flexpool_jax.report.tables import Row
 from flexpool_jax.sweeps.grid import Cell
 
 FOLDER = "report"
@@ -46,17 +46,19 @@ def write_report(
     if not found.runs:
         damaged = f"; {found.skipped[0]}" if found.skipped else ""
         raise UserError(f"--workdir={workdir} has no result.json of a finished run{damaged}")
-    rows = tables.make_rows(found.runs, cells)
+    rows = make_rows(found.runs, cells)
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     for pattern in _WRITTEN:
         # Files of an earlier report that this one does not write would pass for a part of it.
         for path in folder.glob(pattern):
             path.unlink()
-    parts = [f"# Report\n\n{words.opening(found, rows)}"]
+    opening, left_out = words.opening(found, rows), words.left_out(found, rows, workdir)
+    paper_tables = {title: words.paper_lines(rows, sac=sac) for title, *_, sac in _TABLES}
+    parts = [f"# Report\n\n{opening}"]
     for title, csv_name, figure, figure_title, sac in _TABLES:
         tables.write_csv(folder / csv_name, tables.table_records(rows, sac=sac))
-        lines = words.paper_lines(rows, sac=sac)
+        lines = paper_tables[title]
         text = (
             markdown_table(words.PAPER_HEADS, lines) if lines else "No run belongs to this table."
         )
@@ -68,11 +70,10 @@ def write_report(
     if any(setting.classes for row in rows for setting in row.settings.values()):
         tables.write_csv(folder / "classes.csv", tables.class_records(rows))
     parts += [_settings(row, folder) for row in rows]
-    missing = words.left_out(found, rows, workdir)
-    if missing:
-        listed = "\n".join(f"- {line}" for line in missing)
+    if left_out:
+        listed = "\n".join(f"- {line}" for line in left_out)
         parts.append(f"## Not in these numbers\n\n{listed}")
-    sweep_page.write_page(folder / PAGE_FILE, workdir, found, rows)
+    sweep_page.write_page(folder / PAGE_FILE, workdir, rows, opening, paper_tables, left_out)
     path = folder / "report.md"
     path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     return path, [line.replace(f"{workdir}{os.sep}", "") for line in found.skipped]
@@ -83,7 +84,7 @@ def _settings(row: Row, folder: Path) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")[:100]
     images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
-        (f"curves-{slug}.png", "training curves", curves.draw_curves),
+        (f"curves-{slug}.png", "training curves", figures.draw_curves),
     ]
     drawn = [
         f"\n\n![{row.title}: {what}]({name})"

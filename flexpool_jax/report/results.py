@@ -8,11 +8,11 @@ whether fields changed midway. Accuracies of different groups are never averaged
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration, files
 from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError
+from flexpool_jax.pages.curves import finite, read_metrics
 from flexpool_jax.report import paper
 
 # What `Arm` holds, with the values that leave only the recipe.
@@ -83,7 +84,12 @@ class Arm:
         text = self.title
         if self.pool_reg:
             text = text.replace("+ Reg", f"+ Reg {self.pool_reg:g}")
-        return text + (f", SAC {'/'.join(f'{w:g}' for w in self.sac)}" if self.sac else "")
+        return text + (f", SAC {self.sac_weights}" if self.sac else "")
+
+    @property
+    def sac_weights(self) -> str:
+        """The weights of Eq. 3 as on the command line of a sweep; empty without SAC."""
+        return "/".join(f"{weight:g}" for weight in self.sac)
 
     @property
     def column(self) -> str | None:
@@ -186,7 +192,7 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """What was measured beside accuracy, by name; empty for results that do not have it."""
         found = self.result.get("final_test_metrics")
-        numbers = {name: _number(v) for name, v in found.items()} if isinstance(found, dict) else {}
+        numbers = {name: finite(v) for name, v in found.items()} if isinstance(found, dict) else {}
         return {name: number for name, number in numbers.items() if number is not None}
 
     @property
@@ -200,15 +206,39 @@ class Run:
         )
         if not isinstance(names, list) or not isinstance(values, list):
             return {}
-        numbers = [_number(value) for value in values]
+        numbers = [finite(value) for value in values]
         shares = [None if number is None else 100 * number for number in numbers]
         found = dict(zip(map(str, names), shares, strict=False))
         return found if len(found) == len(names) == len(values) else {}
 
+    @functools.cached_property
+    def curves(self) -> dict[tuple[str, str], dict[int, float]]:
+        """The values in its metrics.jsonl by completed epochs, for each split and name.
+
+        Accuracies are in per cent. Several lines of one epoch, each a mean over the steps since the
+        line before, become their mean over all of these steps.
+        """
+        points: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+        last_steps: dict[tuple[str, str], float] = {}
+        for split, step, epoch, values in read_metrics(self.folder):
+            for name, value in values.items():
+                key = (split, name)
+                steps = max(step - last_steps.get(key, 0.0), 1)
+                of_epoch = points.setdefault(key, {}).setdefault(math.ceil(epoch - 1e-9), [])
+                of_epoch.append((value, steps))
+                last_steps[key] = step
+        return {
+            (split, name): {
+                at: _weighted_mean(found) * (100 if name.endswith("accuracy") else 1)
+                for at, found in by_epoch.items()
+            }
+            for (split, name), by_epoch in points.items()
+        }
+
     @property
     def seconds(self) -> float:
         """The duration of the training; 0 where the result does not have it."""
-        return _number(self.result.get("seconds")) or 0.0
+        return finite(self.result.get("seconds")) or 0.0
 
     @property
     def device(self) -> str:
@@ -251,7 +281,9 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     """
     found = Found([], [], [])
     seen: dict[tuple[object, ...], Run] = {}
-    for path, names in _walk(Path(folder)):
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
+        path = Path(place)
         if "result.json" not in names:
             if "config.json" in names:
                 found.unfinished.append(path)
@@ -269,12 +301,6 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     return found
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    for path, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
-        yield Path(path), names
-
-
 def read_run(folder: Path) -> Run:
     """Reads a folder's result.json.
 
@@ -282,11 +308,9 @@ def read_run(folder: Path) -> Run:
         UserError: When it is damaged; names the file and what is wrong with it.
     """
     path = folder / "result.json"
-    if not path.is_file():  # A named pipe would be waited for without end.
-        raise UserError(f"{path} is not a file")
+    result = files.read_json(path) or {}
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
+        if not isinstance(result.get("config"), dict):
             raise UserError("it holds no config")
         if not files.seal_holds(result):
             raise UserError("its numbers are not those that were written")
@@ -301,8 +325,6 @@ def read_run(folder: Path) -> Run:
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: its config lacks a field: {error}") from error
     except (ValueError, RecursionError, TypeError) as error:
@@ -310,13 +332,8 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, final, best, result)
 
 
-def _number(value: object) -> float | None:
-    """A finite number of a result, or None."""
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:
+    return math.fsum(v * weight for v, weight in points) / math.fsum(w for _, w in points)
 
 
 def _accuracy(value: object) -> float:
@@ -324,56 +341,3 @@ def _accuracy(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(f"it has an accuracy of {value!r}")
     return 100 * float(value)
-
-
-def read_curve(run: Run, split: str, value: str) -> dict[int, float]:
-    """Reads one of a run's `read_curves`; empty where there is no such value.
-
-    Args:
-        run: A finished run.
-        split: "train", "test" or "validation".
-        value: Such as "accuracy" or "loss".
-    """
-    return read_curves(run).get((split, value), {})
-
-
-def read_curves(run: Run) -> dict[tuple[str, str], dict[int, float]]:
-    """Reads the curves of a run's metrics.jsonl: a value for each epoch.
-
-    Several lines of one epoch, each a mean over the steps since the line before, become their mean
-    over all of these steps.
-
-    Returns:
-        By split and name, the values by completed epochs; empty where there is no such file. Torn
-        lines and values that are null are left out.
-    """
-    try:
-        lines = (run.folder / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    points: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
-    last_steps: dict[tuple[str, str], float] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        numbers = {k: _number(v) for k, v in row.items()} if isinstance(row, dict) else {}
-        step, epoch = numbers.pop("step", None), numbers.pop("epoch", None)
-        if step is None or epoch is None:
-            continue
-        for name, number in numbers.items():
-            if number is not None:
-                key = (str(row.get("split")), name)
-                weight = max(step - last_steps.get(key, 0.0), 1)
-                of_epoch = points.setdefault(key, {}).setdefault(math.ceil(epoch - 1e-9), [])
-                of_epoch.append((number, weight))
-                last_steps[key] = step
-    return {
-        key: {at: _weighted_mean(found) for at, found in by_epoch.items()}
-        for key, by_epoch in points.items()
-    }
-
-
-def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:
-    return math.fsum(v * weight for v, weight in points) / math.fsum(w for _, w in points)

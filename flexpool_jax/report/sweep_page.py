@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flexpool_jax import files
-from flexpool_jax.pages import render
-from flexpool_jax.report import paper, words
+from flexpool_jax import pages
+from flexpool_jax.pages.curves import Point, mean_curve, thinned
+from flexpool_jax.report import words
 from flexpool_jax.report.analysis import Estimate
-from flexpool_jax.report.curves import mean_curve
-from flexpool_jax.report.results import Found, Run, read_curves
-from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.report.results import Run
+from flexpool_jax.report.rows import Row, Setting
 
 PAGE_FILE = "index.html"
 # What keeps the page at a few megabytes.
@@ -22,35 +20,38 @@ _MAX_POINTS = 120
 # Files of a run to which the page leads, where they are there.
 _LINKED = ("inspect/index.html", "result.json", "metrics.jsonl")
 
-Points = list[tuple[int, float]]
 
-
-def write_page(path: Path, workdir: Path, found: Found, rows: Sequence[Row]) -> None:
+def write_page(
+    path: Path,
+    workdir: Path,
+    rows: Sequence[Row],
+    opening: str,
+    paper_tables: Mapping[str, list[list[str]]],
+    left_out: Sequence[str],
+) -> None:
     """Writes the page of a report.
 
     Args:
         path: Of the page, in a folder of the workdir; links to the runs are relative to it.
         workdir: With the runs.
-        found: The runs.
-        rows: From `tables.make_rows`.
+        rows: From `rows.make_rows`.
+        opening: From `words.opening`.
+        paper_tables: The lines of the paper's tables by their titles, from `words.paper_lines`.
+        left_out: From `words.left_out`.
     """
     data = {
         "name": workdir.name,
-        "opening": [
-            " ".join(text.replace("**", "").split())
-            for text in words.opening(found, rows).split("\n\n")
-        ],
+        "opening": [" ".join(text.replace("**", "").split()) for text in opening.split("\n\n")],
         "paper": [
             {"title": title, "heads": words.PAPER_HEADS, "lines": lines}
-            for title, sac in (("Table 1: one classifier", False), ("Table 2: with SAC", True))
-            if (lines := words.paper_lines(rows, sac=sac))
+            for title, lines in paper_tables.items()
+            if lines
         ],
         "rows": [_row(row, workdir) for row in rows],
-        "left_out": words.left_out(found, rows, workdir),
+        "left_out": left_out,
     }
-    program = resources.files("flexpool_jax.report") / "sweep.js"
-    text = render(f"{workdir.name}: report", data, program.read_text("utf-8"))
-    files.write_whole(path, text.encode())
+    program = Path(__file__).with_name("sweep.js")
+    pages.write_page(path, f"{workdir.name}: report", data, program)
 
 
 def _row(row: Row, workdir: Path) -> dict[str, Any]:
@@ -78,18 +79,15 @@ def _row(row: Row, workdir: Path) -> dict[str, Any]:
 
 def _setting(setting: Setting, row: Row) -> dict[str, Any]:
     arm = setting.arm
-    published = None
-    if arm.column and not row.config.dataset.holdout:
-        published = paper.accuracy(row.config.dataset.name, arm.column, sac=bool(arm.sac))
     assert setting.estimate is not None
     return {
         "label": arm.label,
         "sac": bool(arm.sac),
         "accuracy": _interval(setting.estimate),
         "seeds": setting.accuracies,
-        "paper": published,
+        "paper": row.published(arm.column, sac=bool(arm.sac)) if arm.column else None,
         "differences": {name: _interval(found) for name, found in setting.differences.items()},
-        "curves": _curves(list(setting.runs.values())),
+        "curves": _curves(setting),
     }
 
 
@@ -97,34 +95,22 @@ def _interval(found: Estimate) -> dict[str, float | None]:
     return {"mean": found.mean, "half_width": found.half_width}
 
 
-def _curves(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+def _curves(setting: Setting) -> dict[str, dict[str, Any]]:
     """The mean over seeds and each seed's points of everything that all of the runs have logged."""
-    by_run = {run.seed: read_curves(run) for run in runs}
-    first = next(iter(by_run.values()))
+    runs = setting.runs.values()
     found = {}
-    for split, name in first:
-        key = (split, name)
-        if not all(key in curves for curves in by_run.values()):
-            continue
-        scale = 100 if name.endswith("accuracy") else 1
-        seeds = {
-            seed: {at: scale * value for at, value in curves[key].items()}
-            for seed, curves in by_run.items()
-        }
-        mean = mean_curve(list(seeds.values()))
+    for key in next(iter(runs)).curves:
+        mean = mean_curve(setting.curves(key))
         if len(mean) > 1:
-            found[f"{split} {words.metric_title(name)}"] = {
+            found[f"{key[0]} {words.metric_title(key[1])}"] = {
                 "mean": _thinned(mean),
-                "seeds": {seed: _thinned(points) for seed, points in seeds.items()},
+                "seeds": {run.seed: _thinned(run.curves[key]) for run in runs},
             }
     return found
 
 
-def _thinned(curve: Mapping[int, float]) -> Points:
-    """Evenly chosen points with six digits, the last among them."""
-    points = [(epoch, float(f"{value:.6g}")) for epoch, value in curve.items()]
-    step = -(-len(points) // _MAX_POINTS)
-    return points[::-1][::step][::-1]
+def _thinned(curve: Mapping[int, float]) -> list[Point]:
+    return thinned(list(curve.items()), _MAX_POINTS)
 
 
 def _run(run: Run, setting: Setting, workdir: Path) -> dict[str, Any]:

@@ -1,26 +1,16 @@
-"""Arranges runs into the rows and settings of a report, and writes them as CSV.
-
-A row holds the runs that may be compared, a setting those of them that differ in the seed alone.
-Settings without runs, which a sweep asks for, are kept; nothing is filled in from elsewhere.
-"""
+"""Writes the rows and settings of a report as CSV."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from flexpool_jax.configuration import FIELDS
-from flexpool_jax.configuration.fields import definition, get_field
 from flexpool_jax.report import paper
-from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
-from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of
-from flexpool_jax.sweeps.grid import Cell
+from flexpool_jax.report.analysis import Estimate
+from flexpool_jax.report.results import Arm
+from flexpool_jax.report.rows import Row, Setting
 
 Record = dict[str, Any]
 
@@ -28,194 +18,15 @@ _RUN_VALUES = ("epochs", "seconds", "images_per_second", "parameters", "device",
 BASELINES = ("avgpool", "control", "one_classifier")
 
 
-@dataclasses.dataclass
-class Setting:
-    """The runs of a row that differ in the seed alone.
-
-    Attributes:
-        arm: What they share.
-        runs: By seed.
-        missing: Seeds that a sweep asks for or, without one, that another setting has.
-        expected: The seeds that a sweep asks for.
-        estimate: The mean accuracy in per cent; None without runs.
-        differences: By name of the baseline, see `Arm.baselines`; paired by seed.
-        adjusted: Their p-values after Holm's correction for all differences of the report.
-        metrics: What all of its runs have measured beside accuracy, by name, in its own unit.
-        classes: The accuracy in per cent by class, None for a class without images; empty where a
-            run does not have it.
-    """
-
-    arm: Arm
-    runs: dict[int, Run] = dataclasses.field(default_factory=dict)
-    missing: list[int] = dataclasses.field(default_factory=list)
-    expected: set[int] = dataclasses.field(default_factory=set)
-    estimate: Estimate | None = None
-    differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
-    adjusted: dict[str, float] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, Estimate] = dataclasses.field(default_factory=dict)
-    classes: dict[str, Estimate | None] = dataclasses.field(default_factory=dict)
-
-    @property
-    def accuracies(self) -> dict[int, float]:
-        """Final accuracy in per cent by seed."""
-        return {seed: run.accuracy for seed, run in self.runs.items()}
-
-
-@dataclasses.dataclass
-class Row:
-    """Runs that may be compared: they share everything but the arm and the seed.
-
-    Attributes:
-        config: Of one of them.
-        source: The hash of the source code that trained them.
-        changes: For a run whose fields changed midway: which, in words.
-        title: The data set, and what tells the row from others on the same data set.
-        settings: By arm: without SAC first, the paper's columns first.
-    """
-
-    config: ConfigDict
-    source: str = ""
-    changes: str = ""
-    title: str = ""
-    settings: dict[Arm, Setting] = dataclasses.field(default_factory=dict)
-
-    @property
-    def run_settings(self) -> list[Setting]:
-        """The settings that have runs."""
-        return [setting for setting in self.settings.values() if setting.runs]
-
-    def column(self, column: str, *, sac: bool) -> list[Setting]:
-        """The settings that belong to a column of the paper's Table 1, or 2 with SAC.
-
-        They are several when runs differ in the coefficient of Eq. 2 or in the weights of Eq. 3.
-        """
-        return [
-            s for s in self.settings.values() if s.arm.column == column and bool(s.arm.sac) is sac
-        ]
-
-
-def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
-    """Sorts runs into rows, in the order of the paper's tables, and compares their settings.
-
-    Args:
-        runs: Finished runs.
-        cells: The cells of a sweep: rows and settings that have no runs are there through them.
-    """
-    groups: dict[tuple[str, str, str], Row] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        row = groups.setdefault(run.group, Row(run.config, *run.group[1:]))
-        row.settings.setdefault(run.arm, Setting(run.arm)).runs[run.seed] = run
-    for cell in cells:
-        recipe = recipe_of(cell.config)
-        # What is missing is missing from the largest group of this recipe.
-        same = [row for group, row in groups.items() if group[0] == recipe and not row.changes]
-        row = max(same, key=_number_of_runs, default=None) or Row(cell.config)
-        groups.setdefault((recipe, row.source, ""), row)
-        arm = Arm.of(cell.config)
-        row.settings.setdefault(arm, Setting(arm)).expected.add(cell.config.seed)
-    known = list(paper.DATASET_TITLES)
-
-    def place(row: Row) -> tuple[int, str]:
-        name = row.config.dataset.name
-        return (known.index(name) if name in known else len(known), name)
-
-    rows = sorted(groups.values(), key=place)
-    titles: Counter[str] = Counter()
-    for row in rows:
-        row.title = _title(row, rows)
-        titles[row.title] += 1
-        # For example image folders of the same name at different places.
-        row.title += f" [{titles[row.title]}]" * (titles[row.title] > 1)
-    for row in rows:
-        _compare_settings(row)
-    _adjust_p_values(rows)
-    return rows
-
-
-def _number_of_runs(row: Row) -> int:
-    return sum(len(setting.runs) for setting in row.settings.values())
-
-
-def _compare_settings(row: Row) -> None:
-    order = list(paper.COLUMNS)
-
-    def place(arm: Arm) -> tuple[object, ...]:
-        column = order.index(arm.column) if arm.column else len(order)
-        return (len(arm.sac) > 0, arm.sac, column, arm)
-
-    row.settings = {arm: row.settings[arm] for arm in sorted(row.settings, key=place)}
-    all_seeds = {seed for setting in row.settings.values() for seed in setting.runs}
-    for arm, setting in row.settings.items():
-        setting.missing = sorted((setting.expected or all_seeds) - setting.runs.keys())
-        if not setting.runs:
-            continue
-        setting.estimate = estimate(list(setting.accuracies.values()))
-        _average_metrics(setting)
-        for name, baseline in arm.baselines.items():
-            other = row.settings.get(baseline)
-            if other is not None and setting.runs.keys() & other.runs.keys():
-                setting.differences[name] = paired_difference(setting.accuracies, other.accuracies)
-
-
-def _average_metrics(setting: Setting) -> None:
-    found = [run.metrics for run in setting.runs.values()]
-    common = [name for name in found[0] if all(name in metrics for metrics in found)]
-    setting.metrics = {name: estimate([metrics[name] for metrics in found]) for name in common}
-    classes = [run.accuracy_per_class for run in setting.runs.values()]
-    if len({tuple(of_run) for of_run in classes}) == 1:
-        for name in classes[0]:
-            values = [value for of_run in classes if (value := of_run[name]) is not None]
-            setting.classes[name] = estimate(values) if values else None
-
-
-def _adjust_p_values(rows: Iterable[Row]) -> None:
-    tested = [
-        (setting, name, found.p_value)
-        for row in rows
-        for setting in row.settings.values()
-        for name, found in setting.differences.items()
-        if found.p_value is not None
-    ]
-    adjusted = holm([p_value for *_, p_value in tested])
-    for (setting, name, _), p_value in zip(tested, adjusted, strict=True):
-        setting.adjusted[name] = p_value
-
-
-def _title(row: Row, rows: Sequence[Row]) -> str:
-    name = _dataset_title(row.config)
-    others = [other for other in rows if _dataset_title(other.config) == name]
-    told_apart = [
-        f"{field} {get_field(row.config, field)}"
-        for field in FIELDS
-        if definition(field).has_effect
-        and field not in (*ARM_FIELDS, "seed", "dataset.name")
-        and len({str(get_field(other.config, field)) for other in others}) > 1
-    ]
-    if len({other.source for other in others}) > 1:
-        told_apart.append(f"source code {row.source[:8] or 'unknown'}")
-    if row.changes:
-        told_apart.append(f"changed midway, {row.changes}")
-    return f"{name} ({', '.join(told_apart)})" if told_apart else name
-
-
-def _dataset_title(config: ConfigDict) -> str:
-    name = paper.DATASET_TITLES.get(config.dataset.name, config.dataset.name)
-    if config.dataset.name == "image_folder":
-        name = f"Images of {PurePath(config.dataset.raw_dir).name}"
-    # The paper's numbers are of the test split.
-    return f"{name}, held-out training images" if config.dataset.holdout else name
-
-
 def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
     """A record for each cell of Table 1, or 2 with SAC; several if its runs differ in settings."""
     records = []
     for row in rows:
         for column in paper.COLUMNS:
-            published = paper.accuracy(row.config.dataset.name, column, sac=sac)
             record: Record = {
                 "dataset": row.title,
                 "column": column,
-                "paper": None if row.config.dataset.holdout else published,
+                "paper": row.published(column, sac=sac),
             }
             settings = row.column(column, sac=sac)
             measured = [_measured(setting, BASELINES[:2]) for setting in settings]
@@ -225,11 +36,15 @@ def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
 
 def setting_records(rows: Sequence[Row]) -> list[Record]:
     """A record for each setting."""
-    return [
-        _metrics(setting) | {"dataset": row.title} | _measured(setting, BASELINES)
-        for row in rows
-        for setting in row.settings.values()
-    ]
+    records = []
+    for row in rows:
+        for setting in row.settings.values():
+            record: Record = {}
+            for name, found in setting.metrics.items():
+                record |= _numbers(found, name, f"{name}_half_width")
+            # A metric may be named as a column is, which then has the column's value.
+            records.append(record | {"dataset": row.title} | _measured(setting, BASELINES))
+    return records
 
 
 def class_records(rows: Sequence[Row]) -> list[Record]:
@@ -240,8 +55,7 @@ def class_records(rows: Sequence[Row]) -> list[Record]:
             **_arm(setting.arm),
             "class": name,
             "n": found.n if found else 0,
-            "accuracy": found.mean if found else None,
-            "half_width": found.half_width if found else None,
+            **_numbers(found, "accuracy", "half_width"),
         }
         for row in rows
         for setting in row.settings.values()
@@ -297,31 +111,28 @@ def _arm(arm: Arm) -> Record:
 
 
 def _measured(setting: Setting, baselines: Iterable[str]) -> Record:
-    found = setting.estimate
     record = {
         **_arm(setting.arm),
         "n": len(setting.runs),
         "seeds": _joined(setting.runs),
         "missing_seeds": _joined(setting.missing),
-        "accuracy": found.mean if found else None,
-        "half_width": found.half_width if found else None,
+        **_numbers(setting.estimate, "accuracy", "half_width"),
     }
     for name in baselines:
         difference = setting.differences.get(name)
         record |= {
-            f"to_{name}": difference.mean if difference else None,
-            f"to_{name}_half_width": difference.half_width if difference else None,
+            **_numbers(difference, f"to_{name}", f"to_{name}_half_width"),
             f"to_{name}_p": difference.p_value if difference else None,
             f"to_{name}_p_holm": setting.adjusted.get(name),
         }
     return record
 
 
-def _metrics(setting: Setting) -> Record:
-    record: Record = {}
-    for name, found in setting.metrics.items():
-        record |= {name: found.mean, f"{name}_half_width": found.half_width}
-    return record
+def _numbers(found: Estimate | None, mean: str, half_width: str) -> Record:
+    return {
+        mean: found.mean if found else None,
+        half_width: found.half_width if found else None,
+    }
 
 
 def _joined(values: Iterable[object]) -> str:

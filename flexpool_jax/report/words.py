@@ -14,7 +14,7 @@ from pathlib import Path
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate
 from flexpool_jax.report.results import Arm, Found
-from flexpool_jax.report.tables import Row, Setting
+from flexpool_jax.report.rows import Row, Setting
 
 PAPER_HEADS = ("data set", "", *paper.COLUMNS)
 SETTING_HEADS = (
@@ -79,9 +79,8 @@ def paper_lines(rows: Sequence[Row], *, sac: bool) -> list[list[str]]:
     lines = []
     for row, columns in zip(rows, cells, strict=True):
         lines.append([row.title, "here", *map(_measured, columns)])
-        published = [paper.accuracy(row.config.dataset.name, c, sac=sac) for c in paper.COLUMNS]
-        in_paper = any(published) and not row.config.dataset.holdout
-        shown = [f"{value:.2f}" if in_paper else "not in it" for value in published]
+        published = [row.published(column, sac=sac) for column in paper.COLUMNS]
+        shown = ["not in it" if value is None else f"{value:.2f}" for value in published]
         lines.append(["", "paper", *shown])
         differences = [
             _difference(found[0], "avgpool") if len(found) == 1 else "–" for found in columns
@@ -101,12 +100,13 @@ def _measured(settings: Sequence[Setting]) -> str:
     return f"{_estimate(settings[0].estimate)}{remark}"
 
 
-def _estimate(found: Estimate) -> str:
+def _estimate(found: Estimate, mean: str = ".2f", half_width: str = ".2f") -> str:
+    """A mean and its interval, in these formats."""
     if found.half_width is None:
-        return f"{found.mean:.2f} (n = 1, no interval)"
+        return f"{found.mean:{mean}} (n = 1, no interval)"
     if not found.half_width:
-        return f"{found.mean:.2f} (n = {found.n}, all alike)"
-    return f"{found.mean:.2f} ± {found.half_width:.2f} (n = {found.n})"
+        return f"{found.mean:{mean}} (n = {found.n}, all alike)"
+    return f"{found.mean:{mean}} ± {found.half_width:{half_width}} (n = {found.n})"
 
 
 def _difference(setting: Setting, baseline: str) -> str:
@@ -135,7 +135,7 @@ def setting_lines(row: Row) -> list[list[str]]:
             control = f"{arm.baselines['control'].title}: {control}"
         lines.append(
             [
-                "/".join(f"{weight:g}" for weight in arm.sac) or "–",
+                arm.sac_weights or "–",
                 _described(arm),
                 _measured([setting]),
                 f"{sum(best) / len(best):.2f}" if best else "–",
@@ -195,9 +195,7 @@ def metric_text(name: str, found: Estimate | None) -> str:
     if name.endswith("accuracy"):
         half_width = None if found.half_width is None else 100 * found.half_width
         return _estimate(dataclasses.replace(found, mean=100 * found.mean, half_width=half_width))
-    if found.half_width is None:
-        return f"{found.mean:.4g} (n = 1, no interval)"
-    return f"{found.mean:.4g} ± {found.half_width:.2g} (n = {found.n})"
+    return _estimate(found, ".4g", ".2g")
 
 
 def _described(arm: Arm) -> str:
@@ -240,7 +238,7 @@ def left_out(found: Found, rows: Iterable[Row], workdir: Path) -> list[str]:
         for arm, setting in row.settings.items():
             missing = sorted(setting.expected - setting.runs.keys())
             if missing:
-                sac = f", SAC {'/'.join(f'{w:g}' for w in arm.sac)}" if arm.sac else ""
+                sac = f", SAC {arm.sac_weights}" if arm.sac else ""
                 seeds = ", ".join(map(str, missing))
                 lines.append(f"Not run: {row.title}, {_described(arm)}{sac}, seed {seeds}")
     return lines

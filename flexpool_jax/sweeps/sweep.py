@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import signal
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import filelock
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
 from flexpool_jax.lock import hold
 from flexpool_jax.sweeps.grid import Cell
@@ -47,11 +46,7 @@ class _Stage(NamedTuple):
 
     def read(self, folder: Path) -> dict[str, Any]:
         """The file's content; empty where there is none that can be read."""
-        try:
-            values = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+        return files.read_json_if_whole(folder / f"{self.name}.json")
 
 
 _TRAINING = _Stage("result")
@@ -88,35 +83,35 @@ def run_sweep(
     workdir = Path(workdir)
     remaining = [cell for cell in cells if not is_finished(cell, workdir, probe=probe)]
     before = len(cells) - len(remaining)
+    now = elsewhere = 0
     failures: dict[str, str] = {}
-    elsewhere = finished_elsewhere = 0
     with _stop_on_signals() as running:
         for i, cell in enumerate(remaining):
+            number = len(cells) - len(remaining) + i + 1
             left = _time_left(remaining[i:], cells, workdir, _stages(probe))
             with _claimed(workdir / cell.name) as claimed:
                 if not claimed:
                     _say(f"cell {cell.name} is being run by another process")
                     elsewhere += 1
                     continue
-                _say(f"cell {before + i + 1} of {len(cells)}: {cell.name} ({left})")
+                _say(f"cell {number} of {len(cells)}: {cell.name} ({left})")
                 try:
                     if is_finished(cell, workdir, probe=probe):
-                        finished_elsewhere += 1
+                        before += 1
                         continue
                     reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
                 except UserError as error:  # Begun meanwhile, by a sweep with other fields.
                     reason = str(error)
-            if reason is not None and not running.told_to_stop:
+            if reason is None:
+                now += 1
+            elif not running.told_to_stop:
                 _say(f"cell {cell.name} failed: {reason}")
                 failures[cell.name] = reason
             if running.told_to_stop and (reason is not None or i + 1 < len(remaining)):
-                finished = before + i - elsewhere - len(failures) + (reason is None)
                 raise Interrupted(
-                    f"told to stop: {finished} of {len(cells)} cells are finished; "
+                    f"told to stop: {before + now} of {len(cells)} cells are finished; "
                     "the same command continues from there"
                 )
-    before += finished_elsewhere
-    now = len(cells) - before - elsewhere - len(failures)
     others = f", {elsewhere} being run by other processes" if elsewhere else ""
     _say(f"{len(cells)} cells: {before} finished before, {now} now, {len(failures)} failed{others}")
     if failures:

@@ -18,6 +18,7 @@ from flexpool_jax.configuration import write_config
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, inspection, page, probe
+from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.training import train
 from flexpool_jax.training.setup import set_up
@@ -207,7 +208,7 @@ def test_curves_are_the_numbers_of_the_log(tmp_path):
         for i in range(1000)
     ]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 7, "epo')
-    (curve,) = page.read_curves(path)
+    (curve,) = page.read_curves(tmp_path)
     assert (curve["split"], curve["name"]) == ("test", "loss")
     assert len(curve["points"]) == 400
     assert curve["points"][0] == (0, 1)
@@ -227,7 +228,7 @@ def test_weights_of_any_shape_are_drawn(shape, tmp_path):
 @pytest.mark.parametrize("content", ["[]", "{", '{"interventions": [], "perturbations": 1}'])
 def test_a_damaged_probe_is_left_out(content, tmp_path):
     (tmp_path / "probe.json").write_text(content)
-    assert page._read_probe(tmp_path / "probe.json") is None
+    assert read_probe(tmp_path) == {}
 
 
 def test_large_maps_do_not_make_a_large_page():

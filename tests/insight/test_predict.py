@@ -15,8 +15,9 @@ from flexpool_jax.configuration import read_config
 from flexpool_jax.data import images, load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.insight import predict
-from flexpool_jax.insight.contact_sheet import INK, RIGHT, WRONG, Tile, contact_sheet
+from flexpool_jax.insight.contact_sheet import RIGHT, WRONG, Tile, contact_sheet
 from flexpool_jax.insight.predict import find_images, predict_files, read_image
+from flexpool_jax.pages.figures import INK
 from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 

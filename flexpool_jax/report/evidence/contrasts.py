@@ -12,14 +12,16 @@ from flexpool_jax.report.analysis import (
     Contrast,
     Estimate,
     bootstrap_intervals,
+    estimate,
     holm,
-    paired_difference,
 )
 from flexpool_jax.report.evidence.runs import POOLS, Evidence, Key, read_correct
 
 Weights = Mapping[str, float]
 
 WHOLE = "flexpool+reg+dropout"
+# The smallest gain that is claimed, in points.
+_CLAIMED = 1.0
 
 
 def minus(column: str, baseline: str) -> dict[str, float]:
@@ -171,7 +173,7 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
         draws: Of the bootstrap.
     """
     designs = [evidence.designs[name] for name in experiment.designs]
-    runs = {key: run for design in designs for key, run in design.by_column()}
+    runs = {key: run for design in designs for key, run in design.runs.items()}
     missing = [key for design in designs for key in design.missing]
     failed = [key for design in designs for key in design.failed]
     if runs and experiment.borrowed:
@@ -182,10 +184,8 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
         missing += [key for key in wanted if key not in e1]
     accuracies = {key: run.accuracy for key, run in runs.items()}
     try:
-        model = BlockModel.of_columns(accuracies) if accuracies else None
+        model = BlockModel.of_columns(accuracies)
     except ValueError:
-        model = None
-    if model is None:
         return Analysis(experiment, accuracies, None, [], missing, failed)
     contrasts = (*experiment.family, *experiment.secondary)
     estimated = [model.contrast(weights) for weights in contrasts]
@@ -209,18 +209,11 @@ def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | Non
     seeds = {
         seed for _, seed in accuracies if all((column, seed) in accuracies for column in weights)
     }
-    sides = [
-        {
-            seed: sum(
-                abs(weight) * accuracies[column, seed]
-                for column, weight in weights.items()
-                if weight * sign > 0
-            )
-            for seed in sorted(seeds)
-        }
-        for sign in (1, -1)
+    sums = [
+        sum(weight * accuracies[column, seed] for column, weight in weights.items())
+        for seed in sorted(seeds)
     ]
-    return paired_difference(*sides) if seeds else None
+    return estimate(sums) if sums else None
 
 
 def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None, dict[Key, float]]:
@@ -252,13 +245,12 @@ def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None,
     return model.contrast({"slope": 1.0}), differences
 
 
-def verdict(contrast: Contrast, p_value: float, claimed: float = 1.0) -> str:
+def verdict(contrast: Contrast, p_value: float) -> str:
     """The words of the protocol's table "What would support the claim, and what would refute it".
 
     Args:
         contrast: A primary contrast.
         p_value: After Holm's correction.
-        claimed: The smallest gain that is claimed, in points.
 
     Example:
         >>> verdict(Contrast(0.6, 0.1, 20), 0.001)
@@ -270,14 +262,14 @@ def verdict(contrast: Contrast, p_value: float, claimed: float = 1.0) -> str:
     if p_value < 0.05:
         if high < 0:
             return "It harms."
-        if low >= claimed:
+        if low >= _CLAIMED:
             return "It helps, by the claimed size."
         return (
             "It helps, by less than claimed."
-            if high < claimed
+            if high < _CLAIMED
             else "It helps; the claimed size is possible."
         )
-    if high >= claimed:
+    if high >= _CLAIMED:
         return "Undecided."
     text = "No difference is shown; a gain of 1 point or more is excluded."
     if contrast.equivalence_p_value() < 0.05:

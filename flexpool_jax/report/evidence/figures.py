@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import style
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from flexpool_jax.insight.probe_report import by_title
+from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report.analysis import Estimate, estimate
 from flexpool_jax.report.evidence.contrasts import Analysis
-from flexpool_jax.report.figures import COLOURS, FAINT, INK, STYLE, save
-
-_STRENGTHS = ("rank", "pixels", "sd", "sigma", "factor")
+from flexpool_jax.report.evidence.runs import Probes
 
 
 def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
@@ -27,8 +26,7 @@ def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
     found = [(a, f) for a in analyses for f in a.findings if f.contrast is not None]
     if not found:
         return False
-    with style.context(STYLE):
-        figure = Figure(figsize=(9.5, 0.3 * len(found) + 1.8), layout="constrained")
+    with drawn(path, 9.5, 0.3 * len(found) + 1.8) as figure:
         ax = figure.subplots()
         ax.axvspan(-0.5, 0.5, color=FAINT, alpha=0.15, lw=0, label="equivalence, ±0.5")
         ax.axvline(0, color=INK, lw=1)
@@ -55,7 +53,6 @@ def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("difference in points, 95 % interval (hollow: secondary)")
         figure.legend(loc="outside lower center", ncols=2)
-        save(figure, path)
     return True
 
 
@@ -85,8 +82,7 @@ def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> boo
         *("mean over channels", "its spread over seeds"),
         *("deviation within channels (RMS)", "its spread over seeds"),
     ]
-    with style.context([STYLE, {"axes.grid": False}]):
-        figure = Figure(figsize=(12, 2.9 * len(weights)), layout="constrained")
+    with drawn(path, 12, 2.9 * len(weights), {"axes.grid": False}) as figure:
         axes = figure.subplots(len(weights), 4, squeeze=False)
         for row, (column, found) in zip(axes, weights.items(), strict=True):
             means, deviations = zip(*map(summaries, found), strict=True)
@@ -105,7 +101,6 @@ def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> boo
                 image = ax.imshow(values, cmap="viridis")
                 figure.colorbar(image, ax=ax, shrink=0.8)
             row[0].set_ylabel(f"{column}\nn = {len(found)}", fontsize=8)
-        save(figure, path)
     return True
 
 
@@ -115,26 +110,23 @@ def changes(probe: Mapping[str, Any]) -> dict[str, float]:
     Example:
         >>> shifts = [{"name": "shift", "pixels": 2, "accuracy": a} for a in (0.8, 0.6)]
         >>> probe = {"baseline": {"accuracy": 0.9}, "interventions": [], "perturbations": shifts}
-        >>> {name: round(value) for name, value in changes(probe).items()}
+        >>> {title: round(value) for title, value in changes(probe).items()}
         {'shift 2': -20}
     """
-    found: dict[str, list[float]] = {}
-    for entry in (*probe["interventions"], *probe["perturbations"]):
-        strengths = [f"{entry[key]:g}" for key in _STRENGTHS if key in entry]
-        change = 100 * (entry["accuracy"] - probe["baseline"]["accuracy"])
-        found.setdefault(" ".join([entry["name"], *strengths]), []).append(change)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    before = probe["baseline"]["accuracy"]
+    return {
+        title: 100 * (sum(entry["accuracy"] for entry in entries) / len(entries) - before)
+        for title, entries in by_title(probe).items()
+    }
 
 
-def draw_perturbations(
-    probes: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Path, columns: Sequence[str]
-) -> bool:
+def draw_perturbations(probes: Probes, columns: Sequence[str], path: Path) -> bool:
     """Draws how much accuracy changed images cost, with 95 % intervals over seeds.
 
     Args:
         probes: The content of probe.json by column and seed.
-        path: Of the PNG.
         columns: Which columns to draw.
+        path: Of the PNG.
 
     Returns:
         Whether there was anything to draw.
@@ -144,23 +136,24 @@ def draw_perturbations(
         return False
     kinds = {
         "shift": "pixels",
-        "gaussian_noise": "sd",
-        "gaussian_blur": "sigma",
+        "gaussian noise": "sd",
+        "gaussian blur": "sigma",
         "contrast": "factor",
     }
-    with style.context(STYLE):
-        figure = Figure(figsize=(12, 3.4), layout="constrained")
+    with drawn(path, 12, 3.4) as figure:
         for ax, (kind, unit) in zip(figure.subplots(1, 4), kinds.items(), strict=True):
             for column, colour in zip(shown, COLOURS, strict=False):
                 found = [changes(probe) for probe in probes[column].values()]
-                names = [name for name in found[0] if name.split()[0] == kind]
-                means = [estimate([one[name] for one in found]) for name in names]
-                _draw_estimates(ax, [float(n.split()[1]) for n in names], means, colour, column)
-            ax.set_title(kind.replace("_", " "))
+                means = {
+                    float(title.removeprefix(kind)): estimate([one[title] for one in found])
+                    for title in found[0]
+                    if title.startswith(kind)
+                }
+                _draw_estimates(ax, means, colour, column)
+            ax.set_title(kind)
             ax.set_xlabel(unit)
         figure.axes[0].set_ylabel("change of accuracy in points")
         figure.axes[0].legend()
-        save(figure, path)
     return True
 
 
@@ -174,31 +167,29 @@ def draw_length(differences: Mapping[str, Mapping[int, Estimate]], path: Path) -
     Returns:
         Whether there are at least two lengths.
     """
-    drawn = {column: found for column, found in differences.items() if len(found) > 1}
-    if not drawn:
+    shown = {column: found for column, found in differences.items() if len(found) > 1}
+    if not shown:
         return False
-    with style.context(STYLE):
-        figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    with drawn(path, 6.5, 3.8) as figure:
         ax = figure.subplots()
         ax.axhspan(-0.5, 0.5, color=FAINT, alpha=0.15, lw=0)
         ax.axhline(0, color=INK, lw=1)
-        for (column, found), colour in zip(drawn.items(), COLOURS[1:], strict=False):
-            _draw_estimates(ax, list(found), list(found.values()), colour, f"{column} − avg")
+        for (column, found), colour in zip(shown.items(), COLOURS[1:], strict=False):
+            _draw_estimates(ax, found, colour, f"{column} − avg")
         ax.set_xscale("log", base=2)
-        epochs = sorted({length for found in drawn.values() for length in found})
+        epochs = sorted({length for found in shown.values() for length in found})
         ax.xaxis.set_major_locator(FixedLocator(epochs))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("epochs")
         ax.set_ylabel("difference in points")
         ax.legend()
-        save(figure, path)
     return True
 
 
 def _draw_estimates(
-    ax: Any, xs: Sequence[float], found: Sequence[Estimate], colour: str, label: str
+    ax: Axes, found: Mapping[int, Estimate] | Mapping[float, Estimate], colour: str, label: str
 ) -> None:
-    errors = [one.half_width or 0 for one in found]
-    means = [one.mean for one in found]
-    ax.errorbar(xs, means, yerr=errors, fmt="o-", color=colour, capsize=3, label=label)
+    means = [one.mean for one in found.values()]
+    errors = [one.half_width or 0 for one in found.values()]
+    ax.errorbar(list(found), means, errors, fmt="o-", color=colour, capsize=3, label=label)

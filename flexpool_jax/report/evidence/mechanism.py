@@ -15,7 +15,7 @@ from flexpool_jax.report.evidence.contrasts import (
     Finding,
     slope_over_length,
 )
-from flexpool_jax.report.evidence.runs import Evidence, read_probes
+from flexpool_jax.report.evidence.runs import Evidence, Probes
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
 
@@ -26,9 +26,8 @@ def points(contrast: Contrast) -> str:
     return f"{signed(contrast.estimate)} points (95 % interval {signed(low)} to {signed(high)})"
 
 
-def changed_accuracies(evidence: Evidence) -> str:
+def changed_accuracies(probes: Probes) -> str:
     """Changes of accuracy in points when a network of E1 is probed, means over seeds."""
-    probes = read_probes(evidence.designs["e1"])
     if not probes:
         return "No run of E1 has been probed."
     changes = {
@@ -37,8 +36,7 @@ def changed_accuracies(evidence: Evidence) -> str:
     }
     names = list(dict.fromkeys(name for found in changes.values() for one in found for name in one))
     rows = [
-        [name.replace("_", " "), *(_mean(one.get(name) for one in changes[c]) for c in changes)]
-        for name in names
+        [name, *(_mean(one.get(name) for one in changes[c]) for c in changes)] for name in names
     ]
     return (
         "Change of test accuracy in points when the weights of the pool or the test images are "
@@ -48,7 +46,7 @@ def changed_accuracies(evidence: Evidence) -> str:
     )
 
 
-def predictions(evidence: Evidence, analyses: Iterable[Analysis]) -> str:
+def predictions(evidence: Evidence, analyses: Iterable[Analysis], probes: Probes) -> str:
     """What was found about M1 to M8."""
     found = {finding.title: finding for one in analyses for finding in one.findings}
     rows = []
@@ -67,7 +65,6 @@ def predictions(evidence: Evidence, analyses: Iterable[Analysis]) -> str:
             "–" if slope is None else PREDICTIONS[0].agrees(slope),
         ]
     )
-    probes = read_probes(evidence.designs["e1"])
     costs = [
         {seed: figures.changes(probe)["shift 4"] for seed, probe in probes.get(column, {}).items()}
         for column in ("flexpool", "avg")
@@ -93,9 +90,8 @@ def _mean(values: Iterable[float | None]) -> str:
     return f"{signed(mean.mean)}{half_width} (n = {mean.n})"
 
 
-def weight_statistics(evidence: Evidence) -> str:
+def weight_statistics(probes: Probes) -> str:
     """Statistics of the weights of E1's networks, means over seeds."""
-    probes = read_probes(evidence.designs["e1"])
     statistics = {
         column: weights
         for column, found in probes.items()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from flexpool_jax.errors import UserError
 from flexpool_jax.report.analysis import BlockModel, Estimate, estimate
@@ -82,27 +82,22 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
     folder.mkdir(exist_ok=True)
     analyses = [analyse(evidence, experiment, draws=draws) for experiment in EXPERIMENTS]
     e1 = evidence.designs["e1"]
-    drawn = {
-        "contrasts": figures.draw_contrasts(analyses, folder / "contrasts.png"),
-        "weights": figures.draw_weights(read_weights(e1), folder / "weights.png"),
-        "perturbations": figures.draw_perturbations(
-            read_probes(e1), folder / "perturbations.png", POOLS
-        ),
-        "length": figures.draw_length(
-            {column: _by_length(evidence, column) for column in ("flexpool", WHOLE)},
-            folder / "length.png",
-        ),
+    probes = read_probes(e1)
+    lengths = {column: _by_length(evidence, column) for column in ("flexpool", WHOLE)}
+    drawings = {
+        "contrasts": functools.partial(figures.draw_contrasts, analyses),
+        "weights": functools.partial(figures.draw_weights, read_weights(e1)),
+        "perturbations": functools.partial(figures.draw_perturbations, probes, POOLS),
+        "length": functools.partial(figures.draw_length, lengths),
     }
-    pictures = {
-        name: f"\n\n![{name}]({folder.name}/{name}.png)" if there else ""
-        for name, there in drawn.items()
-    }
-    for name, there in drawn.items():
-        if not there:
-            (folder / f"{name}.png").unlink(missing_ok=True)
+    pictures = {}
+    for name, draw in drawings.items():
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)
+        pictures[name] = f"\n\n![{name}]({folder.name}/{path.name})" if draw(path) else ""
     write_csv(folder / "runs.csv", _run_records(evidence))
     write_csv(folder / "contrasts.csv", _contrast_records(analyses))
-    changed = mechanism.changed_accuracies(evidence)
+    changed = mechanism.changed_accuracies(probes)
     parts = [
         f"## Results\n\n{_answer(analyses[0])}{pictures['contrasts']}",
         _progress(evidence),
@@ -110,8 +105,8 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
         *(_experiment(analysis) for analysis in analyses),
         f"### E6: training length\n\n{_length(evidence)}{pictures['length']}",
         f"### What the networks use\n\n{changed}{pictures['perturbations']}",
-        f"### Which part of it\n\n{mechanism.predictions(evidence, analyses)}",
-        f"### Weights\n\n{mechanism.weight_statistics(evidence)}{pictures['weights']}",
+        f"### Which part of it\n\n{mechanism.predictions(evidence, analyses, probes)}",
+        f"### Weights\n\n{mechanism.weight_statistics(probes)}{pictures['weights']}",
     ]
     if evidence.left_out:
         listed = "\n".join(f"- {entry}" for entry in evidence.left_out)
@@ -213,12 +208,11 @@ def _rates(evidence: Evidence) -> str:
         if not found:
             rows.append([f"`{pool}`", rate, "not run", "", ""])
             continue
-        p = float(np.mean(list(found.values()))) / 100
-        images = sum(int(run.result["test_images"]) for k, run in e0.runs.items() if k[0] == column)
+        p = statistics.fmean(found.values()) / 100
         rows.append(
             [
                 *(f"`{pool}`", rate, f"{100 * p:.2f}"),
-                f"{100 * math.sqrt(p * (1 - p) / images):.2f}",
+                f"{100 * math.sqrt(p * (1 - p) / e0.images(column)):.2f}",
                 ", ".join(f"{value:.2f}" for value in found.values()),
             ]
         )
@@ -244,9 +238,9 @@ def rates_note(evidence: Evidence) -> str:
     said = []
     for pool, rate in evidence.rates.items():
         means = ", ".join(
-            f"{np.mean(list(e0.accuracies(column).values())):.2f} at {column.rpartition('=')[2]}"
+            f"{statistics.fmean(found.values()):.2f} at {column.rpartition('=')[2]}"
             for column in e0.columns
-            if column.startswith(f"{pool}+") and e0.accuracies(column)
+            if column.startswith(f"{pool}+") and (found := e0.accuracies(column))
         )
         said.append(f"`{pool}` has {means}, so the rule takes **{rate:g}**")
     argument = ",".join(f"{pool}={rate:g}" for pool, rate in evidence.rates.items())

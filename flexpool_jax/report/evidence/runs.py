@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import statistics
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,13 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
+from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.report.analysis import select_rate
 from flexpool_jax.report.results import Run, find_runs
 from flexpool_jax.sweeps import grid
 
 Key = tuple[str, int]  # column and seed
+Probes = dict[str, dict[int, dict[str, Any]]]  # what probe.json holds, by column and seed
 
 CONFIGS_DIR = "configs"
 POOLS = ("avg", "flexpool")
@@ -33,7 +35,7 @@ class Design:
     Attributes:
         expected: The cells of the sweep by column and seed.
         failed: Those of them whose runs diverged.
-        runs: The finished runs that count.
+        runs: The finished runs that count, in the order of the columns, then of the seeds.
     """
 
     expected: dict[Key, grid.Cell]
@@ -51,14 +53,17 @@ class Design:
         """In the order of the sweep."""
         return list(dict.fromkeys(column for column, _ in self.expected))
 
-    def by_column(self) -> list[tuple[Key, Run]]:
-        """The runs in the order of the columns, then of the seeds."""
-        order = self.columns
-        return sorted(self.runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+    def of_column(self, column: str) -> dict[int, Run]:
+        """A column's runs by seed."""
+        return {seed: run for (c, seed), run in self.runs.items() if c == column}
 
     def accuracies(self, column: str) -> dict[int, float]:
         """Final accuracy in per cent by seed."""
-        return {seed: run.accuracy for (c, seed), run in self.by_column() if c == column}
+        return {seed: run.accuracy for seed, run in self.of_column(column).items()}
+
+    def images(self, column: str) -> int:
+        """How many evaluation images a column has, all seeds together."""
+        return sum(int(run.result["test_images"]) for run in self.of_column(column).values())
 
 
 @dataclasses.dataclass
@@ -108,13 +113,17 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
         names = {f"{name}/{cell.name}": key for key, cell in expected.items()}
         known.extend(names)
-        design = Design(expected, [names[cell] for cell in failed if cell in names], {})
+        runs = {}
         for run in found[name].runs:
-            key, reason = _place(run, design, source)
+            key, reason = _place(run, expected, source)
             if reason:
                 left_out.append(f"{run.folder}: {reason}")
             else:
-                design.runs[key] = run
+                runs[key] = run
+        design = Design(expected, [names[cell] for cell in failed if cell in names], {})
+        order = design.columns
+        ordered = sorted(runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+        design.runs.update(ordered)
         return design
 
     designs = {name: read(name, name) for name in sweeps._WITHOUT_RATES}
@@ -144,16 +153,14 @@ def _column(cell: grid.Cell, design: str) -> str:
     return "+".join(words)
 
 
-def _place(run: Run, design: Design, source: str) -> tuple[Key, str]:
+def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Key, str]:
     """The cell to which a run belongs, and why it does not count; empty if it does."""
-    if run.source != source:
-        return ("", 0), f"its source_hash is {run.source[:8] or 'missing'}, not {source[:8]}"
-    if run.changes:
-        return ("", 0), f"it changed midway: {run.changes}"
-    differences = {
-        key: _differences(cell.config, run.config) for key, cell in design.expected.items()
-    }
+    differences = {key: _differences(cell.config, run.config) for key, cell in expected.items()}
     key = min(differences, key=lambda key: len(differences[key]))
+    if run.source != source:
+        return key, f"its source_hash is {run.source[:8] or 'missing'}, not {source[:8]}"
+    if run.changes:
+        return key, f"it changed midway: {run.changes}"
     return key, "; ".join(differences[key])
 
 
@@ -177,19 +184,14 @@ def selected_rates(e0: Design) -> dict[str, float]:
     if e0.missing:
         return {}
     rates = {}
+    diverged = {column for column, _ in e0.failed}
     for pool in POOLS:
-        diverged = {column for column, _ in e0.failed}
         columns = [c for c in e0.columns if c.split("+")[0] == pool and c not in diverged]
-        images = [
-            sum(int(e0.runs[key].result["test_images"]) for key in e0.runs if key[0] == column)
-            for column in columns
-        ]
         means = {
-            float(column.rpartition("=")[2]): float(np.mean(list(e0.accuracies(column).values())))
-            / 100
+            float(column.rpartition("=")[2]): statistics.fmean(e0.accuracies(column).values()) / 100
             for column in columns
         }
-        rates[pool] = select_rate(means, min(images))
+        rates[pool] = select_rate(means, min(map(e0.images, columns)))
     return rates
 
 
@@ -219,18 +221,15 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
     return found
 
 
-def read_probes(design: Design) -> dict[str, dict[int, dict[str, Any]]]:
+def read_probes(design: Design) -> Probes:
     """Reads each run's probe.json, by column of the sweep and seed.
 
     A probe.json that was made with another config than its run has now is left out.
     """
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for (column, seed), run in design.by_column():
-        try:
-            probe = json.loads((run.folder / "probe.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if probe.get("config_digest") == run.result.get("config_digest"):
+    found: Probes = {}
+    for (column, seed), run in design.runs.items():
+        probe = read_probe(run.folder)
+        if probe and probe.get("config_digest") == run.result.get("config_digest"):
             found.setdefault(column, {})[seed] = probe
     return found
 
@@ -238,7 +237,7 @@ def read_probes(design: Design) -> dict[str, dict[int, dict[str, Any]]]:
 def read_weights(design: Design) -> dict[str, list[np.ndarray]]:
     """Reads the FlexPool weights [H, W, C] of each run of one classifier, by column."""
     found: dict[str, list[np.ndarray]] = {}
-    for (column, _), run in design.by_column():
+    for (column, _), run in design.runs.items():
         path = run.folder / "pool_weights.npz"
         if not path.exists():
             continue

@@ -1,0 +1,39 @@
+"""The look of every figure, and how a figure is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+INK, FAINT = "#1f2933", "#8b96a3"
+# The columns of the paper's tables first, further settings after them.
+COLOURS = (
+    *("#5f6b7a", "#2f7fb5", "#e0752d", "#7d5ba6"),
+    *("#3a9278", "#b3414a", "#b59020", "#6aa6d6", "#d28fb8", "#4d4d4d"),
+)
+_STYLE = Path(__file__).with_name("figures.mplstyle")
+
+
+@contextlib.contextmanager
+def drawn(
+    path: Path, width: float, height: float, changes: Mapping[str, Any] | None = None
+) -> Iterator[Figure]:
+    """Gives a figure to draw on, and writes it as a PNG when the block ends.
+
+    The file is without matplotlib's version: the same numbers give the same file.
+
+    Args:
+        path: Of the PNG.
+        width: In inches.
+        height: In inches.
+        changes: Of matplotlib's parameters, beside those of figures.mplstyle.
+    """
+    with style.context([_STYLE, dict(changes or {})]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path, dpi=130, metadata={"Software": None})

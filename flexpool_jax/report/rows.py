@@ -1,0 +1,220 @@
+"""Arranges runs into the rows and settings of a report, and compares them.
+
+A row holds the runs that may be compared, a setting those of them that differ in the seed alone.
+Settings without runs, which a sweep asks for, are kept; nothing is filled in from elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+from ml_collections import ConfigDict
+
+from flexpool_jax.configuration import FIELDS
+from flexpool_jax.configuration.fields import definition, get_field
+from flexpool_jax.report import paper
+from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
+from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of
+from flexpool_jax.sweeps.grid import Cell
+
+
+@dataclasses.dataclass
+class Setting:
+    """The runs of a row that differ in the seed alone.
+
+    Attributes:
+        arm: What they share.
+        runs: By seed.
+        missing: Seeds that a sweep asks for or, without one, that another setting has.
+        expected: The seeds that a sweep asks for.
+        differences: By name of the baseline, see `Arm.baselines`; paired by seed.
+        adjusted: Their p-values after Holm's correction for all differences of the report.
+    """
+
+    arm: Arm
+    runs: dict[int, Run] = dataclasses.field(default_factory=dict)
+    missing: list[int] = dataclasses.field(default_factory=list)
+    expected: set[int] = dataclasses.field(default_factory=set)
+    differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+    adjusted: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """Final accuracy in per cent by seed."""
+        return {seed: run.accuracy for seed, run in self.runs.items()}
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The mean accuracy in per cent; None without runs."""
+        return estimate(list(self.accuracies.values())) if self.runs else None
+
+    @property
+    def metrics(self) -> dict[str, Estimate]:
+        """What all of its runs have measured beside accuracy, by name, in its own unit."""
+        found = [run.metrics for run in self.runs.values()]
+        first = found[0] if found else {}
+        common = [name for name in first if all(name in metrics for metrics in found)]
+        return {name: estimate([metrics[name] for metrics in found]) for name in common}
+
+    @property
+    def classes(self) -> dict[str, Estimate | None]:
+        """The accuracy in per cent by class, None for a class without images.
+
+        Empty where a run does not have it, or has other classes than another.
+        """
+        found = [run.accuracy_per_class for run in self.runs.values()]
+        if len({tuple(of_run) for of_run in found}) != 1:
+            return {}
+        values = {
+            name: [value for of_run in found if (value := of_run[name]) is not None]
+            for name in found[0]
+        }
+        return {name: estimate(known) if known else None for name, known in values.items()}
+
+    def curves(self, key: tuple[str, str]) -> list[dict[int, float]]:
+        """Each run's curve of a split and a name; empty for a run that does not have it."""
+        return [run.curves.get(key, {}) for run in self.runs.values()]
+
+
+@dataclasses.dataclass
+class Row:
+    """Runs that may be compared: they share everything but the arm and the seed.
+
+    Attributes:
+        config: Of one of them.
+        source: The hash of the source code that trained them.
+        changes: For a run whose fields changed midway: which, in words.
+        title: The data set, and what tells the row from others on the same data set.
+        settings: By arm: without SAC first, the paper's columns first.
+    """
+
+    config: ConfigDict
+    source: str = ""
+    changes: str = ""
+    title: str = ""
+    settings: dict[Arm, Setting] = dataclasses.field(default_factory=dict)
+
+    @property
+    def run_settings(self) -> list[Setting]:
+        """The settings that have runs."""
+        return [setting for setting in self.settings.values() if setting.runs]
+
+    @property
+    def split(self) -> str:
+        """What the accuracies are of: "test", or "validation" for held-out training images."""
+        return "validation" if self.config.dataset.holdout else "test"
+
+    def published(self, column: str, *, sac: bool) -> float | None:
+        """The paper's accuracy in per cent, which is of the test split; None if it has none."""
+        if self.split != "test":
+            return None
+        return paper.accuracy(self.config.dataset.name, column, sac=sac)
+
+    def column(self, column: str, *, sac: bool) -> list[Setting]:
+        """The settings that belong to a column of the paper's Table 1, or 2 with SAC.
+
+        They are several when runs differ in the coefficient of Eq. 2 or in the weights of Eq. 3.
+        """
+        return [
+            s for s in self.settings.values() if s.arm.column == column and bool(s.arm.sac) is sac
+        ]
+
+
+def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
+    """Sorts runs into rows, in the order of the paper's tables, and compares their settings.
+
+    Args:
+        runs: Finished runs.
+        cells: The cells of a sweep: rows and settings that have no runs are there through them.
+    """
+    groups: dict[tuple[str, str, str], Row] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        row = groups.setdefault(run.group, Row(run.config, *run.group[1:]))
+        row.settings.setdefault(run.arm, Setting(run.arm)).runs[run.seed] = run
+    for cell in cells:
+        recipe = recipe_of(cell.config)
+        # What is missing is missing from the largest group of this recipe.
+        same = [row for group, row in groups.items() if group[0] == recipe and not row.changes]
+        row = max(same, key=_number_of_runs, default=None) or Row(cell.config)
+        groups.setdefault((recipe, row.source, ""), row)
+        arm = Arm.of(cell.config)
+        row.settings.setdefault(arm, Setting(arm)).expected.add(cell.config.seed)
+    known = list(paper.DATASET_TITLES)
+
+    def place(row: Row) -> tuple[int, str]:
+        name = row.config.dataset.name
+        return (known.index(name) if name in known else len(known), name)
+
+    rows = sorted(groups.values(), key=place)
+    titles: Counter[str] = Counter()
+    for row in rows:
+        row.title = _title(row, rows)
+        titles[row.title] += 1
+        # For example image folders of the same name at different places.
+        row.title += f" [{titles[row.title]}]" * (titles[row.title] > 1)
+    for row in rows:
+        _compare_settings(row)
+    _adjust_p_values(rows)
+    return rows
+
+
+def _number_of_runs(row: Row) -> int:
+    return sum(len(setting.runs) for setting in row.settings.values())
+
+
+def _compare_settings(row: Row) -> None:
+    order = list(paper.COLUMNS)
+
+    def place(arm: Arm) -> tuple[object, ...]:
+        column = order.index(arm.column) if arm.column else len(order)
+        return (len(arm.sac) > 0, arm.sac, column, arm)
+
+    row.settings = {arm: row.settings[arm] for arm in sorted(row.settings, key=place)}
+    all_seeds = {seed for setting in row.settings.values() for seed in setting.runs}
+    for arm, setting in row.settings.items():
+        setting.missing = sorted((setting.expected or all_seeds) - setting.runs.keys())
+        for name, baseline in arm.baselines.items():
+            other = row.settings.get(baseline)
+            if other is not None and setting.runs.keys() & other.runs.keys():
+                setting.differences[name] = paired_difference(setting.accuracies, other.accuracies)
+
+
+def _adjust_p_values(rows: Iterable[Row]) -> None:
+    tested = [
+        (setting, name, found.p_value)
+        for row in rows
+        for setting in row.settings.values()
+        for name, found in setting.differences.items()
+        if found.p_value is not None
+    ]
+    adjusted = holm([p_value for *_, p_value in tested])
+    for (setting, name, _), p_value in zip(tested, adjusted, strict=True):
+        setting.adjusted[name] = p_value
+
+
+def _title(row: Row, rows: Sequence[Row]) -> str:
+    name = _dataset_title(row.config)
+    others = [other for other in rows if _dataset_title(other.config) == name]
+    told_apart = [
+        f"{field} {get_field(row.config, field)}"
+        for field in FIELDS
+        if definition(field).has_effect
+        and field not in (*ARM_FIELDS, "seed", "dataset.name")
+        and len({str(get_field(other.config, field)) for other in others}) > 1
+    ]
+    if len({other.source for other in others}) > 1:
+        told_apart.append(f"source code {row.source[:8] or 'unknown'}")
+    if row.changes:
+        told_apart.append(f"changed midway, {row.changes}")
+    return f"{name} ({', '.join(told_apart)})" if told_apart else name
+
+
+def _dataset_title(config: ConfigDict) -> str:
+    name = paper.DATASET_TITLES.get(config.dataset.name, config.dataset.name)
+    if config.dataset.name == "image_folder":
+        name = f"Images of {PurePath(config.dataset.raw_dir).name}"
+    # The paper's numbers are of the test split.
+    return f"{name}, held-out training images" if config.dataset.holdout else name
