@@ -34,6 +34,16 @@ class PeerLost(Exception):
     """Another process of the same run has ended; all of them may be started again."""
 
 
+def one_line(error: object) -> str:
+    """What an exception says, in one line of at most 200 characters; else the name of its class.
+
+    Example:
+        >>> one_line(ValueError("a sentence\\nover two lines")), one_line(EOFError())
+        ('a sentence over two lines', 'EOFError')
+    """
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def closest_name(given: str, allowed: Iterable[str]) -> str | None:
     """Returns the allowed name most like the given one, letter case aside; None if none is like it.
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -109,7 +109,7 @@ def read_json(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it does not hold a JSON object")
     missing = [name for name in names if name not in value]

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from flexpool_jax.data.registry import RemoteFile, Source
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 # Seconds to wait for a server's answer before saying that it cannot be reached.
 _TIMEOUT = 20
@@ -189,4 +189,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.Timeout):
         return f"no answer in {_TIMEOUT} s"
     reason = getattr(error.args[0] if error.args else error, "reason", error)
-    return " ".join(str(reason).split())[:200]
+    return one_line(reason)

@@ -14,7 +14,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 # By the name's ending; the content decides what a file is, among these formats alone.
@@ -119,8 +119,7 @@ def _damaged(name: str, error: Exception) -> UserError:
     # Decoders raise whatever they stumble over: OSError, SyntaxError, struct.error and others.
     if isinstance(error, Image.UnidentifiedImageError):
         return UserError(f"{name} is damaged, or not a PNG, JPEG, BMP, WebP, GIF or TIFF image")
-    reason = " ".join(str(error).split())[:150] or type(error).__name__
-    return UserError(f"{name} is a damaged image ({reason})")
+    return UserError(f"{name} is a damaged image ({one_line(error)})")
 
 
 def decode(encoded: bytes, channels: int, fit: Fit | None = None) -> np.ndarray:

@@ -25,7 +25,7 @@ from flexpool_jax import files
 from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split, Superclasses
 from flexpool_jax.data.images import Fit
-from flexpool_jax.data.stored import ARRAYS_PREFIX, StoredImages
+from flexpool_jax.data.stored import ARRAYS_PREFIX, StoredImages, damaged
 from flexpool_jax.errors import UserError
 
 # Raise it when the same prepared files give other arrays.
@@ -60,9 +60,7 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
         raise
     except Exception as error:
         # Whatever a reader of damaged records, metadata or images may raise.
-        raise _damaged(
-            folder, " ".join(str(error).split())[:200] or type(error).__name__
-        ) from error
+        raise damaged(folder, error) from error
     superclasses, of_class = None, arrays["superclass_of_class"]
     if len(of_class):
         superclasses = Superclasses(tuple(features["coarse_label"].names), of_class)
@@ -100,12 +98,6 @@ def _stored(builder: Any, folder: Path, names: dict[str, str], fit: Fit) -> dict
         )
         for role, name in names.items()
     }
-
-
-def _damaged(folder: Path, reason: str) -> UserError:
-    return UserError(
-        f"{folder} is damaged ({reason}); delete this folder, and it is prepared again"
-    )
 
 
 def _split_names(available: Collection[str], folder: Path) -> dict[str, str]:
@@ -149,7 +141,7 @@ def _check_class_names(info: Any, folder: Path) -> None:
         if path.exists() or info.as_proto.module_name.startswith("flexpool_jax."):
             is_cut = not path.read_bytes().endswith(b"\n")
             if is_cut or len(feature.names) != feature.num_classes:
-                raise _damaged(folder, f"{path.name} is cut short")
+                raise damaged(folder, f"{path.name} is cut short")
 
 
 def _kept_or_read(
@@ -222,7 +214,7 @@ def _read_labels(
                 superclasses[index] = record.get("coarse_label", -1)
         if labels.min() < 0 or labels.max() >= num_classes:
             reason = f"{name} has labels from {labels.min()} to {labels.max()}"
-            raise _damaged(builder.data_path, f"{reason}; allowed: 0 to {num_classes - 1}")
+            raise damaged(builder.data_path, f"{reason}; allowed: 0 to {num_classes - 1}")
         arrays[f"{role}_labels"] = labels
         superclass_of_class[labels] = superclasses
     if superclass_of_class.min() < 0:

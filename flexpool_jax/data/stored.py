@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flexpool_jax.data.images import map_in_threads, thread_count
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 # Of the names of files that are kept in a prepared folder and can be made anew.
 ARRAYS_PREFIX = "decoded_"
@@ -112,17 +112,21 @@ class StoredImages:
         try:
             image = self.decode(record["image"])
         except Exception as error:  # Whatever a decoder of damaged bytes may raise.
-            reason = " ".join(str(error).split())[:150] or type(error).__name__
-            raise UserError(
-                f"{self.folder} is damaged (image {position}: {reason}); delete this folder, and "
-                "it is prepared again"
-            ) from error
+            raise damaged(self.folder, error, f"image {position}: ") from error
         if image.shape != self.image_shape:
             raise UserError(
                 f"the images in {self.folder} differ in size ({image.shape} beside "
                 f"{self.image_shape}); set dataset.image_size"
             )
         return image
+
+
+def damaged(folder: Path, reason: object, where: str = "") -> UserError:
+    """Builds the error for a prepared folder; the reason may be an exception."""
+    return UserError(
+        f"{folder} is damaged ({where}{one_line(reason)}); delete this folder, and it is prepared "
+        "again"
+    )
 
 
 def read_ahead(item: Callable[[int], T], count: int, start: int = 0) -> Generator[T]:

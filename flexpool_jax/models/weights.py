@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from flexpool_jax import files
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 Variables = Mapping[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -166,7 +166,7 @@ def _check_file(file: str | os.PathLike[str]) -> Path:
 
 def _not_safetensors(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is not a safetensors file, or is damaged ({' '.join(str(error).split())}); "
+        f"{path} is not a safetensors file, or is damaged ({one_line(error)}); "
         "scripts/convert_torch.py makes one of a .pt, .pth or .th file"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from flexpool_jax.data.arrays import check_arrays
 from flexpool_jax.data.dataset import Arrays
 from flexpool_jax.data.images import Fit
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 _NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
 
@@ -50,9 +50,9 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
         OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError,
         RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(
-            f"{raw_dir} is not a whole .npz file of plain arrays; cannot read {reading} ({reason})"
+            f"{raw_dir} is not a whole .npz file of plain arrays; cannot read {reading} "
+            f"({one_line(error)})"
         ) from error
     labels = found["y_train"]
     if "class_names" in found:
