@@ -169,10 +169,9 @@ def calibration_bins(
     for index in range(num_bins):
         inside = place == index
         count = int(inside.sum())
-        means = (float(confidences[inside].mean()), float(correct[inside].mean())) if count else ()
-        bins.append(
-            Bin(float(edges[index]), float(edges[index + 1]), count, *(means or (None,) * 2))
-        )
+        confidence = float(confidences[inside].mean()) if count else None
+        accuracy = float(correct[inside].mean()) if count else None
+        bins.append(Bin(float(edges[index]), float(edges[index + 1]), count, confidence, accuracy))
     return bins
 
 
