@@ -203,8 +203,6 @@ def _run_cell(
     cell: Cell, folder: Path, train: Sequence[str], running: _Running, stages: Sequence[_Stage]
 ) -> str | None:
     """Runs the stages that a cell lacks. Returns None on success, else the reason, in a line."""
-    if configuration.config_path(folder).exists() and _saved_config(folder) is None:
-        return f"{configuration.config_path(folder)} is damaged"
     try:
         configuration.check_resume(cell.config, folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexpool_jax import configuration
+from flexpool_jax import configuration, files
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -68,7 +67,7 @@ def train(
         ...
         flexpool_jax.errors.UserError: config.num_epochs is 0; allowed: ...
     """
-    folder = Path(workdir).expanduser().absolute()
+    folder = files.expanded(workdir).absolute()
     config = configuration.resolve(config)
     configuration.check_files(config)
     configuration.check_workdir(os.fspath(workdir))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 
 from flexpool_jax import configuration, files
+from flexpool_jax.errors import UserError
 from flexpool_jax.source import commit, versions
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.metrics import Meter
@@ -64,12 +64,13 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Reads result.json; None if it is damaged or lacks what a finished run writes."""
     try:
-        result = json.loads((Path(workdir) / RESULT_FILE).read_text(encoding="utf-8"))
-        numbers = [result[name] for name in _RESULT_NUMBERS]
-        is_whole = isinstance(result["split"], str) and files.seal_holds(result)
-    except (OSError, ValueError, TypeError, KeyError):
+        result = files.read_json(Path(workdir) / RESULT_FILE, ("split", *_RESULT_NUMBERS))
+    except UserError:
         return None
-    return result if is_whole and all(isinstance(n, int | float) for n in numbers) else None
+    if result is None or not isinstance(result["split"], str) or not files.seal_holds(result):
+        return None
+    is_whole = all(isinstance(result[name], int | float) for name in _RESULT_NUMBERS)
+    return result if is_whole else None
 
 
 def result_of(

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from flexpool_jax import configuration, cpu
+from flexpool_jax import configuration, cpu, files
 from flexpool_jax.data import Dataset, load_dataset, memory_for_images
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
@@ -262,5 +261,5 @@ def use_compilation_cache(folder: str) -> None:
             chosen.
     """
     if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -9,13 +9,8 @@ import numpy as np
 
 from flexpool_jax.report.analysis import Contrast, estimate
 from flexpool_jax.report.evidence import figures
-from flexpool_jax.report.evidence.contrasts import (
-    PREDICTIONS,
-    Analysis,
-    Finding,
-    slope_over_length,
-)
-from flexpool_jax.report.evidence.runs import Evidence, Probes
+from flexpool_jax.report.evidence.contrasts import PREDICTIONS, Analysis, Finding
+from flexpool_jax.report.evidence.runs import Probes
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
 
@@ -46,8 +41,14 @@ def changed_accuracies(probes: Probes) -> str:
     )
 
 
-def predictions(evidence: Evidence, analyses: Iterable[Analysis], probes: Probes) -> str:
-    """What was found about M1 to M8."""
+def predictions(analyses: Iterable[Analysis], slope: Contrast | None, probes: Probes) -> str:
+    """What was found about M1 to M8.
+
+    Args:
+        analyses: Of all models.
+        slope: That of `flexpool` − `avg` over log₂(epochs); None with too few runs.
+        probes: Of E1's networks.
+    """
     found = {finding.title: finding for one in analyses for finding in one.findings}
     rows = []
     for prediction in PREDICTIONS:
@@ -57,7 +58,6 @@ def predictions(evidence: Evidence, analyses: Iterable[Analysis], probes: Probes
         shown = "runs are missing" if contrast is None else points(contrast)
         agrees = "–" if contrast is None else prediction.agrees(contrast)
         rows.append([prediction.name, title, expects, shown, agrees])
-    slope, _ = slope_over_length(evidence, "flexpool")
     rows.append(
         [
             *("M6", "slope of `flexpool` − `avg` over log₂(epochs)", "below 0"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import BlockModel, Estimate, estimate
+from flexpool_jax.report.analysis import BlockModel, Contrast, Estimate, estimate
 from flexpool_jax.report.evidence import figures, mechanism
 from flexpool_jax.report.evidence.contrasts import (
     E1,
@@ -27,6 +27,7 @@ from flexpool_jax.report.evidence.mechanism import points
 from flexpool_jax.report.evidence.runs import (
     POOLS,
     Evidence,
+    Key,
     read_evidence,
     read_probes,
     read_weights,
@@ -83,7 +84,8 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
     analyses = [analyse(evidence, experiment, draws=draws) for experiment in EXPERIMENTS]
     e1 = evidence.designs["e1"]
     probes = read_probes(e1)
-    lengths = {column: _by_length(evidence, column) for column in ("flexpool", WHOLE)}
+    slopes = {column: slope_over_length(evidence, column) for column in ("flexpool", WHOLE)}
+    lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
     drawings = {
         "contrasts": functools.partial(figures.draw_contrasts, analyses),
         "weights": functools.partial(figures.draw_weights, read_weights(e1)),
@@ -103,9 +105,9 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
         *(_experiment(analysis) for analysis in analyses),
-        f"### E6: training length\n\n{_length(evidence)}{pictures['length']}",
+        f"### E6: training length\n\n{_length(slopes)}{pictures['length']}",
         f"### What the networks use\n\n{changed}{pictures['perturbations']}",
-        f"### Which part of it\n\n{mechanism.predictions(evidence, analyses, probes)}",
+        f"### Which part of it\n\n{mechanism.predictions(analyses, slopes['flexpool'][0], probes)}",
         f"### Weights\n\n{mechanism.weight_statistics(probes)}{pictures['weights']}",
     ]
     if evidence.left_out:
@@ -335,8 +337,7 @@ def _interval(found: Estimate) -> str:
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
 
 
-def _by_length(evidence: Evidence, column: str) -> dict[int, Estimate]:
-    _, differences = slope_over_length(evidence, column)
+def _by_length(differences: Mapping[Key, float]) -> dict[int, Estimate]:
     return {
         length: estimate(found)
         for length, name in LENGTHS.items()
@@ -344,10 +345,9 @@ def _by_length(evidence: Evidence, column: str) -> dict[int, Estimate]:
     }
 
 
-def _length(evidence: Evidence) -> str:
+def _length(slopes: Mapping[str, tuple[Contrast | None, dict[Key, float]]]) -> str:
     lines = []
-    for column in ("flexpool", WHOLE):
-        slope, differences = slope_over_length(evidence, column)
+    for column, (slope, differences) in slopes.items():
         title = f"`{column}` − `avg`, seeds 0 to 2, {len(differences)} of {3 * len(LENGTHS)} pairs"
         if slope is None:
             lines.append(f"{title}: too few runs for a slope over log₂(epochs).")
