@@ -1,4 +1,4 @@
-"""Image files with Pillow: reading those that may be damaged or hostile, resizing, PNG."""
+"""Image files with Pillow: reading those that may be damaged or hostile, resizing, PNG, threads."""
 
 from __future__ import annotations
 
