@@ -40,8 +40,8 @@ def _resnet_cifar(depth: int) -> Entry:
     return Entry("resnet_cifar:ResNetCifar", 3, fields={"blocks_per_stage": (depth - 2) // 6})
 
 
-def _resnet(*blocks: int, bottleneck: bool = False) -> Entry:
-    return Entry("resnet:ResNet", 4, fields={"blocks_per_stage": blocks, "bottleneck": bottleneck})
+def _resnet(*blocks: int, **fields: Any) -> Entry:
+    return Entry("resnet:ResNet", 4, fields={"blocks_per_stage": blocks, **fields})
 
 
 def _vgg(*convs: int) -> Entry:
