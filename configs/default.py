@@ -224,7 +224,8 @@ def apply_variant(config: ConfigDict, variant: str) -> ConfigDict:
 
     Raises:
         UserError: For an unknown word, a field that is set more than once, or a value that its
-            field cannot hold. Whether `reg` goes with the pool, training checks.
+            field cannot hold. `reg` with a pool that Eq. 2
+            cannot constrain is refused by `flexpool_jax.configuration.resolve`.
 
     Example:
         >>> config = get_config("flexpool,reg,dropout,sac")

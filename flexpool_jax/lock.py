@@ -63,7 +63,7 @@ def hold(path: Path, danger: str, *, wait: bool = False) -> Iterator[None]:
 def hold_workdir(workdir: Path) -> Iterator[None]:
     """Creates the workdir and keeps other processes from training in it.
 
-    The lock's file stays, with the process that holds or held it.
+    The lock's file stays; it says which process holds or held it.
 
     Raises:
         UserError: Another living process holds it, or it cannot be written to.

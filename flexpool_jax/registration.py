@@ -1,4 +1,4 @@
-"""What the registries of names share: entries given as text, and definitions that come again."""
+"""What the registries of models, data sets and metrics share."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from flexpool_jax.configuration.validation import (
     resolve,
 )
 from flexpool_jax.configuration.workdir import (
+    Change,
     check_resume,
     check_workdir,
     compare_with_workdir,
@@ -27,6 +28,7 @@ from flexpool_jax.configuration.workdir import (
 
 __all__ = [
     "FIELDS",
+    "Change",
     "apply_overrides",
     "check_batch_size",
     "check_files",

@@ -79,12 +79,15 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
                 f"--config.{field} is given twice; write its values once, separated by commas"
             )
         values[field] = _parse(field, _value_text(match, remaining, current), current)
-    # A keyword of the optimizer may be new, or of another type than before.
-    with config.unlocked(), config.ignore_type():
+    with config.unlocked():
         for field, value in values.items():
-            for part in reversed(field.split(".")):
-                value = {part: value}
-            config.update(value)
+            group, _, name = field.rpartition(".")
+            if _is_kwarg(field, config):
+                # A new group, in which a keyword may have another type than before.
+                config.optimizer.kwargs = {**config.optimizer.get("kwargs", {}), name: value}
+            else:
+                parent = get_field(config, group) if group else config
+                parent[name] = value
     return others
 
 

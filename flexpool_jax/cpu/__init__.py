@@ -1,4 +1,4 @@
-"""What makes XLA's CPU backend fast: kernels for convolution, BatchNorm and ReLU; process settings.
+"""Speeds up XLA's CPU backend: kernels for convolution, BatchNorm and ReLU; process settings.
 
 The other modules of this folder are private. Names are loaded when they are first used, since
 `prepare_process` must run before JAX is imported.

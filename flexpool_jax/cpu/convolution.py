@@ -1,4 +1,4 @@
-"""Convolution on a CPU: oneDNN's where it is installed, otherwise XLA's with a faster gradient."""
+"""Convolution on a CPU: by oneDNN if it is installed, otherwise by XLA with a faster gradient."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from flexpool_jax.cpu.materialise import runtime_zero
 Array = jax.Array
 Padding = Sequence[tuple[int, int]]
 
-# Bytes of input per slice of XLA's kernel gradient, which takes two to four times as long per image
-# at batch 1000 as at 128, but not in slices that stay in the cache. Slices of 1 MiB ran 1.3 to 1.5
-# times as fast as slices of 2 MiB at 32×32×16 and 16×16×32. Smaller ones gain a tenth at most, and
-# each costs compile time.
+# Bytes of input in each slice of the batch for which XLA computes a kernel gradient. XLA takes two
+# to four times as long per image at batch 1000 as at batch 128, unless it works on slices that stay
+# in the cache. Slices of 1 MiB ran 1.3 to 1.5 times as fast as slices of 2 MiB at 32×32×16 and
+# 16×16×32. Smaller slices gain a tenth at most, and each slice costs compile time.
 KERNEL_GRADIENT_SLICE_BYTES = 1024 * 1024
 
 
 def conv_general_dilated(
     x: Array, kernel: Array, strides: Sequence[int], padding: str | Padding, **others: Any
 ) -> Array:
-    """For `flax.linen.Conv`: `conv` where it applies, otherwise `jax.lax.conv_general_dilated`."""
+    """Calls `conv` if it supports the arguments, otherwise `jax.lax.conv_general_dilated`.
+
+    The signature is that of the argument ``conv_general_dilated`` of `flax.linen.Conv`.
+    """
     dilations = (*others.get("lhs_dilation", ()), *others.get("rhs_dilation", ()))
     if (
         len(strides) != 2
@@ -40,13 +43,13 @@ def conv_general_dilated(
 
 
 def conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """`jax.lax.conv_general_dilated` in NHWC: oneDNN's where that is possible, otherwise XLA's.
+    """Convolves in NHWC as `jax.lax.conv_general_dilated`: by oneDNN if possible, otherwise by XLA.
 
     Args:
         x: ``[B, H, W, C]``, not empty.
         kernel: ``[kh, kw, C, features]``.
-        stride: of both directions.
-        padding: (low, high) for each of them.
+        stride: stride in both directions.
+        padding: (low, high) padding of the height, then of the width.
 
     Returns:
         ``[B, H', W', features]``.
@@ -84,8 +87,8 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: _lax_conv(x, kernel, stride, padding), x)(g)
-    # XLA transposes each slice of x. Without this dependency on g it would do so as soon as x is
-    # there, and keep a second copy of all activations until the backward pass.
+    # XLA transposes each slice of x. Without this dependency on g, XLA would transpose as soon as x
+    # is computed, and would keep a second copy of all activations until the backward pass.
     origin = runtime_zero(g)
     # Unrolled, because XLA runs convolutions inside a loop on one core.
     dk = jnp.zeros_like(kernel)

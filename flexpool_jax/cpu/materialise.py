@@ -23,8 +23,9 @@ def materialise(x: Array, after: Array) -> Array:
     then recompute the chain of norms, additions and ReLUs of all blocks since the last stride, and
     sums over a fused ReLU gradient take ten times as long as over an array in memory.
     `jax.lax.optimization_barrier` does not help: the CPU pipeline removes it before fusion. So the
-    first element is written over itself, at a position that is known at run time only: a zero that
-    depends on ``after``, an input of x. If it depended on x, some versions of XLA would copy x.
+    first element of x is overwritten with itself, at a position that XLA only knows at run time: a
+    zero that depends on ``after``, an array from which x is computed. If the zero depended on x
+    itself, some versions of XLA would copy x.
     """
     first = jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim)
     return jax.lax.dynamic_update_slice(x, first, (runtime_zero(after),) * x.ndim)

@@ -14,7 +14,7 @@ Array = jax.Array
 
 @jax.custom_vjp
 def relu(x: Array) -> Array:
-    """``max(x, 0)``; its gradient needs the result alone, so that x need not be kept."""
+    """``max(x, 0)``. The gradient is computed from the result, so x need not stay in memory."""
     return jnp.maximum(x, 0)
 
 
@@ -36,19 +36,20 @@ def batch_norm(
 ) -> tuple[Array, Array, Array]:
     """BatchNorm in training (Ioffe & Szegedy 2015, arXiv 1502.03167, Alg. 1).
 
-    One pass over x takes both sums, and one writes the result. The backward pass does the same:
-    dx is ``a · g + b · x + c`` with a, b and c per channel.
+    One pass over x computes the sums of x and of x², and a second pass writes the result. The
+    backward pass needs two passes as well: dx is ``a · g + b · x + c``, where a, b and c are one
+    number for each channel.
 
     Args:
         x: ``[..., C]``, floating, not empty.
         scale: ``[C]``.
         bias: ``[C]``.
-        epsilon: added to the variance.
+        epsilon: constant that is added to the variance.
         axis_name: pmapped axis over which the statistics are averaged, or None.
 
     Returns:
-        The result ``[..., C]``, and the batch's mean and biased variance ``[C]``, which have no
-        gradient.
+        The result ``[..., C]``, and the batch's mean and biased variance, both ``[C]``. No gradient
+        flows through the mean and the variance that are returned.
     """
     return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
 
@@ -92,9 +93,9 @@ def _mean_over_devices(values: tuple[Array, ...], axis_name: str | None) -> tupl
 def _sums(x: Array, y: Array) -> tuple[Array, Array]:
     """Sums of x and of x · y over all axes but the last, in one pass.
 
-    At most 32 rows of W·C are added up at first: XLA's CPU backend does that at memory speed, 45
-    GB/s. With 64 and more rows it reaches 3 GB/s, with all pixels at once 8, and as a matrix
-    product with ones, which has to write x · y first, 11.
+    Rows of W·C elements are first added up in groups of at most 32, which XLA's CPU backend does at
+    memory speed, 45 GB/s. Groups of 64 or more rows reach 3 GB/s, and all pixels at once 8 GB/s. A
+    matrix product with ones has to write x · y first, and reaches 11 GB/s.
     """
     channels = x.shape[-1]
     width = x.shape[-2] if x.ndim > 2 else 1

@@ -1,8 +1,8 @@
-; Computes a convolution that XLA calls for, by two of oneDNN's primitives (see onednn.py).
+; Computes a convolution when XLA calls it, with two of oneDNN's primitives (see onednn.py).
 ;
 ; One convolution runs at a time, because each takes all cores and because its operands are stored in
-; oneDNN's memory objects. All run in one thread, because OpenMP keeps a team of threads for every
-; thread that calls it.
+; oneDNN's memory objects. All convolutions run in one thread, because OpenMP keeps a team of
+; threads for every thread that calls it.
 
 %Step = type { ptr, i32, ptr }                ; primitive, number of arguments, dnnl_exec_arg_t*
 %Plan = type { ptr, [3 x ptr], [2 x %Step] }  ; stream; memories of the operands and the result
@@ -10,8 +10,8 @@
 @mutex = private global [8 x i64] zeroinitializer   ; pthread_mutex_t, unlocked
 @wanted = private global [8 x i64] zeroinitializer  ; sem_t
 @done = private global [8 x i64] zeroinitializer    ; sem_t
-@plan = private global ptr null                     ; what the thread is to execute
-@status = private global i32 0                      ; and whether that failed
+@plan = private global ptr null                     ; the plan that the thread is to execute
+@status = private global i32 0                      ; not 0 if the last plan failed
 @message = private constant [39 x i8] c"oneDNN could not compute a convolution\00"
 
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -46,7 +46,7 @@ next:
   br label %next
 }
 
-; A signal may interrupt sem_wait.
+; Waits for a semaphore, again if a signal interrupts sem_wait.
 define private void @await(ptr %semaphore) {
   br label %wait
 
@@ -78,7 +78,8 @@ define private void @place(ptr %plan, i32 %number, ptr %data) {
   ret void
 }
 
-; What every handler calls, with XLA's call frame and its own plan. Returns null or an error.
+; Every handler calls this function with XLA's call frame and the handler's plan. Returns null or an
+; error.
 define ptr @convolve(ptr %frame, ptr %plan) {
   %version_asked = call i1 @ffi_answer_version(ptr %frame)
   br i1 %version_asked, label %success, label %compute

@@ -1,13 +1,13 @@
-"""oneDNN's convolution for XLA's CPU backend, where its library is installed.
+"""oneDNN's convolution for XLA's CPU backend, if oneDNN's library is installed.
 
-XLA gives a CPU's convolutions to Eigen, which copies image patches into a matrix; oneDNN's direct
-convolution (Georganas et al. 2018, arXiv 1808.05567) does not. PyTorch uses it too. The package
-``onednn-cpu-gomp`` holds the library. This module binds the functions of its C API that a
-convolution needs, and registers each convolution with XLA as a custom call (`jax.ffi`).
+On a CPU, XLA computes convolutions with Eigen, which copies image patches into a matrix. oneDNN's
+direct convolution (Georganas et al. 2018, arXiv 1808.05567) does not copy; PyTorch uses oneDNN too.
+The package ``onednn-cpu-gomp`` holds the library. This module binds the functions of oneDNN's C API
+that a convolution needs, and registers each convolution with XLA as a custom call (`jax.ffi`).
 
 The custom calls are machine code. A Python callback needs the GIL; at exit the GIL's holder waits
-for the callback, which deadlocks. So what XLA calls is written in LLVM's intermediate
-representation, in ``onednn.ll`` and ``xla_ffi_0.1.ll``, and compiled by ``llvmlite``.
+for the callback, which deadlocks. So the functions that XLA calls are written in LLVM's
+intermediate representation, in ``onednn.ll`` and ``xla_ffi_0.1.ll``, and compiled by ``llvmlite``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from flexpool_jax.cpu.process import PACKAGES
 Array = jax.Array
 Form = Literal["forward", "input_gradient", "kernel_gradient"]
 
-# The version of XLA's FFI whose structs ``xla_ffi_0.1.ll`` holds. Later minor versions only add to
-# them: 0.3 (jaxlib 0.10 and 0.11) and 0.5 (0.12) have every field at the same place.
+# The version of XLA's FFI whose structs ``xla_ffi_0.1.ll`` holds. Later minor versions only add
+# fields: 0.3 (jaxlib 0.10 and 0.11) and 0.5 (jaxlib 0.12) have all fields of 0.1 at the same place.
 FFI_MAJOR, FFI_MINOR = 0, 1
 
 
@@ -43,8 +43,8 @@ class Geometry(NamedTuple):
     Attributes:
         x: ``(B, H, W, C)``.
         kernel: ``(kh, kw, C, features)``.
-        stride: of both directions.
-        padding: ``((top, bottom), (left, right))``, none of them negative.
+        stride: stride in both directions.
+        padding: ``((top, bottom), (left, right))``, not negative.
     """
 
     x: tuple[int, ...]
@@ -54,35 +54,36 @@ class Geometry(NamedTuple):
 
     @property
     def y(self) -> tuple[int, ...]:
-        """``(B, H', W', features)``."""
+        """The shape of the result: ``(B, H', W', features)``."""
         sizes = zip(self.x[1:3], self.kernel[:2], self.padding, strict=True)
         height, width = ((n + sum(pad) - k) // self.stride + 1 for n, k, pad in sizes)
         return (self.x[0], height, width, self.kernel[3])
 
 
-# A convolution is linear in its input and in its kernel, and so has three forms: itself, the
-# gradient with respect to its input, and the one with respect to its kernel. The gradients of each
-# form are the two others, so all derivatives of higher order exist.
+# A convolution is linear in its input and in its kernel, and so has three forms: the convolution
+# itself, the gradient with respect to its input, and the gradient with respect to its kernel. The
+# gradients of each form are the other two forms, so derivatives of every order exist.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution ``[B, H', W', features]`` of x and kernel, all float32.
 
-    Equals `jax.lax.conv_general_dilated` up to rounding. Needs that `library` is not None.
+    The result equals that of `jax.lax.conv_general_dilated` up to rounding. It can only be called
+    if `library` does not return None.
     """
     return _call("forward", x, kernel, geometry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The gradient of `conv` with respect to x ``[B, H, W, C]``, given that of its result."""
+    """The gradient of `conv` with respect to x ``[B, H, W, C]``; dy is that of its result."""
     return _call("input_gradient", dy, kernel, geometry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
-    """The gradient of `conv` with respect to the kernel, given that of its result."""
+    """The gradient of `conv` with respect to the kernel; dy is that of its result."""
     return _call("kernel_gradient", x, dy, geometry)
 
 
@@ -125,21 +126,21 @@ _loading = threading.Lock()
 
 
 def library() -> Library | None:
-    """oneDNN, or None where it cannot be used; `describe` says why."""
+    """Returns oneDNN, or None if it cannot be used; `describe` returns the reason."""
     with _loading:
         loaded = _load()
     return loaded if isinstance(loaded, Library) else None
 
 
 def describe() -> str:
-    """Which library computes float32 convolutions here: "oneDNN 3.2.0", or "XLA" and why."""
+    """Names the library that computes float32 convolutions: "oneDNN 3.2.0", or "XLA" and why."""
     loaded = library()
     return f"oneDNN {loaded.version}" if loaded else f"XLA ({_load()})"
 
 
 @functools.cache
 def _load() -> Library | str:
-    """oneDNN, or the reason why it cannot be used."""
+    """Returns oneDNN, or the reason why it cannot be used."""
     try:
         _check_ffi_version()
         files = importlib.metadata.files(PACKAGES[0]) or []
@@ -153,7 +154,7 @@ def _load() -> Library | str:
 
 
 def _check_ffi_version() -> None:
-    """Refuses another version of XLA's FFI, as the header says that this jaxlib ships."""
+    """Raises RuntimeError if this jaxlib's header states an unsupported version of XLA's FFI."""
     header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
     version = [int(n) for n in re.findall(r"#define XLA_FFI_API_M(?:AJ|IN)OR (\d+)", header)]
     if len(version) != 2 or version[0] != FFI_MAJOR or version[1] < FFI_MINOR:
@@ -166,19 +167,19 @@ def _check_ffi_version() -> None:
 class Library:
     """The part of oneDNN's C API that convolutions need, and the convolutions registered so far.
 
-    What it creates lives as long as the process, as XLA's registrations do.
+    All objects that it creates live as long as the process, as XLA's registrations do.
 
     Args:
-        path: of ``libdnnl.so.3``.
+        path: path of ``libdnnl.so.3``.
 
     Attributes:
-        version: such as "3.2.0".
+        version: version of oneDNN, such as "3.2.0".
 
     Raises:
         ImportError: llvmlite is not installed.
-        OSError: the library, or one that it needs, cannot be loaded.
-        AttributeError: it is another library.
-        RuntimeError: it, LLVM or a custom call of XLA's does not work on this machine.
+        OSError: the library, or another library that it needs, cannot be loaded.
+        AttributeError: the file is another library, without oneDNN's functions.
+        RuntimeError: oneDNN, LLVM or a custom call of XLA does not work on this machine.
     """
 
     def __init__(self, path: str) -> None:
@@ -191,8 +192,8 @@ class Library:
         self.version = ".".join(map(str, self._functions.dnnl_version().contents))
         self._device = self._made("engine_create", _CPU, c_size_t(0))
         self._stream = self._made("stream_create", self._device, _IN_ORDER)
-        # The default scratch memory belongs to the thread that makes a primitive, but another
-        # thread executes it.
+        # The default scratch memory belongs to the thread that creates a primitive, but another
+        # thread executes the primitive.
         self._attributes = self._made("primitive_attr_create")
         self._check(
             "primitive_attr_set_scratchpad_mode",
@@ -211,24 +212,25 @@ class Library:
         self._registering = threading.Lock()
         self._names: dict[tuple[Form, Geometry], str] = {}
         self._kept: list[Any] = []
-        # XLA refuses a handler that it cannot call when it is registered, so try one. Before there
-        # is a backend, JAX only queues it.
+        # XLA tests a handler when it is registered, and refuses a handler that it cannot call. So
+        # one is registered here. Before a backend exists, JAX would only queue the registration.
         jax.local_devices(backend="cpu")
         self.register("forward", Geometry((1, 1, 1, 1), (1, 1, 1, 1), 1, ((0, 0), (0, 0))))
         if start():
             raise RuntimeError("no thread can be started")
 
     def register(self, form: Form, geometry: Geometry) -> str:
-        """The name under which XLA calls a convolution, which is created when first needed.
+        """Returns the name under which XLA calls a convolution; registers it on first use.
 
         Raises:
-            RuntimeError: oneDNN cannot compute it, or XLA refuses the handler.
+            RuntimeError: oneDNN cannot compute this convolution, or XLA refuses the handler.
         """
         with self._registering:
             name = self._names.get((form, geometry))
             if name is None:
                 shapes = (geometry.x, geometry.kernel, (geometry.stride,), *geometry.padding)
-                # `jax.export` lists the custom calls that it refuses, so the name says what to do.
+                # `jax.export` lists the names of custom calls that it refuses, so the name tells
+                # the user what to do.
                 sizes = ".".join("x".join(map(str, shape)) for shape in shapes)
                 name = f"onednn.{form}.{sizes}.unless_in_cpu_kernels(False)"
                 handler = self._handler(*self._plan(form, geometry))
@@ -237,7 +239,7 @@ class Library:
             return name
 
     def _made(self, name: str, *arguments: Any) -> c_void_p:
-        """The object that a function of the C API returns through its first argument."""
+        """Calls a function of the C API; returns the object that it creates."""
         made = c_void_p()
         self._check(name, getattr(self._functions, f"dnnl_{name}")(byref(made), *arguments))
         return made
@@ -247,12 +249,12 @@ class Library:
             raise RuntimeError(f"oneDNN's {name} failed with status {status}")
 
     def _layout(self, sizes: Sequence[int], strides: Sequence[int]) -> c_void_p:
-        """Describes a four-dimensional array in memory."""
+        """Creates oneDNN's description of a four-dimensional array in memory."""
         shape = (4, _int64(sizes), _FLOAT32)
         return self._made("memory_desc_create_with_strides", *shape, _int64(strides))
 
     def _plan(self, form: Form, geometry: Geometry) -> tuple[_Memories, Sequence[_Step]]:
-        """The two operands and the result of a convolution, and the two primitives to execute."""
+        """Creates the memories of the operands and the result, and the two steps to execute."""
 
         def images(shape: Sequence[int]) -> c_void_p:
             n, h, w, c = shape
@@ -324,7 +326,7 @@ class Library:
         return c_void_p(self._functions.dnnl_primitive_desc_query_md(description, what, 0))
 
     def _handler(self, memories: _Memories, steps: Sequence[_Step]) -> Any:
-        """The function of an ``XLA_FFI_CallFrame*`` that XLA calls."""
+        """Compiles the function that XLA calls with an ``XLA_FFI_CallFrame*``."""
         plan = _PlanStruct(self._stream)
         plan.memories[:] = [memory.value for memory in memories]
         for struct, (primitive, roles) in zip(plan.steps, steps, strict=True):
@@ -344,7 +346,7 @@ class Library:
         return ctypes.CFUNCTYPE(c_void_p, c_void_p)(self._compiled(program, name))
 
     def _compiled(self, program: str, name: str) -> int:
-        """The address of a function of a program in LLVM's intermediate representation."""
+        """Compiles a program in LLVM's IR; returns the address of one of its functions."""
         self._compiler.add_module(self._llvm.parse_assembly(program))
         self._compiler.finalize_object()
         return self._compiler.get_function_address(name)
@@ -356,10 +358,10 @@ def _int64(values: Sequence[int]) -> Any:
 
 @contextlib.contextmanager
 def _passive_threads() -> Iterator[None]:
-    """Makes the idle threads of an OpenMP library that is loaded inside sleep at once.
+    """Lets the idle threads of an OpenMP library sleep at once, if it is loaded in this context.
 
-    They would otherwise spin for milliseconds after each call, on the cores that XLA's threads
-    need. The library reads the variable when it is loaded.
+    Idle threads would otherwise spin for milliseconds after each call, on the cores that XLA's
+    threads need. The library reads ``OMP_WAIT_POLICY`` when it is loaded.
     """
     name = "OMP_WAIT_POLICY"
     given = name in os.environ
@@ -372,19 +374,19 @@ def _passive_threads() -> Iterator[None]:
 
 
 class _Argument(ctypes.Structure):
-    """``dnnl_exec_arg_t``."""
+    """The struct ``dnnl_exec_arg_t`` of oneDNN's C API."""
 
     _fields_ = (("role", c_int), ("memory", c_void_p))
 
 
 class _StepStruct(ctypes.Structure):
-    """``%Step`` of onednn.ll."""
+    """The struct ``%Step`` of onednn.ll."""
 
     _fields_ = (("primitive", c_void_p), ("count", c_int), ("arguments", c_void_p))
 
 
 class _PlanStruct(ctypes.Structure):
-    """``%Plan`` of onednn.ll."""
+    """The struct ``%Plan`` of onednn.ll."""
 
     _fields_ = (("stream", c_void_p), ("memories", c_void_p * 3), ("steps", _StepStruct * 2))
 

@@ -1,4 +1,4 @@
-"""What a process needs before it imports JAX: huge pages, and without oneDNN an XLA flag."""
+"""Settings of a process before it imports JAX: huge pages and, without oneDNN, an XLA flag."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def prepare_process() -> None:
     """Prepares this process for computing on a CPU; does nothing on a machine with an NVIDIA GPU.
 
     Restarts the running command with huge pages, because glibc reads its settings when a process
-    starts. XLA maps its scratch memory anew in each step, half a million page faults at batch 1000;
-    huge pages remove nearly all of them, and a training step of ResNet20 is 7 to 8 % faster on two
-    cores. Without oneDNN's packages, also switches YNNPACK off, if this jaxlib has that flag. A
-    setting that the user made, in ``GLIBC_TUNABLES`` or ``XLA_FLAGS``, is left as it is.
+    starts. XLA maps its scratch memory anew in each step, which causes half a million page faults
+    at batch 1000. Huge pages avoid nearly all of them, and make a training step of ResNet20 7 to
+    8 % faster on two cores. Without oneDNN's packages, this function also switches YNNPACK off, if
+    this jaxlib has that flag. A setting that the user made, in ``GLIBC_TUNABLES`` or ``XLA_FLAGS``,
+    is left as it is. If ``JAX_PLATFORMS`` names another platform than cpu, nothing is done.
     """
     if os.environ.get("JAX_PLATFORMS", "cpu") not in ("", "cpu"):
         return
@@ -35,7 +36,7 @@ def prepare_process() -> None:
         return
     if _has_glibc() and sys.executable and VARIABLE not in os.environ:
         os.environ[VARIABLE] = HUGE_PAGES
-        with contextlib.suppress(OSError):  # Without huge pages it is only slower.
+        with contextlib.suppress(OSError):  # Training works without huge pages.
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     flags = os.environ.get("XLA_FLAGS", "")
     if not _has_onednn() and YNNPACK not in flags and _is_known(f"{YNNPACK}="):
@@ -54,7 +55,7 @@ def _has_onednn() -> bool:
 
 
 def _is_known(flag: str) -> bool:
-    """Whether XLA accepts a flag. It aborts the process otherwise, so a child process tries it."""
+    """Whether XLA accepts a flag. XLA aborts the process if not, so a child process tries it."""
     program = "from jaxlib import xla_client; xla_client.make_cpu_client()"
     child = subprocess.run(
         [sys.executable, "-c", program],

@@ -1,4 +1,4 @@
-; What a custom call has to know about XLA's FFI, version 0.1.
+; The part of XLA's FFI, version 0.1, that a custom call needs.
 ;
 ; The structs are those of xla/ffi/api/c_api.h up to the last field that is used here. A later minor
 ; version may only add fields at their ends, and XLA accepts handlers of earlier minor versions.
@@ -13,7 +13,7 @@
 %CallFrame = type { i64, ptr, ptr, ptr, i32, %Buffers, %Buffers }
 
 ; Before the first call, XLA asks a handler for its FFI version through an extension of type 1.
-; Answers if that is what this call is, and returns whether it was.
+; Answers if this call asks for the version, and returns whether it does.
 define private i1 @ffi_answer_version(ptr %frame) {
   %extension_at = getelementptr %CallFrame, ptr %frame, i32 0, i32 1
   %extension = load ptr, ptr %extension_at

@@ -1,18 +1,19 @@
 """Image classification data as NumPy arrays, prepared once and without TensorFlow.
 
-A data set passes through three steps, which `load.load_dataset` takes in this order; once it is
-prepared, it begins with the third:
+`load.load_dataset` takes three steps in this order. If the data set is already prepared, it takes
+only the third:
 
 1. Find or download: `download` finds the published files in `dataset.raw_dir`, or downloads them.
-2. Prepare: a function of `readers` reads these files, and `prepare` has TFDS write what it gives
+2. Prepare: a function in `readers` reads these files, and `prepare` has TFDS write the examples
    as ArrayRecord, once.
-3. Load: `records` reads the prepared folder into a `Dataset`: arrays in memory, or `stored` images
-   where these would take too much of it. Arrays of the user's own (`arrays`) begin here.
+3. Load: `records` reads the prepared folder into a `Dataset`. The images are arrays in memory, or
+   `stored` images if the arrays would take too much memory. The user's own arrays (`arrays`) need
+   only this step.
 
-To add a data set, touch two files: an entry in `registry` says what it is, where its files are and
-which function reads them; that function is a module of `readers`.
+To add a data set, edit two files: an entry in `registry` says what the data set is, where its files
+are and which function reads them; that function is in a module of `readers`.
 
-Nothing here imports JAX but `flexpool_jax.data.augment`, which is not imported from here, and
+Only two modules need JAX: `flexpool_jax.data.augment`, which this package does not import, and
 Grain, which is imported when images are streamed.
 """
 

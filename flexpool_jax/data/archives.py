@@ -1,7 +1,7 @@
-"""A folder, a zip archive or a gzipped tar archive, each seen as files that are read one by one.
+"""Reading single files from a folder, a zip archive or a gzipped tar archive.
 
-An archive is never unpacked to disk. Its entries are checked all the same, because one that climbs
-out of its folder or is a link says that the archive is not what it claims to be.
+An archive is never unpacked to disk. Its entries are checked nevertheless: a path that leads out of
+the archive, or a link, shows that the archive is not the expected one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from typing import IO
 
 from flexpool_jax.errors import UserError
 
-# No image and no part of a published archive is as large; nothing larger is read into memory.
+# Largest file that is read into memory; images and the parts of published archives are smaller.
 MAX_FILE_BYTES = 512 * 2**20
-# Of what an archive says it holds; fifty times ImageNet's size.
+# Largest total size that a zip archive may state for its files; fifty times ImageNet's size.
 _MAX_TOTAL_BYTES = 2**43
-# What macOS and Windows leave behind, besides hidden files, which begin with a dot.
+# Files and folders that macOS and Windows create; hidden files, which begin with a dot, are also
+# ignored.
 _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini"}
-# What reading a damaged folder or archive may raise; zipfile decodes the name of an entry again
-# when it opens it.
+# Errors that reading a damaged folder or archive may raise. UnicodeDecodeError: zipfile decodes the
+# name of an entry again when it opens the entry.
 DAMAGE = (
     OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError,
     UnicodeDecodeError,
@@ -37,13 +38,14 @@ DAMAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class FileTree:
-    """Files by their path inside a folder or an archive, with `/` between the parts.
+    """The files in a folder or an archive.
 
     Attributes:
         path: The folder or archive.
-        files: Size in bytes and time of change of each file, in alphabetical order.
-        folders: Every folder inside, empty ones too.
-        open: Opens a file for reading.
+        files: Size in bytes and time of change (ns since 1970) of each file. The keys are paths
+            inside the folder or archive, with `/` between the parts, in alphabetical order.
+        folders: Paths of all folders inside, empty folders included.
+        open: Function that opens a file for reading, given a key of `files`.
     """
 
     path: Path
@@ -53,14 +55,15 @@ class FileTree:
 
 
 def open_tree(path: Path) -> FileTree:
-    """Opens a folder or a zip archive and lists it, leaving out what is hidden or left behind.
+    """Lists a folder or a zip archive, without hidden files and files made by the system.
 
     Raises:
-        UserError: It is neither, cannot be read, or has entries that no honest archive has, or
-            folders whose names differ by letter case alone.
+        UserError: The path is neither a folder nor a zip archive, or cannot be read; the archive
+            has an entry that is encrypted, too large, a link or outside the archive; or the names
+            of two folders differ only by letter case.
     """
     try:
-        # A named pipe is neither; opening it would wait without end.
+        # A named pipe is neither a folder nor a file; opening it would block forever.
         if not path.is_dir() and not path.is_file():
             raise UserError(f"there is no folder or zip archive {path}")
         tree = _list_folder(path) if path.is_dir() else _list_zip(path)
@@ -81,7 +84,7 @@ def read_file(tree: FileTree, name: str) -> bytes:
     """Reads a whole file of a tree.
 
     Raises:
-        UserError: It is missing or cannot be read, or an archive's entry is damaged.
+        UserError: The file is missing, damaged or too large, or cannot be read.
     """
     if name not in tree.files:
         raise UserError(f"{tree.path} has no {name}")
@@ -96,22 +99,26 @@ def read_file(tree: FileTree, name: str) -> bytes:
 
 
 def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Reads some files of a gzipped tar archive into memory.
+    """Reads the named files of a gzipped tar archive into memory.
+
+    Returns:
+        The bytes of each file, by its name.
 
     Raises:
-        UserError: The archive is damaged, has an entry that leads out of it, or lacks a file.
+        UserError: The archive is damaged, lacks a named file, or has an entry that is too large, a
+            link or outside the archive.
     """
     contents = {}
     try:
         with gzip.open(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
             for entry in tar:
                 is_plain = entry.isreg() or entry.isdir()
-                # Even what is passed over has to be decompressed.
+                # Every entry is checked: entries that are not wanted are decompressed as well.
                 _check_entry(archive, entry.name, is_plain, entry.size)
                 file = tar.extractfile(entry) if entry.name in names else None
                 if file is not None:
                     contents[entry.name] = file.read()
-            # The tar archive ends before the gzip file, whose checksum comes last.
+            # Read to the end of the gzip file, where its checksum is; the tar archive ends earlier.
             if len(unpacked.read(MAX_FILE_BYTES)) == MAX_FILE_BYTES:
                 raise UserError(f"{archive} does not stop at its end")
     except DAMAGE as error:
@@ -123,7 +130,7 @@ def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def _check_entry(archive: Path, name: str, is_plain: bool, size: int) -> None:
-    """Refuses an archive's entry that is not a file or folder inside it of a sensible size."""
+    """Raises UserError if an entry is outside the archive, too large, or not a file or folder."""
     shown = f"{archive}: entry {name[:200]!r}"
     if name.startswith("/") or re.match("[A-Za-z]:", name) or "\\" in name or "\0" in name:
         raise UserError(f"{shown} is not a path inside the archive")
@@ -146,7 +153,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def _list_folder(path: Path) -> FileTree:
-    """Lists a folder on disk; links are followed, as it is the user's own."""
+    """Lists a folder on disk. Links are followed, because the folder is the user's own."""
     files: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
 
@@ -164,7 +171,7 @@ def _list_folder(path: Path) -> FileTree:
                     walk(Path(entry), f"{name}/", above)
                     continue
                 status = entry.stat()
-                # A named pipe would be waited for without end.
+                # Opening a named pipe would block forever.
                 if not stat.S_ISREG(status.st_mode):
                     raise UserError(f"{path / name} is not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
@@ -179,19 +186,20 @@ def _list_folder(path: Path) -> FileTree:
 
 
 def _list_zip(path: Path) -> FileTree:
-    """Lists a zip archive, which is then read in place."""
+    """Lists a zip archive; the result reads files from the archive without unpacking it."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is not a whole zip archive ({error})") from error
     files: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
-    # One time for all: entries carry no more than local time, in steps of two seconds.
+    # The archive's own time of change for all files: entries store local time, in steps of two
+    # seconds.
     changed = path.stat().st_mtime_ns
     for entry in archive.infolist():
         kind = stat.S_IFMT(entry.external_attr >> 16)
         is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-        # The name as the archive has it: zipfile cuts it at a zero byte.
+        # The name as stored in the archive: zipfile cuts `filename` at a zero byte.
         _check_entry(path, entry.orig_filename, is_plain, entry.file_size)
         if entry.flag_bits & 0x1:
             raise UserError(f"{path}: entry {entry.filename!r} is encrypted")

@@ -1,6 +1,6 @@
-"""Arrays of the user's own: what a registered function returns, and the checks of any arrays.
+"""The user's own arrays: loading those of a registered function, and checking any arrays.
 
-They are loaded as they are and never prepared: there is nothing that another format would save.
+Such arrays are used directly and never prepared, because another format would not save time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _NAMES = {split: (f"the {split} images", f"the {split} labels") for split in ("t
 
 
 def load_registered(name: str, load: Callable[[], Any], fit: Fit) -> Arrays:
-    """Returns what a registered function gave when it was called first, resized.
+    """Returns the arrays of a registered function, resized; the function is called only once.
 
     Raises:
-        UserError: It returned something else than `registry.register_dataset` describes.
+        UserError: The function did not return what `registry.register_dataset` describes.
     """
     return _load_once(name, load).resize(fit)
 
@@ -41,16 +41,20 @@ def _load_once(name: str, load: Callable[[], Any]) -> Arrays:
 def check_arrays(
     where: str, splits: Any, class_names: Any, array_names: Mapping[str, tuple[str, str]]
 ) -> Arrays:
-    """Checks everything about arrays that the rest of the program relies on.
+    """Checks the types, shapes, labels and class names of arrays.
 
     Args:
-        where: What to call their source in errors.
-        splits: As `registry.register_dataset` describes them.
-        class_names: Likewise.
-        array_names: What to call each split's images and labels in errors.
+        where: Name of the source of the arrays, for error messages.
+        splits: Images and labels of each split, see `registry.register_dataset`.
+        class_names: Names of the classes, see `registry.register_dataset`.
+        array_names: Names of the images and of the labels of each split, for error messages.
+
+    Returns:
+        The arrays, with images uint8 [N, H, W, C] and labels int32 [N].
 
     Raises:
-        UserError: Something about them is not as it has to be.
+        UserError: The splits, arrays or class names are not what `registry.register_dataset`
+            describes.
     """
     if not isinstance(splits, Mapping) or set(splits) != {"train", "test"}:
         has = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else type(splits).__name__
@@ -105,5 +109,5 @@ def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Spli
             f"{where}: {y} are {labels.dtype} {list(labels.shape)} for {len(pixels):,} images; "
             f"allowed: integers [{len(pixels)}]"
         )
-    # Clipped, because a label beyond 32 bits must not become one that is allowed.
+    # Clipped, because a label that does not fit into 32 bits must not wrap around to a valid label.
     return Split(pixels, labels.astype(np.int64).clip(-1, 2**31 - 1).astype(np.int32))

@@ -1,13 +1,13 @@
 """Random flips, scalings and crops on the device, inside the jitted step, and normalisation.
 
-Apart from the rest of ``data``, since that leaves JAX alone. All draws are one resampling:
-an output pixel takes its value from one place in the input, so each image is gathered and
-interpolated once along each axis, whatever is switched on. That costs about 4 µs an image of
-32×32×3 on two CPU cores, a thousandth of a ResNet20 step; multiplying by interpolation matrices
-instead took three times as long there, and nine times at 224×224.
+Flip, scale and crop are combined into one resampling: each output pixel is read at one position in
+the input, so each image is gathered and interpolated once along each axis, whichever of them are
+switched on. This takes about 4 µs for an image of 32×32×3 on two CPU cores, a thousandth of a
+ResNet20 step. Multiplying by interpolation matrices instead took three times as long at this size,
+and nine times as long at 224×224.
 
-Every image has a key of its own, so what happens to it does not depend on how a batch is split
-over devices.
+Each image has its own PRNG key, so its augmentation does not depend on how a batch is split over
+devices.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from jax.typing import ArrayLike, DTypeLike
 Array = jax.Array
 Augment = Callable[[Array, Array], Array]
 
-# Of the widest and the narrowest part that a random resized crop takes: 4/3 and 3/4.
+# Logarithm of the largest ratio of width to height in a random resized crop; the smallest is 3/4.
 _LOG_RATIO = math.log(4 / 3)
 
 
 def make_normalise(
     mean: ArrayLike, std: ArrayLike, dtype: DTypeLike = jnp.float32
 ) -> Callable[[Array], Array]:
-    """Makes the function that brings images to mean 0 and deviation 1 per channel.
+    """Makes the function that normalises images to mean 0 and standard deviation 1 per channel.
 
     Args:
-        mean: float ``[C]``, of images / 255 over the training split.
-        std: float ``[C]``, likewise. A channel that never varies (deviation 0) is only centred.
-        dtype: of the result; the arithmetic is float32.
+        mean: float ``[C]``, mean of the training images after division by 255.
+        std: float ``[C]``, standard deviation of the training images after division by 255. Where
+            it is 0 (a constant channel), the mean is subtracted without a division.
+        dtype: dtype of the result; the arithmetic is float32.
 
     Returns:
         ``normalise(images) -> (images / 255 - mean) / std``: uint8 ``[B, H, W, C]`` to ``dtype``.
 
     Raises:
-        ValueError: a negative or NaN deviation, or shapes that differ.
+        ValueError: a standard deviation is negative or NaN, or the shapes of mean and std differ.
 
     Example:
         >>> normalise = make_normalise([0.5], [0.25])
@@ -69,40 +70,43 @@ def make_augment(
     area: tuple[float, float] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Augment:
-    """Makes the random augmentation of a batch, section 4.2 of the paper: flipping and scaling.
+    """Makes the random augmentation of a batch: the flip and scaling of the paper, section 4.2.
 
-    An image of side N is mirrored left to right with probability 1/2; resized to s·N, s uniform in
-    ``scale`` and the same for both sides; and laid over the frame of N pixels at t = u·(1 - s)·N,
-    u uniform in [0, 1) for each axis: a random crop of a larger image, a random place for a smaller
-    one. ``crop`` then moves it by a whole number of pixels, uniform in [-crop, crop] for each axis,
-    which is the padding by ``crop`` pixels and cropping back of He et al. 2015, section 4.2. So the
-    output pixel i has the value of the input at ``(i + 1/2 - t) / s - 1/2``, by linear
-    interpolation between its neighbours (without a low-pass filter: meant for s not far below 1).
+    An image of side N is mirrored left to right with probability 1/2 and resized to s·N, with s
+    uniform in ``scale`` and equal for both sides. The result is placed over the frame of N pixels
+    at offset t = u·(1 - s)·N, with u uniform in [0, 1) for each axis: a random crop if s > 1, a
+    random position inside the frame if s < 1. ``crop`` then shifts the image by a whole number of
+    pixels, uniform in [-crop, crop] for each axis. This equals padding by ``crop`` pixels and a
+    random crop to N pixels (He et al. 2015, arXiv 1512.03385, section 4.2). Together, output pixel
+    i is the input at position ``(i + 1/2 - t) / s - 1/2``, by linear interpolation. No low-pass
+    filter is applied, so s should not be far below 1.
 
-    With ``area`` the place of scale and crop is taken by torchvision's RandomResizedCrop: a part of
-    the image whose share of the area is uniform in ``area``, and whose ratio of width to height is
-    log-uniform in [3/4, 4/3], at a random place and of whole pixels, is resized to ``size``. Of ten
-    draws the first that fits into the image is taken, else the whole image.
+    ``area`` replaces scale and crop by torchvision's RandomResizedCrop. A rectangle of whole pixels
+    is cut from a random position and resized to ``size``. Its share of the image's area is uniform
+    in ``area``, and its ratio of width to height is log-uniform in [3/4, 4/3]. The first of ten
+    drawn rectangles that fits into the image is used; if none fits, the whole image is used.
 
-    What lies outside the image is 0. After `make_normalise` that is the training images' mean
-    colour, as in He et al., so augment normalised images; in raw ones 0 is black.
+    Pixels outside the image are 0. In images from `make_normalise`, 0 is the mean colour of the
+    training images, as in He et al.; in raw images, 0 is black. So augment normalised images.
 
     Args:
-        flip: whether to mirror at random.
-        scale: (lowest, highest) factor; None or (1, 1) is off.
-        crop: pixels of padding on each side; 0 is off.
-        area: (lowest, highest) share of the area of a random part; None is off.
-        size: (H, W) of the result, for ``area`` only; None: that of the images.
+        flip: whether images are mirrored at random.
+        scale: (lowest, highest) factor s; None or (1, 1) switches scaling off.
+        crop: pixels of padding on each side; 0 switches the random crop off.
+        area: (lowest, highest) share of the image's area in a RandomResizedCrop; None switches it
+            off.
+        size: (H, W) of the result, allowed only with ``area``; None keeps the size of the images.
 
     Returns:
-        ``augment(images, keys)``: floating or integer ``[B, H, W, C]`` and typed PRNG keys ``[B]``
-        to images of the same dtype (integers are rounded) and, without ``size``, the same shape. It
-        is a function of the image and its key alone. With everything off it returns the images as
-        they are.
+        ``augment(images, keys)``: takes floating or integer ``[B, H, W, C]`` and typed PRNG keys
+        ``[B]``, and returns images of the same dtype (integers are rounded), of the same shape
+        unless ``size`` is given. Each result depends only on the image and its key. If everything
+        is off, the images are returned unchanged.
 
     Raises:
-        ValueError: a range that is not 0 < lowest <= highest, a share of the area above 1, a
-            negative crop, or ``area`` with scale or crop, or ``size`` without ``area``.
+        ValueError: a range is not 0 < lowest <= highest, a share of the area is above 1, crop is
+            negative, ``area`` is combined with scale or crop, or ``size`` is given without
+            ``area``.
 
     Example:
         >>> augment = jax.jit(make_augment(flip=True, scale=(0.8, 1.2), crop=4))
@@ -122,7 +126,7 @@ def make_augment(
 
     def augment_one(image: Array, key: Array) -> Array:
         height, width = image.shape[:2]
-        # A key for each draw: switching one of them off leaves the others as they were.
+        # One key for each draw, so that switching one draw off does not change the other draws.
         flip_key, scale_key, place_key, crop_key = jax.random.split(key, 4)
         flipped = jax.random.bernoulli(flip_key) if flip else jnp.zeros((), bool)
         if area is None:
@@ -151,7 +155,7 @@ def make_augment(
 def _random_part(
     key: Array, shape: tuple[int, int], area: tuple[float, float]
 ) -> tuple[Array, Array]:
-    """First row and column, and height and width, of torchvision's RandomResizedCrop."""
+    """Draws the rectangle of torchvision's RandomResizedCrop: (row, column), (height, width)."""
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     areas = jax.random.uniform(area_key, (10,), minval=area[0], maxval=area[1]) * math.prod(shape)
     log_ratios = jax.random.uniform(ratio_key, (10,), minval=-_LOG_RATIO, maxval=_LOG_RATIO)
@@ -164,17 +168,18 @@ def _random_part(
 
 
 def _spread(first: Array, side: Array, count: int) -> Array:
-    """The positions of ``count`` pixels over a part of ``side`` pixels; none lies outside of it."""
+    """Returns ``count`` evenly spread positions in the pixels first … first + side - 1."""
     positions = first + (jnp.arange(count) + 0.5) * side / count - 0.5
     return jnp.clip(positions, first, first + side - 1)
 
 
 def _interpolate(image: Array, positions: Array, axis: int) -> Array:
-    """Reads an image ``[H, W, C]`` at positions along an axis, in pixels; outside of it is 0."""
+    """Interpolates an image ``[H, W, C]`` at positions (in pixels) along an axis; 0 outside it."""
     size = image.shape[axis]
     shape = [1, 1, 1]
     shape[axis] = positions.size
-    # A pixel is a square of side 1 round its centre, so the image reaches half a pixel further.
+    # A pixel is a square of side 1 around its centre: the image ends half a pixel after the last
+    # centre.
     inside = ((positions >= -0.5) & (positions <= size - 0.5)).reshape(shape)
     lower = jnp.floor(positions)
     weight = (positions - lower).reshape(shape)

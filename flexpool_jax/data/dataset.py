@@ -1,4 +1,4 @@
-"""What leaves this package: two splits of uint8 images and int32 labels, and their statistics."""
+"""`Dataset`: two splits of uint8 images and int32 labels, with class names and statistics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flexpool_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Some examples of a data set.
+    """Images and labels: a whole split of a data set or a part of it.
 
     Attributes:
-        images: uint8 [N, H, W, C], values 0 to 255: an array in memory, or images that are read
-            when they are indexed.
+        images: uint8 [N, H, W, C], values 0 to 255: an array in memory, or `StoredImages`, which
+            are read from disk when they are indexed.
         labels: int32 [N], indices of classes, in memory.
     """
 
@@ -33,7 +33,7 @@ class Split:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> Split:
-        """The examples at some positions, in that order."""
+        """Returns the examples at the given positions, in the order of the positions."""
         images = self.images
         is_stored = isinstance(images, StoredImages)
         return Split(
@@ -41,10 +41,10 @@ class Split:
         )
 
     def center_crop(self, side: int) -> Split:
-        """The middle of every image, side × side pixels.
+        """Cuts the middle side × side pixels out of every image.
 
         Raises:
-            UserError: The images are smaller.
+            UserError: The images are smaller than side × side.
         """
         images = self.images
         height, width = images.shape[1:3]
@@ -59,7 +59,7 @@ class Split:
         return Split(images[:, top : top + side, left : left + side], self.labels)
 
     def resize(self, fit: Fit) -> Split:
-        """The images brought to a square of another size, in memory."""
+        """Resizes every image to fit.size × fit.size; the result is an array in memory."""
         images = np.empty((len(self), fit.size, fit.size, self.images.shape[-1]), np.uint8)
         resized = map_in_threads(functools.partial(resize_array, fit=fit), self.images)
         for place, image in zip(images, resized, strict=True):
@@ -68,7 +68,7 @@ class Split:
 
 
 def black_split(count: int, image_shape: tuple[int, int, int]) -> Split:
-    """Black images [H, W, C] of class 0, which take no memory, where none will be looked at."""
+    """Returns black images [H, W, C] of class 0 that take no memory: a split for its shape only."""
     return Split(
         np.broadcast_to(np.uint8(0), (count, *image_shape)), np.broadcast_to(np.int32(0), count)
     )
@@ -79,8 +79,8 @@ class Superclasses:
     """A grouping of the classes, for training on superclasses first (section 4.2 of the paper).
 
     Attributes:
-        names: The name of each superclass.
-        of_class: int32 [num_classes], the index of each class's superclass.
+        names: Names of the superclasses.
+        of_class: int32 [num_classes], the index in ``names`` of each class's superclass.
     """
 
     names: tuple[str, ...]
@@ -89,13 +89,13 @@ class Superclasses:
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """The whole of a data set as it was read, before anything is held out of it.
+    """A whole data set as it was read, before examples are held out.
 
     Attributes:
-        splits: "train" and, where the data set has one, "test".
-        class_names: The name of each class.
-        superclasses: The data set's own grouping of its classes, if it has one.
-        folder: The prepared folder that it was read from, if it was.
+        splits: The split "train" and, if the data set has a test split, "test".
+        class_names: Names of the classes; a label is an index of this tuple.
+        superclasses: The data set's own grouping of its classes; None if it has none.
+        folder: The prepared folder that was read; None for the user's own arrays.
     """
 
     splits: Mapping[str, Split]
@@ -104,10 +104,10 @@ class Arrays:
     folder: Path | None = None
 
     def resize(self, fit: Fit) -> Arrays:
-        """All images brought to one size.
+        """Resizes all images as ``fit`` says; returns ``self`` if nothing changes.
 
         Raises:
-            UserError: ``fit`` leaves them as they are, and they differ in size.
+            UserError: ``fit.size`` is 0, and the sizes of the two splits differ.
         """
         shapes = {split.images.shape[1:3] for split in self.splits.values()}
         if not fit.size and len(shapes) > 1:
@@ -126,14 +126,15 @@ class Dataset:
     """A classification data set.
 
     Attributes:
-        name: What it was loaded as.
+        name: The name under which the data set was loaded.
         train: The training split. Its images may be larger than those of `test`, for random crops.
-        test: The test split, or the part of the training split that stands in for it.
-        class_names: The name of each class; a label is an index of it.
-        mean: float32 [C], the mean of images / 255 over the training split.
-        std: float32 [C], their standard deviation; 1 where a channel is constant.
-        superclasses: The data set's own grouping of its classes, if it has one.
-        folder: The prepared folder that it was read from, if it was.
+        test: The test split, or the part of the training split that is used in its place.
+        class_names: Names of the classes; a label is an index of this tuple.
+        mean: float32 [C], mean of the training images after division by 255.
+        std: float32 [C], standard deviation of the training images after division by 255; 1 for a
+            channel that is constant.
+        superclasses: The data set's own grouping of its classes; None if it has none.
+        folder: The prepared folder that was read; None for the user's own arrays.
     """
 
     name: str
@@ -147,9 +148,9 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over the images, labels and class names, 64 hexadecimal digits.
+        """SHA-256 over the images, labels and class names, as 64 hexadecimal digits.
 
-        Equal digests mean equal examples in the same order, split in the same way.
+        Equal digests mean equal examples in the same order and the same splits.
         """
         return describe(self.train, self.test, self.class_names).digest
 
@@ -160,7 +161,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image as the network takes it."""
+        """Height, width and channels of a test image, the shape that the network is built for."""
         height, width, channels = self.test.images.shape[1:]
         return height, width, channels
 
@@ -168,20 +169,21 @@ class Dataset:
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the same fraction of every class.
+    """Draws the same fraction of the examples of every class.
 
     Args:
         labels: int [N].
-        fraction: Share of each class to draw, in (0, 1); rounded, but at least one example is
-            drawn of every class and one left.
-        seed: The draw depends on it and on the labels alone.
-        class_names: What an error calls the classes; their labels if it is left out.
+        fraction: Share of each class to draw, in (0, 1). The number of examples is rounded, but at
+            least one example of each class is drawn and at least one is not.
+        seed: Seed of the draw. The result depends only on the seed, the labels and the fraction.
+        class_names: Names of the classes for the error message; without them it shows the label.
 
     Returns:
-        The positions that are left and those that are drawn, each ascending.
+        Two int arrays of positions in ``labels``, both ascending: the examples that are not drawn,
+        and the examples that are drawn.
 
     Raises:
-        UserError: A class has one example only.
+        UserError: A class has only one example.
 
     Example:
         >>> labels = np.array([0] * 10 + [1] * 5)
@@ -207,9 +209,9 @@ def stratified_split(
 def hold_out(
     train: Split, fraction: float, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[Split, Split]:
-    """Divides a split in two by class: what is left of it, and the fraction held out.
+    """Divides a split into the remaining examples and the held-out fraction of each class.
 
-    Args and errors are those of `stratified_split`.
+    Args and errors are those of `stratified_split`, with a split in place of labels.
     """
     left, drawn = stratified_split(train.labels, fraction, seed, class_names)
     return train.take(left), train.take(drawn)

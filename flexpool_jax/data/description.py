@@ -1,4 +1,4 @@
-"""Mean, standard deviation and digest of a data set; those of stored images are kept in a file."""
+"""Mean, standard deviation and digest of a data set; for stored images, cached in a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Description(NamedTuple):
-    """What one look at every image of a data set tells.
+    """Statistics and digest of a data set, computed in one pass over all images.
 
     Attributes:
-        mean: float32 [C], each channel's mean of the training images / 255.
-        std: float32 [C], their standard deviation; 1 where a channel is constant, so that dividing
-            by it gives zeros.
-        digest: See `Dataset.digest`.
+        mean: float32 [C], mean of the training images after division by 255.
+        std: float32 [C], standard deviation of the training images after division by 255; 1 for a
+            constant channel, whose normalised values are then 0.
+        digest: SHA-256 of the data set, see `Dataset.digest`.
     """
 
     mean: np.ndarray
@@ -34,7 +34,10 @@ class Description(NamedTuple):
 
 
 def describe(train: Split, test: Split, class_names: Sequence[str]) -> Description:
-    """Looks once at every image; what this tells of stored ones is kept beside their files.
+    """Computes statistics and digest in one pass over all images.
+
+    For `StoredImages`, the result is saved in the folder of the images and read from there the
+    next time.
 
     Example:
         >>> from flexpool_jax.data import Split
@@ -61,7 +64,7 @@ def describe(train: Split, test: Split, class_names: Sequence[str]) -> Descripti
             flush=True,
         )
         found = _look(train, test, class_names)
-        # A data folder that others prepared may be read-only, and a disk full: then without.
+        # Not saved if the folder is read-only or the disk is full: the next call computes it again.
         with contextlib.suppress(OSError):
             mean, std = found.mean.tolist(), found.std.tolist()
             kept = {"key": key, "mean": mean, "std": std, "digest": found.digest}
@@ -81,7 +84,8 @@ def _read_description(path: Path, key: str) -> Description | None:
 
 
 def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
-    # Exact to rounding: how often each channel has each of the 256 values, not sums of values.
+    # Count how often each of the 256 values occurs in each channel: unlike sums of floating-point
+    # values, counts are exact.
     counts = np.zeros((train.images.shape[-1], 256), np.int64)
     sha = hashlib.sha256(repr(class_names).encode())
     for split in (train, test):
@@ -101,7 +105,7 @@ def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
 
 
 def _chunks(images: np.ndarray | StoredImages) -> Iterator[np.ndarray]:
-    """All images in order, some at a time."""
+    """Yields all images in order, as arrays of at most about `CHUNK_BYTES`."""
     if isinstance(images, StoredImages):
         yield from images.chunks()
         return

@@ -1,4 +1,4 @@
-"""Step 1: finding a source's published files in a folder of the user's, or downloading them."""
+"""Step 1: finding the published files of a data set in the user's folder, or downloading them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pathlib import Path
 from flexpool_jax.data.registry import RemoteFile, Source
 from flexpool_jax.errors import UserError, one_line
 
-# Seconds to wait for a server's answer before saying that it cannot be reached.
+# Seconds to wait for an answer of a server.
 _TIMEOUT = 20
-# Ends the name of a download that is not complete yet.
+# Suffix of the file name of a download that is not complete yet.
 PARTIAL = ".partial"
 
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-    """A copy of a remote file on disk, or the folder that it unpacks to."""
+    """A copy of a remote file on disk, or the folder with the unpacked files of an archive."""
 
     path: Path
     remote: RemoteFile
 
     def check(self) -> None:
-        """Compares size and digest of the file itself.
+        """Checks the size and the SHA-256 of the file.
 
         Raises:
-            UserError: They differ from upstream's.
+            UserError: The size or the SHA-256 differs from that of the published file.
         """
         expected, size = self.remote.digest, self.path.stat().st_size
         if size != expected.size:
@@ -41,10 +41,10 @@ class RawFile:
             raise _differs(self.path, f"SHA-256 {sha256}", expected.sha256)
 
     def read_content(self) -> bytes:
-        """Reads what is inside, gzipped or not, and compares it with the content's digest.
+        """Reads the uncompressed content, gzipped or not, and checks its size and SHA-256.
 
         Raises:
-            UserError: The file is not a whole gzip file, or its content is not upstream's.
+            UserError: The gzip file is damaged, or its content differs from the published content.
         """
         expected = self.remote.content
         assert expected is not None, f"{self.remote.name} has no content digest"
@@ -53,7 +53,7 @@ class RawFile:
                 is_gzip = file.read(2) == b"\x1f\x8b"
                 file.seek(0)
                 opened = gzip.GzipFile(fileobj=file) if is_gzip else file
-                # One byte more than there should be shows a longer file without reading it all.
+                # One byte more than expected is enough to notice that the content is too long.
                 content = opened.read(expected.size + 1)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(
@@ -78,18 +78,21 @@ def _differs(path: Path, has: str, expected: str) -> UserError:
 
 
 def find_or_download(source: Source, raw_dir: Path | None, downloads: Path) -> tuple[RawFile, ...]:
-    """Returns all of a source's files, in its order.
+    """Finds or downloads all files of a source.
 
     Args:
-        source: Whose files.
+        source: The source that names the files.
         raw_dir: The user's folder with the files; None downloads them.
-        downloads: Where downloads are kept, and found again. TFDS keeps its own there too, under
-            the same names.
+        downloads: The folder for downloads. A file that is already there is not downloaded again.
+            TFDS uses the same folder and file names.
+
+    Returns:
+        The files in the order of ``source.files``.
 
     Raises:
-        UserError: A file is missing or not the published one, or a server cannot be reached. Of
-            files with a content digest and of unpacked folders, the content is checked when it is
-            read.
+        UserError: A file is missing or differs from the published file, or a server cannot be
+            reached. In ``raw_dir``, files with a content digest and unpacked folders are not
+            checked here but when their content is read.
     """
     if raw_dir is None:
         return tuple(_download(remote, downloads / source.name) for remote in source.files)
@@ -115,7 +118,7 @@ def _find(remote: RemoteFile, raw_dir: Path) -> RawFile:
             return RawFile(plain, remote)
         others.append(plain.name)
     if remote.unpacked:
-        # The folder named may be the unpacked one itself.
+        # raw_dir may be the unpacked folder itself, or the folder that holds it.
         for folder in (raw_dir / remote.unpacked, raw_dir):
             if folder.name == remote.unpacked and folder.is_dir():
                 return RawFile(folder, remote)
@@ -164,12 +167,12 @@ def _fetch(remote: RemoteFile, path: Path) -> None:
     from tqdm import tqdm
 
     size = remote.digest.size
-    # Not compressed on the way: the digest is that of the file as it is published.
+    # No compression by the server: the digest is that of the published file itself.
     headers = {"Accept-Encoding": "identity"}
     with requests.get(remote.url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         response.raise_for_status()
         print(f"downloading {remote.url} ({size / 1e6:,.1f} MB)", file=sys.stderr, flush=True)
-        # `disable=None`: a progress bar on terminals alone.
+        # `disable=None` shows the progress bar on terminals only.
         with (
             path.open("wb") as file,
             tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar,
@@ -177,11 +180,11 @@ def _fetch(remote: RemoteFile, path: Path) -> None:
             for block in response.iter_content(1 << 20):
                 bar.update(file.write(block))
                 if file.tell() > size:
-                    break  # Not the published file; an endless one would fill the disk.
+                    break  # Not the published file; stop before an endless answer fills the disk.
 
 
 def _reason(error: Exception) -> str:
-    """Returns an error's innermost cause in one short line."""
+    """Describes the cause of a failed download in one short line."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:

@@ -1,4 +1,4 @@
-"""Image files with Pillow: reading those that may be damaged or hostile, resizing, PNG, threads."""
+"""Image files with Pillow: safe decoding of untrusted files, resizing, PNG encoding, threads."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from PIL import Image, ImageOps
 from flexpool_jax.errors import UserError, one_line
 
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
-# By the name's ending; the content decides what a file is, among these formats alone.
+# File name endings that mark a file as an image. The content then decides the format, which must be
+# one of _FORMATS.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
-# Below Pillow's own warning; a 24-bit image of this size takes 240 MB.
+# Largest number of pixels of an image. Pillow warns above a larger number; a 24-bit image of this
+# size takes 240 MB.
 MAX_PIXELS = 80_000_000
 _GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
-# Tags of EXIF 2.32 and TIFF 6.0.
+# Numbers of the tags in EXIF 2.32 and TIFF 6.0.
 _ORIENTATION, _PHOTOMETRIC = 274, 262
-# Each thread may hold a large decoded image, so not as many as a big machine has cores.
+# Upper limit of the number of threads, because each may hold a large decoded image.
 _MAX_THREADS = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# What brings images to squares of one size; see `Fit`.
+# The two ways to bring images to squares of one size; see `Fit`.
 RESIZES = ("stretch", "crop")
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels are read: size and kind.
+    """Size and kind of an image file, known without decoding its pixels.
 
     Attributes:
-        width, height: As it is to be seen.
-        is_grey: Whether it has no colours.
-        is_plain_jpeg: Whether it is a JPEG file that decoders agree on: upright, grey or RGB.
+        width, height: Size in pixels after the image is turned upright.
+        is_grey: Whether the file stores grey values and no colours.
+        is_plain_jpeg: Whether the file is an upright JPEG in grey or RGB, which all decoders read
+            in the same way.
     """
 
     width: int
@@ -52,16 +55,22 @@ class Header:
 
 
 def read_header(file: IO[bytes], name: str) -> Header:
-    """Reads an image's size, as it is to be seen, and whether it is grey.
+    """Reads the size and kind of an image without decoding its pixels.
+
+    Args:
+        file: The image file, open for reading.
+        name: Name of the file, for error messages.
 
     Raises:
-        UserError: It is not an image of a known format, or it has more than `MAX_PIXELS`.
+        UserError: The file is damaged, is not a single image of a known format, has more than
+            `MAX_PIXELS` pixels or 32 bits per channel.
     """
     with _open(file, name) as image:
         try:
             width, height = image.size
             orientation = image.getexif().get(_ORIENTATION, 1)
-            # Orientations 5 to 8 lie on their side; of a TIFF Pillow gives the upright size.
+            # In orientations 5 to 8 the image lies on its side. For a TIFF, Pillow returns the
+            # upright size.
             if image.format != "TIFF" and orientation in (5, 6, 7, 8):
                 width, height = height, width
         except Exception as error:
@@ -71,21 +80,25 @@ def read_header(file: IO[bytes], name: str) -> Header:
 
 
 def read_image(content: bytes, name: str, channels: int) -> Image.Image:
-    """Decodes an image completely, upright and in the mode for so many channels.
+    """Decodes an image completely, turns it upright and converts it to 8 bits per channel.
 
-    16 bits are scaled to 8; transparency is dropped.
+    Args:
+        content: The bytes of the file.
+        name: Name of the file, for error messages.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA. With 1 or 3, transparency is ignored.
 
     Raises:
-        UserError: It is damaged, not a single image of a known format, or too large.
+        UserError: The file is damaged, is not a single image of a known format, has more than
+            `MAX_PIXELS` pixels or 32 bits per channel.
     """
     with _open(io.BytesIO(content), name) as image:
         try:
-            # Pillow leaves it to us that some TIFFs store white as 0.
+            # Some TIFFs store white as 0, which Pillow does not correct in 16-bit images.
             inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
-                # `convert` would cut all values above 255 down to 255.
+                # Scaled here, because `convert` would clip all values above 255 to 255.
                 wide = np.asarray(upright, np.float64)
                 wide = 65535 - wide if inverted else wide
                 upright = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
@@ -107,7 +120,7 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
             f"{name} is too large: {image.width} x {image.height} pixels; at most "
             f"{MAX_PIXELS:,} are decoded"
         )
-    # Phones add previews to a JPEG, which Pillow then calls an MPO.
+    # Phones add preview images to a JPEG; Pillow calls the format of such a file MPO.
     if is_several and image.format != "MPO":
         raise UserError(f"{name} holds several images (frames or pages); allowed: one")
     if image.mode in ("I", "F"):
@@ -116,19 +129,19 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _damaged(name: str, error: Exception) -> UserError:
-    # Decoders raise whatever they stumble over: OSError, SyntaxError, struct.error and others.
+    # Decoders raise many types of exceptions: OSError, SyntaxError, struct.error and others.
     if isinstance(error, Image.UnidentifiedImageError):
         return UserError(f"{name} is damaged, or not a PNG, JPEG, BMP, WebP, GIF or TIFF image")
     return UserError(f"{name} is a damaged image ({one_line(error)})")
 
 
 def decode(encoded: bytes, channels: int, fit: Fit | None = None) -> np.ndarray:
-    """Decodes an image that was checked when it was prepared.
+    """Decodes an image from a prepared data set, where it was checked already.
 
     Args:
-        encoded: The file's bytes.
-        channels: 1, 3 or 4; other images are converted.
-        fit: The size to bring it to; None leaves it as it is.
+        encoded: The bytes of the image file.
+        channels: Number of channels of the result, 1, 3 or 4; the image is converted if needed.
+        fit: How the image is resized; None keeps its size.
 
     Returns:
         uint8 [H, W, channels].
@@ -141,7 +154,7 @@ def decode(encoded: bytes, channels: int, fit: Fit | None = None) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray | Image.Image) -> bytes:
-    """Encodes an array, uint8 [H, W, 3] or [H, W], or a Pillow image losslessly as PNG.
+    """Encodes an image as PNG, without loss: an array uint8 [H, W, 3] or [H, W], or a Pillow image.
 
     Example:
         >>> image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
@@ -155,9 +168,10 @@ def encode_png(image: np.ndarray | Image.Image) -> bytes:
 
 
 def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Resizes to size × size, or to (H, W): by area averaging when it shrinks, else linearly.
+    """Resizes an image to size × size, or to a size (H, W).
 
-    An image of other proportions is stretched, so that nothing of it is cut off.
+    The method is area averaging if neither side grows, else linear interpolation. If the
+    proportions differ, the image is stretched; nothing is cut off.
 
     Example:
         >>> image = Image.fromarray(np.array([[0, 100], [100, 200]], dtype=np.uint8))
@@ -168,20 +182,20 @@ def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     if image.size == (width, height):
         return image
     shrinks = width <= image.width and height <= image.height
-    # Pillow's box filter weighs each source pixel by the area of it that a new pixel covers.
+    # Pillow's box filter weighs each source pixel by the part of its area inside the new pixel.
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     return image.resize((width, height), method)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How images are brought to squares of one size.
+    """A function that brings images to squares of one size.
 
     Attributes:
-        size: Side in pixels; 0 leaves images as they are.
-        crops: False stretches an image to the square, see `resize`. True keeps its proportions: the
-            short side is resized to ``size``, linearly with a low-pass filter, and the middle of
-            the long side is kept, as torchvision's Resize and CenterCrop do.
+        size: Side of the square in pixels; 0 leaves images unchanged.
+        crops: False stretches an image to the square, see `resize`. True keeps the proportions, as
+            torchvision's Resize and CenterCrop do: the short side is resized to ``size`` by linear
+            interpolation with a low-pass filter, then the middle square is cut out.
 
     Example:
         >>> wide = Image.new("L", (500, 375))
@@ -193,13 +207,13 @@ class Fit:
     crops: bool = False
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Brings an image to the size."""
+        """Returns the image resized to size × size, or unchanged if size is 0."""
         if not self.size:
             return image
         if not self.crops:
             return resize(image, self.size)
         short = min(image.size)
-        # Rounded down and to even, as torchvision rounds.
+        # Sides are rounded down and offsets to the nearest even number at .5, as in torchvision.
         width, height = (int(self.size * side / short) for side in image.size)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -207,15 +221,15 @@ class Fit:
         return image.crop((left, top, left + self.size, top + self.size))
 
     def __str__(self) -> str:
-        """Names it, in files' names too."""
+        """Returns a short name, which is also used in the names of files."""
         return f"{self.size or 'as_stored'}{'_crop' * self.crops}"
 
 
 def resize_array(image: np.ndarray, fit: Fit) -> np.ndarray:
-    """Brings an image to a size: uint8 [H, W, C] to uint8 [size, size, C].
+    """Resizes an array, uint8 [H, W, C] to uint8 [size, size, C], where size is ``fit.size``.
 
-    Three channels are colours, and a fourth is their opacity, by which the others are weighed.
-    Any other number of channels is resized one by one.
+    With four channels, the fourth is the opacity: pixels are averaged with it as their weight. If
+    the number of channels is not 3 or 4, each channel is resized on its own.
 
     Example:
         >>> resize_array(np.full((4, 6, 1), 7, np.uint8), Fit(2)).shape
@@ -227,10 +241,11 @@ def resize_array(image: np.ndarray, fit: Fit) -> np.ndarray:
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yields function(item) for each item, in order; for functions that release the GIL.
+    """Yields function(item) for each item, in order, computed in threads that read ahead.
 
-    `ThreadPoolExecutor.map` would take all items at once and keep all results; here twice as many
-    as there are threads are being made or wait. After an error, what has not begun never does.
+    Useful for functions that release the GIL. At most two items for each thread are in progress or
+    finished and not yet yielded; `ThreadPoolExecutor.map` would take all items at once and hold all
+    results. After an error, calls that have not started are cancelled.
 
     Example:
         >>> list(map_in_threads(str.upper, "abc"))
@@ -252,6 +267,6 @@ def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R
 
 @functools.cache
 def thread_count() -> int:
-    """How many threads read images: one for each core that the process may use, at most 16."""
+    """Number of threads that read images: one for each core the process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(_MAX_THREADS, cores or 1)

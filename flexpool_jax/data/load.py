@@ -1,4 +1,4 @@
-"""Step 3: `load_dataset` and `prepare_dataset`, from a name to a prepared folder and its images."""
+"""Step 3: `load_dataset` and `prepare_dataset`, which find, prepare and load a data set by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flexpool_jax.data.registry import DATASETS, READERS, RawDir, Registered, So
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.registration import resolve
 
-# The part of the training split that becomes the test split where a data set has none.
+# Fraction of the training split that becomes the test split if a data set has no test split.
 _TEST_FRACTION = 0.2
 
 _TFDS_NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>[\d.]+))?")
@@ -43,35 +43,39 @@ def load_dataset(
     seed: int = 0,
     max_bytes: float = math.inf,
 ) -> Dataset:
-    """Loads a data set into memory, and prepares it first if that has not been done.
+    """Loads a data set, and prepares it first if it is not prepared yet.
 
     Args:
-        name: One of `DATASETS`, or a TFDS data set, NAME[/CONFIG][:VERSION], that was prepared as
-            ArrayRecord under data_dir.
-        data_dir: The folder of prepared data sets. `~` is the home folder. Not used by npz and
-            registered data sets, which are loaded as they are.
-        raw_dir: A folder with the published files; empty downloads them. Not looked at once the
-            data set is prepared. For image_folder: the tree of images, which is looked at each
-            time, and prepared again if it has changed. For npz: the file.
-        image_size: Side in pixels to which images are resized; 0 leaves it to the data set, see
-            `Source.default_image_size`.
+        name: A name in `DATASETS`, or a TFDS data set, NAME[/CONFIG][:VERSION], that was prepared
+            as ArrayRecord under data_dir.
+        data_dir: The folder of prepared data sets. `~` is the home folder. The data set npz and
+            registered data sets do not use it, because they are never prepared.
+        raw_dir: The folder with the published files; empty downloads them. If the data set is
+            already prepared, this folder is not used. For image_folder: the tree of images, which
+            is listed each time and prepared again if it has changed. For npz: the .npz file.
+        image_size: Side in pixels to which images are resized; 0 uses the data set's own default,
+            see `Source.default_image_size`.
         resize: "stretch" resizes to a square whatever the proportions, by area averaging when
-            images shrink; "crop" resizes the short side and keeps the middle square, see
+            images shrink; "crop" resizes the short side and cuts out the middle square, see
             `images.Fit`.
-        center_crop: Side in pixels of the middle of each image that is kept; 0 keeps all.
-        crop_training: Whether that holds for the training images too.
-        holdout: If above 0, this fraction of each class of the training split becomes `test` in
-            place of the test split, which is then not looked at.
-        seed: Of the draw of what is held out, or of the test split of a data set that has none.
-        max_bytes: If the images of a prepared data set would take more memory, they are left in
-            their files, as `StoredImages`. Their mean, deviation and digest take one pass over all
-            of them, and are then kept beside the files.
+        center_crop: Side in pixels of the square that is cut from the middle of each image after
+            resizing; 0 does not crop.
+        crop_training: Whether ``center_crop`` applies to the training images too.
+        holdout: If above 0, this fraction of each class of the training split is used as `test`,
+            and the published test split is not used.
+        seed: Seed of the random draw of held-out examples. For a data set without a test split,
+            also the seed of the draw of its test split.
+        max_bytes: Largest size of the images in memory. If the images of a prepared data set are
+            larger, they stay in their files and are read when they are needed (`StoredImages`).
+            Their mean, deviation and digest need one pass over all images, and are then saved in
+            the prepared folder.
 
     Returns:
-        The splits, with the statistics of the training split alone.
+        The splits, and the statistics of the training split.
 
     Raises:
-        UserError: The name is unknown, or the data cannot be prepared or read.
+        UserError: The name is unknown, an option is invalid, or the data cannot be prepared or
+            read.
         OSError: The disk is full.
 
     Example:
@@ -100,7 +104,7 @@ def load_dataset(
     dataset = Dataset(
         name, train, test, arrays.class_names, mean, std, arrays.superclasses, arrays.folder
     )
-    # The cached property's place: images are looked at once.
+    # Fills the cached property, so that the digest is not computed a second time.
     vars(dataset)["digest"] = digest
     return dataset
 
@@ -108,23 +112,26 @@ def load_dataset(
 def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: Any) -> Path | None:
     """Downloads and converts a data set, so that the next `load_dataset` is quick.
 
-    Args and errors are those of `load_dataset`, which it calls: what that keeps beside the
-    prepared files is kept then.
+    This function calls `load_dataset`, which also saves decoded images or statistics in the
+    prepared folder. Args and errors are those of `load_dataset`.
 
     Returns:
-        The prepared folder, a TFDS data set of ArrayRecord files; None for arrays, which are
-        checked and loaded as they are.
+        The prepared folder, a TFDS data set of ArrayRecord files; None for the user's own arrays,
+        which are checked but not prepared.
     """
     return load_dataset(name, data_dir, raw_dir, **options).folder
 
 
 def memory_for_images(placement: str, device_bytes: float = math.inf, copies: int = 1) -> float:
-    """How many bytes of images are kept in memory; see dataset.placement in configs/default.py.
+    """Largest size in bytes of images that are loaded into memory; larger ones are streamed.
+
+    "device" means no limit and "stream" 0. "auto" means a quarter of the smaller of two sizes: the
+    device's memory, and the machine's memory divided by the number of copies.
 
     Args:
-        placement: "device", "stream" or "auto".
-        device_bytes: The memory of a device that has its own.
-        copies: How many copies of the images the machine's memory would hold.
+        placement: "device", "stream" or "auto"; see dataset.placement in configs/default.py.
+        device_bytes: Memory of the device in bytes; infinity if it has no memory of its own.
+        copies: Number of copies of the images that the machine's memory must hold.
 
     Example:
         >>> memory_for_images("device"), memory_for_images("auto", device_bytes=80e6)
@@ -136,20 +143,20 @@ def memory_for_images(placement: str, device_bytes: float = math.inf, copies: in
 
 
 def _host_bytes() -> int:
-    """The memory of this machine, or of the container or job that the process runs in."""
+    """Memory in bytes of this machine, or of the container or job that the process runs in."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     root = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError):
         group = root / Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
         for folder in (group, *group.parents):
-            # The file says "max" where there is no limit, and is missing in some folders.
+            # The file contains "max" if there is no limit. Some folders have no such file.
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((folder / "memory.max").read_text()))
     return min(limits)
 
 
 def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: float) -> Arrays:
-    """Finds the prepared folder, or prepares it, and reads it; or returns arrays as they are."""
+    """Reads a data set, and prepares it if needed; the user's own arrays are only resized."""
     match DATASETS.get(name):
         case Registered(load):
             return load_registered(name, load, fit)
@@ -160,7 +167,7 @@ def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: 
             folder = prepare(opened, data_dir, raw_dir)
             fit = fit if fit.crops else Fit(0)
         case Source() as source:
-            # TFDS has builders of some of these names: what they prepared is as good.
+            # TFDS has builders for some of these names; a data set that they prepared also works.
             found = find_prepared(f"{name}:{VERSION}", data_dir) or find_prepared(name, data_dir)
             folder = found or prepare(source, data_dir, raw_dir)
             fit = dataclasses.replace(fit, size=fit.size or source.default_image_size)
@@ -184,14 +191,15 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
     """Finds a data set that TFDS prepared as ArrayRecord: DATA_DIR/NAME[/CONFIG]/VERSION.
 
     Args:
-        name: NAME, NAME/CONFIG or either with :VERSION. Of several versions the newest is taken.
+        name: NAME or NAME/CONFIG, optionally followed by :VERSION. Without a version, the newest
+            prepared version is found.
         data_dir: The folder of prepared data sets.
 
     Returns:
-        The folder, or None if there is none.
+        The prepared folder, or None if there is none.
 
     Raises:
-        UserError: Several configs are prepared and none is named.
+        UserError: The name does not name a config, and several configs are prepared.
     """
     match = _TFDS_NAME.fullmatch(name)
     if match is None:
@@ -233,7 +241,8 @@ def _is_array_record(info: Path) -> bool:
 def unknown_dataset(name: str, data_dir: Path) -> UserError:
     """Builds the error for a name that is neither registered nor prepared under data_dir.
 
-    Where TFDS knows the name, it says how to prepare it; otherwise it names the closest match.
+    If TFDS knows the name, the message says how to prepare it; otherwise it shows the closest
+    match.
     """
     import tensorflow_datasets as tfds
 

@@ -1,8 +1,8 @@
-"""Step 2: writing a source's examples, once, as ArrayRecord files that TFDS writes and reads.
+"""Step 2: writing the examples of a data set, once, as ArrayRecord files in the format of TFDS.
 
-TFDS writes into a folder of another name and renames it at the end, so that a prepared folder is
-always whole. A lock keeps two processes from preparing the same data set at once; the process that
-holds it removes what a killed one has left behind.
+TFDS writes into a temporary folder and renames it at the end, so that a prepared folder is always
+complete. A lock prevents two processes from preparing the same data set at the same time. The
+process that holds the lock removes the temporary files of processes that were killed.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from flexpool_jax.registration import resolve
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Raise it when what is written for the same raw files changes.
+# Version of the prepared files. Increase it when the files written for the same raw files change.
 VERSION = "1.0.0"
-# Where data_dir keeps downloads: TFDS's own choice, so that its own copies are found too.
+# Folder for downloads under data_dir; TFDS uses the same name, so that its downloads are found.
 _DOWNLOADS = "downloads"
-# Preparing says nothing if it takes no longer.
+# Time after which a line on standard error says that preparation is in progress.
 _SILENT_SECONDS = 2
 
 
 def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
-    """Prepares a source, unless that has been done before.
+    """Prepares a source if it is not prepared yet.
 
     Args:
-        source: What to prepare.
+        source: The data set to prepare.
         data_dir: The folder of all prepared data sets.
-        raw_dir: A folder with the source's raw files; None downloads them.
+        raw_dir: The folder with the published files; None downloads them.
 
     Returns:
-        The prepared folder, DATA_DIR/NAME/VERSION.
+        The prepared folder, DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/VARIANT/VERSION if the source
+        has a variant.
 
     Raises:
-        UserError: The raw files are missing, damaged or not upstream's, or data_dir cannot be
-            written to.
+        UserError: The raw files are missing, damaged or differ from the published files, or
+            data_dir cannot be written to.
         OSError: The disk is full.
     """
     folder = data_dir / source.name / source.variant / VERSION
@@ -81,7 +82,7 @@ def _is_prepared(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _removing_empty_folders(source: Source, folder: Path, data_dir: Path) -> Iterator[None]:
-    """Removes at the end what is empty of the folders made meanwhile: a mistake leaves nothing."""
+    """Removes, at the end, folders of this data set that are empty, as they are after an error."""
     missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
     downloads = data_dir / _DOWNLOADS
     inside = [folder.parent, data_dir / source.name]
@@ -95,22 +96,26 @@ def _removing_empty_folders(source: Source, folder: Path, data_dir: Path) -> Ite
 
 
 def _remove_leftovers(source: Source, folder: Path, data_dir: Path) -> None:
-    """Removes what a killed process left; holding the lock means that no living one works on it."""
+    """Removes temporary files of killed processes; the caller holds the lock, so none is in use."""
     for partial in (data_dir / _DOWNLOADS / source.name).glob(f"*{download.PARTIAL}"):
         partial.unlink()
     # TFDS calls its temporary folder incomplete.RANDOM_VERSION.
     for incomplete in folder.parent.glob(f"incomplete.*_{VERSION}"):
         shutil.rmtree(incomplete)
-    if folder.exists():  # Without dataset_info.json: somebody may have begun to remove it.
+    if folder.exists():  # It has no dataset_info.json, so it is incomplete.
         shutil.rmtree(folder)
 
 
 def _explained(error: Exception, source: Source, data_dir: Path) -> Exception:
-    """Returns what to raise: the cause that TFDS may have wrapped, named after the data set."""
+    """Returns the exception to raise: the UserError or OSError that TFDS may have wrapped.
+
+    An OSError becomes a UserError that names the data set, except if the disk is full. If there is
+    no such cause, ``error`` itself is returned.
+    """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError | OSError):
         cause = cause.__cause__ or cause.__context__
-    # ArrayRecord's writer raises nothing but RuntimeError.
+    # ArrayRecord's writer raises RuntimeError for every failure, a full disk included.
     if cause is None and os.strerror(errno.ENOSPC) in str(error):
         cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if isinstance(cause, OSError):
@@ -143,7 +148,7 @@ def _write(source: Source, data_dir: Path, raw_dir: Path | None) -> None:
 
 @contextlib.contextmanager
 def _announcing(line: str) -> Iterator[None]:
-    """Says what takes so long; a mistake that shows at once stays a single line."""
+    """Prints a line if the block takes longer than `_SILENT_SECONDS`."""
     timer = threading.Timer(_SILENT_SECONDS, print, (line,), {"file": sys.stderr, "flush": True})
     timer.start()
     try:
@@ -154,7 +159,7 @@ def _announcing(line: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS off standard output, and TFDS and Pillow from warnings of their own."""
+    """Suppresses the standard output of TFDS, and the warnings of TFDS and Pillow."""
     import tensorflow_datasets as tfds
     from absl import logging
 
@@ -172,14 +177,14 @@ def _quiet() -> Iterator[None]:
 
 @functools.cache
 def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
-    """Defines the builder when it is first needed, because importing TFDS takes a while."""
+    """Returns the TFDS builder class; defined on first use, because importing TFDS is slow."""
     import tensorflow_datasets as tfds
 
     class _Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self) -> None:
-            """Looks nothing up: TFDS would ask Google's storage and leave a temporary folder."""
+            """Does nothing; TFDS would query Google's storage and leave a temporary folder."""
 
-    # Not registered with TFDS, which has builders of its own by some of these names.
+    # Not registered with TFDS, which has its own builders with some of these names.
     class SourceBuilder(  # type: ignore[call-arg]
         tfds.core.GeneratorBasedBuilder, skip_registration=True
     ):
@@ -208,7 +213,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
                 homepage=self._source.homepage,
                 features=tfds.features.FeaturesDict(features),
                 supervised_keys=("image", "label"),
-                # Upstream's order, so that an index means the same image everywhere.
+                # Keep the published order, so that an index means the same image everywhere.
                 disable_shuffling=True,
             )
 

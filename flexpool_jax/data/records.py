@@ -1,10 +1,10 @@
-"""Reading a prepared folder, and keeping beside it what was decoded.
+"""Reading a prepared folder, with a cache of the decoded images in the same folder.
 
-Decoding the images takes seconds; reading the arrays again does not. They are kept in one
-uncompressed .npz file in the prepared folder, whose entries carry a CRC-32 and which is put in
-place by a rename, so that a torn, truncated or damaged file is noticed and made anew. It is only
-taken if it was made from the very files that lie there now, by name, size and time of change. Of
-images that would take too much memory only the labels are read and kept in this way.
+Decoding the images takes seconds, and reading decoded arrays is faster. The arrays are cached in
+one uncompressed .npz file in the prepared folder. A rename puts the complete file in place, and its
+entries have a CRC-32, so that a damaged cache is noticed and written again. The cache is used only
+if the names, sizes and times of change of the prepared files are those it was made from. If the
+images would take too much memory, only the labels are read and cached.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from flexpool_jax.data.images import Fit
 from flexpool_jax.data.stored import ARRAYS_PREFIX, StoredImages, damaged
 from flexpool_jax.errors import UserError
 
-# Raise it when the same prepared files give other arrays.
+# Version of the cache. Increase it when other arrays are read from the same prepared files.
 _FORMAT = 1
 _CHUNK = 1000
 
 
 def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays:
-    """Reads a folder that TFDS prepared as ArrayRecord, or the arrays kept from last time.
+    """Reads a folder that TFDS prepared as ArrayRecord, or its cached arrays.
 
     Args:
-        folder: Holds dataset_info.json and the ArrayRecord files.
-        fit: The size to bring the images to.
-        max_bytes: If the images would take more, they are not read into memory: the splits then
-            hold `StoredImages`.
+        folder: The folder with dataset_info.json and the ArrayRecord files.
+        fit: How the images are resized.
+        max_bytes: Largest size of the images in memory. If they are larger, they are not read: the
+            splits then hold `StoredImages`.
 
     Raises:
         UserError: The folder is damaged, or is not an image classification data set.
@@ -59,7 +59,7 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
     except UserError:
         raise
     except Exception as error:
-        # Whatever a reader of damaged records, metadata or images may raise.
+        # Readers of damaged records, metadata or images raise many types of exceptions.
         raise damaged(folder, error) from error
     superclasses, of_class = None, arrays["superclass_of_class"]
     if len(of_class):
@@ -72,10 +72,10 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
 
 
 def _stored(builder: Any, folder: Path, names: dict[str, str], fit: Fit) -> dict[str, StoredImages]:
-    """The images of each split, not read yet."""
+    """Returns the images of each split as `StoredImages`, which are not read yet."""
     import tensorflow_datasets as tfds
 
-    # Undecoded: Pillow is as fast as TFDS, and threads share the work.
+    # TFDS does not decode: Pillow is as fast, and several threads can decode with it.
     decoders = {"image": tfds.decode.SkipDecoding()}
     records = {
         role: builder.as_data_source(name, decoders=decoders) for role, name in names.items()
@@ -83,7 +83,7 @@ def _stored(builder: Any, folder: Path, names: dict[str, str], fit: Fit) -> dict
     height, width, channels = builder.info.features["image"].shape
     if fit.size:
         height = width = fit.size
-    elif not height or not width:  # Where they may differ, all must be as the first one is.
+    elif not height or not width:  # Sizes may differ: all must then have the size of the first.
         height, width = images.decode(records["train"][0]["image"], channels).shape[:2]
     decode = functools.partial(images.decode, channels=channels, fit=fit)
     key = _key(folder, names, fit)
@@ -101,9 +101,10 @@ def _stored(builder: Any, folder: Path, names: dict[str, str], fit: Fit) -> dict
 
 
 def _split_names(available: Collection[str], folder: Path) -> dict[str, str]:
-    """Returns what the data set calls the training split and, where there is one, the test split.
+    """Maps "train" and, if there is a test split, "test" to the data set's names of the splits.
 
-    Some sets, such as ImageNet, publish labels for a validation split only.
+    The validation split is used if there is no test split, as in ImageNet, whose test labels are
+    not published.
     """
     if "train" not in available:
         raise UserError(
@@ -114,7 +115,7 @@ def _split_names(available: Collection[str], folder: Path) -> dict[str, str]:
 
 
 def _check_features(features: Any, folder: Path) -> None:
-    """Refuses what is not an image and one label each."""
+    """Raises UserError unless each example has a uint8 image and one label."""
     import tensorflow_datasets as tfds
 
     has = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -134,10 +135,10 @@ def _check_features(features: Any, folder: Path) -> None:
 
 
 def _check_class_names(info: Any, folder: Path) -> None:
-    """Refuses files of class names that are cut short or missing, which TFDS does not notice."""
+    """Raises UserError if a file of class names is truncated or missing; TFDS does not notice."""
     for name in {"label", "coarse_label"} & set(info.features):
         path, feature = folder / f"{name}.labels.txt", info.features[name]
-        # A data set of TFDS's own need not name its classes.
+        # A data set that TFDS defines may have no class names; ours always have.
         if path.exists() or info.as_proto.module_name.startswith("flexpool_jax."):
             is_cut = not path.read_bytes().endswith(b"\n")
             if is_cut or len(feature.names) != feature.num_classes:
@@ -151,7 +152,18 @@ def _kept_or_read(
     stored: dict[str, StoredImages],
     fit: Fit | None,
 ) -> dict[str, np.ndarray]:
-    """Returns the labels, the superclasses and, unless ``fit`` is None, the images."""
+    """Reads labels, superclasses and, unless ``fit`` is None, images, from the cache if possible.
+
+    Args:
+        builder: The TFDS builder of the prepared folder.
+        folder: The prepared folder.
+        names: The data set's name of each split, from `_split_names`.
+        stored: The images of each split.
+        fit: How the images are resized; None does not read them.
+
+    Returns:
+        The arrays "{train,test}_labels", "{train,test}_images" and "superclass_of_class".
+    """
     kept_in = folder / f"{ARRAYS_PREFIX}{'labels' if fit is None else fit}.npz"
     key = _key(folder, names, fit)
     parts = ("labels",) if fit is None else ("images", "labels")
@@ -161,14 +173,14 @@ def _kept_or_read(
         arrays = _read_labels(builder, names, stored)
         if fit is not None:
             arrays |= {f"{role}_images": np.asarray(split) for role, split in stored.items()}
-        # A data folder that others prepared may be read-only, and a disk full: then without.
+        # Not cached if the folder is read-only or the disk is full.
         with contextlib.suppress(OSError):
             _keep(kept_in, key, arrays)
     return arrays
 
 
 def _key(folder: Path, split_names: dict[str, str], fit: Fit | None) -> str:
-    """Identifies the prepared files as they lie there, and what is made of them."""
+    """Returns a SHA-256 of the prepared files' names, sizes and times of change, and of ``fit``."""
     made = fit.size if fit is not None and not fit.crops else str(fit)
     stats = [
         (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
@@ -190,7 +202,8 @@ def _read_kept(path: Path, key: str, names: Iterable[str]) -> dict[str, np.ndarr
 
 def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink()  # Of a process that was killed; a living one fails, and does without.
+        # The file of a killed process. If a process still writes it, that process does not cache.
+        leftover.unlink()
     with files.writing_whole(path) as file:
         np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
 
@@ -198,7 +211,10 @@ def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
 def _read_labels(
     builder: Any, names: dict[str, str], stored: dict[str, StoredImages]
 ) -> dict[str, np.ndarray]:
-    """Returns each split's labels, int32 [N], and each class's superclass, if there are any."""
+    """Returns the labels of each split, int32 [N], and the superclass of each class.
+
+    The array "superclass_of_class" is int32 [num_classes], or empty if there are no superclasses.
+    """
     num_classes = builder.info.features["label"].num_classes
     superclass_of_class = np.full(num_classes, -1, np.int32)
     arrays: dict[str, np.ndarray] = {}

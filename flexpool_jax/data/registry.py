@@ -1,7 +1,7 @@
-"""Every data set by name: what it is, where it comes from, and the function that reads it.
+"""All data sets by name: a description, where the files are, and the function that reads them.
 
-To add one, write its reader in a module of `flexpool_jax.data.readers` and add its entry here, to
-`_SOURCES`: no other file is touched. Readers are named as text and imported when they are needed.
+To add a data set, write its reader in a module of `flexpool_jax.data.readers` and add its entry to
+`_SOURCES` here; no other file has to change. Readers are given as text and imported when needed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from flexpool_jax.errors import UserError
 from flexpool_jax.registration import is_same_definition
 
-#: The package of the functions that read data sets.
+#: The package with the functions that read the files of data sets.
 READERS = "flexpool_jax.data.readers"
 
 
 @dataclasses.dataclass(frozen=True)
 class Digest:
-    """Size in bytes and SHA-256 (hexadecimal) of some bytes."""
+    """Size in bytes and SHA-256 (hexadecimal) of a file or of its uncompressed content."""
 
     size: int
     sha256: str
@@ -29,14 +29,15 @@ class Digest:
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """A file that upstream publishes.
+    """A file that the authors of a data set publish.
 
     Attributes:
-        url: Where it is published.
-        digest: Size and SHA-256 of the file itself; a download is checked by it.
-        content: Of what is inside a gzipped file. With it, a copy that was compressed again, or
-            not at all, is as good as upstream's.
-        unpacked: The folder that the archive unpacks to, if that too is accepted.
+        url: Address of the file.
+        digest: Size and SHA-256 of the file itself, with which a download is compared.
+        content: Size and SHA-256 of the uncompressed content of a gzipped file. If given, a copy of
+            the user's may be compressed differently or not at all; only its content is compared.
+        unpacked: Name of the folder that the archive unpacks to. If given, this folder is accepted
+            in place of the archive.
     """
 
     url: str
@@ -52,12 +53,12 @@ class RemoteFile:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image on its way to disk.
+    """One image with its label, to be written to disk.
 
     Attributes:
         image: The encoded image, PNG or JPEG.
-        label: Index of its class.
-        superclass: Index of its superclass, where the data set has superclasses of its own.
+        label: Index of the image's class.
+        superclass: Index of the image's superclass; None if the data set has no superclasses.
     """
 
     image: bytes
@@ -67,15 +68,16 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What the files of a source hold.
+    """Class names and examples from the files of a source.
 
     Attributes:
-        image_shape: Height, width and channels of the images; None for a side that differs.
-        class_names: The name of each class.
-        splits: "train" and, unless it is to be drawn from that, "test". Each is read once, "train"
-            first.
-        superclass_names: The name of each superclass; empty if there are none.
-        note: What to tell the user once everything has been read; empty for nothing.
+        image_shape: Height, width and channels of the images; a height or width is None if it
+            differs between images.
+        class_names: Names of the classes.
+        splits: Examples of the split "train" and, if the data set has a test split, of "test". Each
+            is iterated over once, "train" first.
+        superclass_names: Names of the superclasses; empty if there are none.
+        note: Message that is printed after the data set is prepared; empty prints nothing.
     """
 
     image_shape: tuple[int | None, int | None, int]
@@ -90,18 +92,19 @@ class Source:
     """A data set that is prepared as ArrayRecord before it is loaded.
 
     Attributes:
-        name: The name to load it by, and its folder under data_dir.
-        description: A sentence on what it is.
-        homepage: Where it comes from.
-        read: A function that reads the files, a tuple of `download.RawFile` in the order of
-            `files`, and returns `Contents`; or where that is, ``"module:function"`` of `READERS`.
-        num_classes: How many classes there must be.
-        num_examples: How many examples each split must have.
-        files: What upstream publishes.
-        default_image_size: The side that images are resized to on loading if no other is asked
-            for; 0 leaves them as they are stored.
-        has_superclasses: Whether it has superclasses of its own.
-        variant: A folder level between name and version, for sources made from a user's folder.
+        name: Name under which the data set is loaded, and of its folder under data_dir.
+        description: One sentence that describes the data set.
+        homepage: Address of the data set's web page.
+        read: Function that takes the files, a tuple of `download.RawFile` in the order of `files`,
+            and returns `Contents`; or the text ``"module:function"``, with a module in `READERS`.
+        num_classes: Required number of classes.
+        num_examples: Required number of examples of each split.
+        files: The published files.
+        default_image_size: Side in pixels to which images are resized when they are loaded and no
+            other size is set; 0 keeps the stored size.
+        has_superclasses: Whether the data set defines superclasses.
+        variant: Name of a folder between the folders of name and version, for data sets made from
+            a user's folder; empty for no such folder.
     """
 
     name: str
@@ -118,11 +121,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class RawDir:
-    """A data set that is whatever `dataset.raw_dir` holds.
+    """A data set made of the user's own files in `dataset.raw_dir`.
 
     Attributes:
-        open: Where a function of raw_dir and an `images.Fit` is that returns a `Source` to prepare
-            or the arrays themselves, a `dataset.Arrays`: ``"module:function"``.
+        open: The text ``"module:function"``, with a module in `READERS`. The function takes raw_dir
+            and an `images.Fit`, and returns a `Source` to prepare or the arrays, a
+            `dataset.Arrays`.
     """
 
     open: str
@@ -236,7 +240,7 @@ _SOURCES = (
     ),
 )
 
-#: Every data set by name, registered ones included: where it comes from.
+#: All data sets by name, those of `register_dataset` included.
 DATASETS: dict[str, Source | RawDir | Registered] = {
     **{source.name: source for source in _SOURCES},
     "image_folder": RawDir("image_folder:open_image_folder"),
@@ -247,22 +251,22 @@ DATASETS: dict[str, Source | RawDir | Registered] = {
 def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """Registers a function that returns arrays as a data set that configs may name.
 
-    The function is called once in a process, when the data set is first loaded. Nothing is
-    prepared or kept on disk; `image_size`, `holdout` and a file of superclasses work as with any
-    other data set.
+    The function is called once in a process, when the data set is first loaded. Nothing is written
+    to disk. `image_size`, `holdout` and a file of superclasses work as for any other data set.
 
     Args:
-        name: What ``config.dataset.name`` calls it: letters, digits, ``_``, ``-`` and ``.``.
+        name: Name of the data set in ``config.dataset.name``: letters, digits, ``_``, ``-`` and
+            ``.``, beginning with a letter or digit.
 
     Returns:
         A decorator for a function without arguments that returns ``(splits, class_names)``.
         ``splits`` is ``{"train": (images, labels), "test": (images, labels)}`` with images uint8
         [N, H, W, C] or [N, H, W], C 1, 3 or 4, and integer labels [N], indices of
-        ``class_names``. What it returns is checked when it is loaded.
+        ``class_names``. These arrays are checked when the data set is loaded.
 
     Raises:
-        UserError: The name is taken by another data set, or cannot be one. The same function may
-            be registered again, as when a notebook's cell is run twice.
+        UserError: The name is invalid, or another data set already has it. Registering the same
+            function again is allowed, for example when a notebook's cell is run twice.
 
     Example:
         >>> import numpy as np
@@ -297,6 +301,6 @@ def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], An
 
 
 def has_superclasses(name: str) -> bool:
-    """Whether the data set of that name comes with superclasses of its own."""
+    """Whether the data set of that name defines superclasses."""
     known = DATASETS.get(name)
     return isinstance(known, Source) and known.has_superclasses

@@ -1,7 +1,6 @@
-"""The images of a prepared split, decoded when they are asked for, and reading them ahead.
+"""Images of a prepared split that are decoded when they are indexed, and reading ahead in threads.
 
-What does not fit into memory is handled in the same way as arrays: it is indexed, and looked at in
-order, some images at a time.
+Images that do not fit into memory can be indexed and iterated over in the same way as arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from flexpool_jax.data.images import map_in_threads, thread_count
 from flexpool_jax.errors import UserError, one_line
 
-# Of the names of files that are kept in a prepared folder and can be made anew.
+# Prefix of the names of cache files in a prepared folder; deleting such a file is harmless.
 ARRAYS_PREFIX = "decoded_"
 # Size of a chunk of images in bytes.
 CHUNK_BYTES = 2**22
@@ -28,18 +27,18 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredImages:
-    """Images in ArrayRecord files, indexed along the first axis like uint8 [N, H, W, C].
+    """Images in ArrayRecord files, indexed along the first axis like an array uint8 [N, H, W, C].
 
-    An index is a number, a slice or an array of numbers, and each image is read and decoded anew
-    whenever it is asked for, in the thread that asks.
+    An index is an integer, a slice or an array of integers. Indexing reads and decodes the images
+    in the calling thread, every time; decoded images are not cached.
 
     Attributes:
-        records: What TFDS reads the split's records with, undecoded.
-        positions: int [N], which records these are, in order.
-        decode: From an encoded image to uint8 [H, W, C].
+        records: TFDS data source of the split, with images not decoded.
+        positions: int [N], index in ``records`` of each image.
+        decode: Function from an encoded image to uint8 [H, W, C].
         image_shape: Height, width and channels of an image.
-        folder: The folder of the files.
-        key: Identifies the files, the split, and what ``decode`` makes of a record.
+        folder: The prepared folder with the files.
+        key: Text that identifies the files, the split and the result of ``decode``.
     """
 
     records: Any
@@ -53,12 +52,12 @@ class StoredImages:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(N, H, W, C)."""
+        """The shape (N, H, W, C)."""
         return (len(self.positions), *self.image_shape)
 
     @property
     def nbytes(self) -> int:
-        """What they would take in memory."""
+        """Size in bytes of all images as an array."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
@@ -66,7 +65,7 @@ class StoredImages:
         return len(self.positions)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Reads and decodes images: uint8 [H, W, C] for a number, else [n, H, W, C]."""
+        """Reads and decodes images: uint8 [H, W, C] for an integer index, else [n, H, W, C]."""
         chosen = self.positions[index]
         positions = np.atleast_1d(chosen)
         images = np.empty((len(positions), *self.image_shape), np.uint8)
@@ -76,29 +75,29 @@ class StoredImages:
         return images if np.ndim(chosen) else images[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields every image in order, read ahead."""
+        """Yields every image in order; threads read ahead."""
         for images in self.chunks():
             yield from images
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yields all images in order, a few megabytes at a time, read ahead."""
+        """Yields all images in order, as arrays of a few megabytes; threads read ahead."""
         step = max(1, CHUNK_BYTES // int(np.prod(self.image_shape)))
         starts = range(0, len(self), step)
         return map_in_threads(lambda start: self[start : start + step], starts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Reads them all into memory."""
+        """Reads all images into an array."""
         images = np.empty(self.shape, np.uint8)
         for place, image in zip(images, self, strict=True):
             place[...] = image
         return images if dtype is None else images.astype(dtype, copy=False)
 
     def take(self, positions: np.ndarray) -> StoredImages:
-        """The images at some positions, without reading them."""
+        """Returns the images at the given positions, without reading them."""
         return dataclasses.replace(self, positions=self.positions[positions])
 
     def center_crop(self, side: int) -> StoredImages:
-        """The middle of every image, side × side pixels."""
+        """Returns the images cropped to the middle side × side pixels, without reading them."""
         height, width, channels = self.image_shape
         top, left = (height - side) // 2, (width - side) // 2
 
@@ -111,7 +110,7 @@ class StoredImages:
     def _decoded(self, position: int, record: dict[str, Any]) -> np.ndarray:
         try:
             image = self.decode(record["image"])
-        except Exception as error:  # Whatever a decoder of damaged bytes may raise.
+        except Exception as error:  # Decoders of damaged bytes raise many types of exceptions.
             raise damaged(self.folder, error, f"image {position}: ") from error
         if image.shape != self.image_shape:
             raise UserError(
@@ -122,7 +121,7 @@ class StoredImages:
 
 
 def damaged(folder: Path, reason: object, where: str = "") -> UserError:
-    """Builds the error for a prepared folder; the reason may be an exception."""
+    """Builds the error for a damaged prepared folder; the reason may be an exception."""
     return UserError(
         f"{folder} is damaged ({where}{one_line(reason)}); delete this folder, and it is prepared "
         "again"
@@ -130,21 +129,22 @@ def damaged(folder: Path, reason: object, where: str = "") -> UserError:
 
 
 def read_ahead(item: Callable[[int], T], count: int, start: int = 0) -> Generator[T]:
-    """Yields item(start), item(start + 1), ... up to item(count - 1), which threads make ahead.
+    """Yields item(start), item(start + 1), ... up to item(count - 1), computed ahead in threads.
 
-    As many items as there are threads are being made or wait, so that memory is bounded. To be
-    closed where it may not be read to its end; the threads end with it.
+    To bound memory, at most one item for each thread is in progress or buffered. Call ``close`` on
+    this generator if it may not be read to its end; this stops the threads.
 
     Args:
-        item: A function that many threads may call at once. What it raises is raised here.
-        count: Where to stop.
-        start: Where to begin.
+        item: Function of an index that many threads may call at once. Its exceptions are raised
+            here.
+        count: Index at which to stop; this index is not included.
+        start: First index.
 
     Example:
         >>> list(read_ahead(lambda index: index**2, count=5, start=2))
         [4, 9, 16]
     """
-    # Imported here because it takes a while, and most runs keep their data in memory.
+    # Imported here because the import is slow, and most runs have their data in memory.
     import grain
 
     threads = thread_count()

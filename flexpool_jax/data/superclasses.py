@@ -1,9 +1,9 @@
 """Reading a file that groups a data set's classes into superclasses.
 
-Two formats, told apart by the file's name. A `.json` file holds one object, either from each
-superclass to the list of its classes or from each class to its superclass. Any other file is text
-with one class and its superclass a line, between them a tab or, where there is none, the line's
-last comma; empty lines and lines that begin with # are passed over.
+There are two formats. A file whose name ends with `.json` holds one object, which maps either each
+superclass to the list of its classes or each class to its superclass. Any other file is text: each
+line holds a class and its superclass, separated by the line's last tab or, if the line has no tab,
+by its last comma. Empty lines and lines that begin with # are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flexpool_jax import files
 from flexpool_jax.data.dataset import Superclasses
 from flexpool_jax.errors import UserError, unknown_name
 
-# No mapping is larger; reading a whole archive by mistake would take long.
+# Largest size of a mapping file, so that a large file given by mistake is not read.
 _MAX_BYTES = 16 * 2**20
 
 
@@ -29,15 +29,15 @@ def read_superclass_mapping(
     """Reads which superclass each class belongs to.
 
     Args:
-        path: The file; this module says what it looks like.
-        class_names: The data set's classes. The file must name each of them exactly once.
+        path: The file, in one of the formats that the docstring of this module describes.
+        class_names: The data set's classes. The file must name each class exactly once.
 
     Returns:
-        The superclasses, their names in alphabetical order.
+        The superclasses, with their names in alphabetical order.
 
     Raises:
-        UserError: The file cannot be read, names an unknown class, names one twice or leaves one
-            out, or has fewer than two superclasses.
+        UserError: The file cannot be read, names an unknown class, names a class twice, leaves out
+            a class, or has fewer than two superclasses.
 
     Example:
         >>> import tempfile

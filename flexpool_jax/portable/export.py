@@ -238,7 +238,9 @@ def _read_check(folder: Path) -> dict[str, Any]:
     if check is None:
         raise UserError(f"{folder} is not an export: it has no {CHECK}; write one by --mode=export")
     own = check.pop("check", None)
-    if own != _digest_of(check) or not {PROGRAM, CONFIG} <= check["sha256"].keys():
+    digests = check.get("sha256")
+    is_whole = isinstance(digests, dict) and {PROGRAM, CONFIG} <= digests.keys()
+    if own != _digest_of(check) or not is_whole:
         raise UserError(f"{folder / CHECK} is not what was exported; export it again")
     return check
 

@@ -317,7 +317,9 @@ def read_run(folder: Path) -> Run:
         UserError: The file is missing or damaged; the message says what is wrong with it.
     """
     path = folder / "result.json"
-    result = files.read_json(path) or {}
+    result = files.read_json(path)
+    if result is None:
+        raise UserError(f"{path}: there is no such file")
     try:
         if not isinstance(result.get("config"), dict):
             raise UserError("it holds no config")

@@ -111,6 +111,12 @@ def test_a_keyword_may_have_another_type_than_before():
     apply_overrides(config, ["--config.optimizer.kwargs.b1=1"])
     apply_overrides(config, ["--config.optimizer.kwargs.b1=0.5"])
     assert config.optimizer.kwargs.to_dict() == {"b1": 0.5}
+    apply_overrides(config, ["--config.optimizer.kwargs.b1=1"])
+    assert type(config.optimizer.kwargs.b1) is int  # As in a config that never held another type.
+    with config.unlocked():
+        config.optimizer.kwargs = {"b1": {"a": 1}}
+    apply_overrides(config, ["--config.optimizer.kwargs.b1=1"])
+    assert config.optimizer.kwargs.to_dict() == {"b1": 1}
     assert config.is_locked
     with pytest.raises(TypeError):
         config.seed = "0"

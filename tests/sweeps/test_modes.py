@@ -10,6 +10,9 @@ from tests.sweeps.conftest import small_sweep
 SWEEP = "--config=configs/paper_tables.py"
 MISTAKES = [
     (["--mode=sweep", SWEEP, "--workdir={file}"], ["is a file"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.model=vgg11"], ['"model=VALUE"']),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seeds=a"], ["config.seeds='a'"]),
+    (["--mode=sweep", SWEEP, "--workdir={new}", "--config.overrides=x=1"], ["cifar10/avg/seed-0"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--shard=2/2"], ["--shard=2/2", "0 to N - 1"]),
     (["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"], ["no meaning for --mode=report"]),
     (["--mode=report", "--workdir={new}", "--config=configs/digits.py"], ["configs/paper_tables"]),

@@ -1,9 +1,9 @@
 """`cifar10` and `cifar100`: 60,000 colour images, 32x32 (Krizhevsky 2009).
 
-Both are read from the archives for C programs, which hold plain bytes: a record is one label byte
-(CIFAR-100: a coarse and a fine one) and 3072 bytes of pixels, all red ones first, then green, then
-blue, each row by row (https://www.cs.toronto.edu/~kriz/cifar.html). The archives for Python are
-pickles, which can run any program, and are not read.
+Both are read from the archives for C programs, which hold plain bytes. A record is one label byte
+(CIFAR-100: a coarse and a fine label byte) and 3072 bytes of pixels: all red values, then all green
+values, then all blue values, each row by row (https://www.cs.toronto.edu/~kriz/cifar.html). The
+archives for Python are not used, because they are pickles, and loading a pickle can run any code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_cifar100(files: tuple[RawFile, ...]) -> Contents:
 
 
 def _read_members(file: RawFile, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Reads files of the archive, or of the folder that it unpacks to, by their names inside."""
+    """Reads the named files from the archive or from its unpacked folder."""
     if file.path.is_dir():
         tree = archives.open_tree(file.path)
         return {name: archives.read_file(tree, name) for name in names}
@@ -64,7 +64,15 @@ def _names(members: Mapping[str, bytes], path: Path, name: str, count: int) -> l
 def _examples(
     members: Mapping[str, bytes], path: Path, num_labels: tuple[int, ...], names: list[str]
 ) -> Iterator[Example]:
-    """Yields the records of some files; the last label byte is the class, one before it coarse."""
+    """Yields the examples of some files.
+
+    Args:
+        members: Bytes of the files by name.
+        path: The archive, for error messages.
+        num_labels: Number of possible values of each label byte of a record. The last label byte is
+            the class; a label byte before it is the superclass.
+        names: Names of the files to read.
+    """
     record_bytes = len(num_labels) + 3 * _SIDE * _SIDE
     for name in names:
         content = np.frombuffer(members[name], np.uint8)

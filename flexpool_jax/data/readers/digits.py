@@ -9,13 +9,13 @@ from flexpool_jax.data.download import RawFile
 from flexpool_jax.data.images import encode_png
 from flexpool_jax.data.registry import Contents, Example
 
-# Fixed for good, so that every result on this data set is on the same test images.
+# Never to be changed, so that all results on this data set are on the same test images.
 _TEST_FRACTION, _SPLIT_SEED = 0.2, 0
 
 
 def read_digits(files: tuple[RawFile, ...]) -> Contents:
-    """Reads the 8x8 scans that scikit-learn ships, with values 0 to 16 brought to 0 to 255."""
-    del files  # They come with the package.
+    """Reads the 8x8 scans in scikit-learn, and scales their values from 0..16 to 0..255."""
+    del files  # No files: the images are part of scikit-learn.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -49,14 +49,14 @@ def parse_idx(content: bytes, name: str, num_dims: int) -> np.ndarray:
 
     Args:
         content: The whole file, not compressed.
-        name: What to call it in errors.
-        num_dims: How many dimensions it must have: 3 for images, 1 for labels.
+        name: Name of the file, for error messages.
+        num_dims: Required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
         A read-only uint8 array.
 
     Raises:
-        UserError: The header or the size is not that of such a file.
+        UserError: The header is not that of such a file, or the file's size does not fit it.
 
     Example:
         >>> parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]), "labels", num_dims=1)
@@ -72,7 +72,7 @@ def parse_idx(content: bytes, name: str, num_dims: int) -> np.ndarray:
     if len(content) < header_size:
         raise UserError(f"{name} ends inside its IDX header, after {len(content)} bytes")
     shape = struct.unpack(f">{num_dims}I", content[4:header_size])
-    # Python's integers: a product that overflowed could pass for the right size.
+    # Computed with Python's integers, which cannot overflow to a size that happens to fit.
     expected = header_size + math.prod(shape)
     if len(content) != expected:
         raise UserError(

@@ -1,18 +1,18 @@
-"""`image_folder`: a tree of one's own images, one folder a class.
+"""`image_folder`: a tree of the user's own images, with one folder for each class.
 
     TREE/train/CLASS/*  and  TREE/test/CLASS/*  (or val), or
     TREE/CLASS/*  from which the test split is drawn by class
 
-The tree is a folder or a zip archive. PNG, JPEG, BMP, WebP, GIF and TIFF files count, in folders
-inside a class's folder too; text files such as README.txt are passed over. A file must hold one
-image: animations and TIFFs of several pages are refused. 16-bit images are scaled to 8 bits. The
-images are stored grey if all of them are, else in colour. Every version of a tree is prepared once:
-the prepared folder is named after the files' names, sizes and times of change, so that a changed
-tree is prepared again, beside the old one.
+The tree is a folder or a zip archive. PNG, JPEG, BMP, WebP, GIF and TIFF files in a class's folder,
+or in folders inside it, are read; text files such as README.txt are ignored. A file must hold one
+image: animations and TIFFs of several pages raise an error. 16-bit images are scaled to 8 bits. The
+images are stored in grey if all of them are grey, else in colour. The name of the prepared folder
+contains a hash of the files' names, sizes and times of change, so that a changed tree is prepared
+again, in another folder.
 
-Images that are stretched are stored at their final size, as PNG. Images that keep their proportions
-are stored whole, upright JPEG files as the bytes that they are, and brought to size when they are
-read: so one prepared folder serves every size.
+With `dataset.resize` "stretch", images are stored at their final size, as PNG. With "crop", images
+are stored whole (upright JPEG files byte for byte) and resized when they are read, so that one
+prepared folder can be used for all image sizes.
 """
 
 from __future__ import annotations
@@ -31,22 +31,26 @@ from flexpool_jax.data.registry import Contents, Example, Source
 from flexpool_jax.errors import UserError
 
 _TRAIN, _TEST = "train", ("test", "val", "validation")
-# Descriptions and annotations that people keep beside their images.
+# Endings of text files, such as descriptions and annotations, which are ignored.
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html")
-# Raise it when the same tree gives other prepared images.
+# Version of the prepared images. Increase it when other images are prepared from the same tree.
 _FORMAT = 1
 
 
 def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
-    """Lists a tree and checks its shape; the images are opened when the source is read.
+    """Lists a tree and checks its folders; the images are not opened yet.
 
     Args:
         raw_dir: The tree, a folder or a zip archive.
-        fit: The size to bring the images to.
+        fit: How the images are resized.
+
+    Returns:
+        A source whose ``read`` opens the images.
 
     Raises:
-        UserError: There are no classes, a class is empty or missing from one split, or there are
-            files that are neither images nor text.
+        UserError: The tree cannot be read, there are fewer than two classes, a class name is not
+            allowed, a class is empty or missing from one split, or a class's folder has a file that
+            is neither an image nor text.
     """
     if raw_dir is None:
         raise UserError("image_folder needs the folder of the images in dataset.raw_dir")
@@ -79,7 +83,10 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
 
 
 def _root(tree: FileTree) -> str:
-    """Returns the folder of the splits or classes: "", or that of a folder packed as a whole."""
+    """Returns the folder that holds the splits or classes, "" or a path that ends with "/".
+
+    A zip archive often holds a single outer folder. Such folders are skipped.
+    """
     root = ""
     while True:
         inside = _subfolders(tree, root)
@@ -110,7 +117,7 @@ def _check_class_names(class_names: tuple[str, ...], where: Path) -> None:
             "train/CLASS/* and test/CLASS/*, or as CLASS/*"
         )
     for name in class_names:
-        # They are kept in a text file, one a line.
+        # TFDS stores the class names in a text file, one per line.
         if not name.isprintable() or name != name.strip():
             raise UserError(
                 f"{where} has a class named {name!r}; spaces at its ends and characters that "
@@ -155,13 +162,13 @@ def _read(
     splits: Mapping[str, list[tuple[str, int]]],
     files: tuple[RawFile, ...],
 ) -> Contents:
-    """Reads the header of every image, to know how they are to be stored.
+    """Reads the header of every image and decides the number of channels, size and format to store.
 
     Raises:
-        UserError: An image is damaged or too large, or they differ in size and no image_size is
-            given.
+        UserError: An image is damaged or too large, or images differ in size and no image_size is
+            set.
     """
-    del files  # They lie in the tree.
+    del files  # No published files: the images are in the tree.
     names = [name for found in splits.values() for name, _ in found]
     is_grey, shape = True, None
     plain_jpegs = set()
@@ -193,7 +200,7 @@ def _read(
 
 
 def _unused(tree: FileTree, used: set[str]) -> str:
-    """Says which images of a tree are in no class of a split, if there are any."""
+    """Returns a message about images that are in no class of a split; "" if there are none."""
     unused = [
         name
         for name in tree.files
@@ -220,6 +227,6 @@ def _example(
 ) -> Example:
     name, label = image
     content = archives.read_file(tree, name)
-    # Decoded in either case: a damaged image is to be found now.
+    # Decoded even if the bytes are stored unchanged, so that a damaged image is noticed now.
     decoded = images.read_image(content, str(tree.path / name), channels)
     return Example(content if name in as_they_are else images.encode_png(fit(decoded)), label)

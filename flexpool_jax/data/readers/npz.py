@@ -1,4 +1,4 @@
-"""`npz`: images and labels in a .npz file, as `numpy.savez` writes it. They are never prepared."""
+"""`npz`: images and labels in a .npz file, as `numpy.savez` writes it, which is never prepared."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _NAMES = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
 
 
 def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
-    """Reads x_train, y_train, x_test, y_test and, where it is there, class_names from a .npz file.
+    """Reads x_train, y_train, x_test, y_test and, if present, class_names from a .npz file.
 
     Args:
-        raw_dir: The file.
-        fit: The size to bring the images to.
+        raw_dir: The .npz file.
+        fit: How the images are resized.
 
     Raises:
-        UserError: The file is missing or damaged, holds Python objects, or lacks an array; or an
-            array is not what it has to be.
+        UserError: The file is missing or damaged, holds Python objects or lacks an array, or an
+            array has a wrong dtype, shape or value.
     """
     if raw_dir is None or not raw_dir.is_file():
         given = f"; there is no file {raw_dir}" if raw_dir else ""
@@ -37,7 +37,7 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
         with np.load(raw_dir, allow_pickle=False) as file:
             missing = [name for name in wanted if name not in file]
             if missing:
-                # As literals: a damaged archive's names may hold anything.
+                # Names are shown with repr, because those of a damaged archive may hold any bytes.
                 has = ", ".join(map(repr, file))[:200] or "nothing"
                 raise UserError(
                     f"{raw_dir} has no {missing[0]}; needed: {', '.join(wanted)}; it has {has}"
@@ -58,7 +58,7 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
     if "class_names" in found:
         class_names = found["class_names"].tolist()
     elif labels.size and np.issubdtype(labels.dtype, np.integer):
-        # No more names than images, so that a label of a billion does not make a billion names.
+        # At most as many names as images, so that one huge label does not create a huge list.
         class_names = [str(label) for label in range(min(int(labels.max()) + 1, labels.size))]
     else:
         class_names = []

@@ -1,8 +1,8 @@
 """`tiny_imagenet`: 110,000 colour images of two hundred ImageNet classes, 64x64 (Stanford CS231n).
 
-The official validation split is the test split, because upstream keeps the labels of its own test
-images. The JPEG files are stored as they are; `load_dataset` shrinks them to 32x32 by area
-averaging, which is the input size of the paper's section 4.1, unless 64 is asked for.
+The official validation split is used as the test split, because the labels of the official test
+images are not published. The JPEG files are stored unchanged. `load_dataset` shrinks the images to
+32x32 by area averaging, the input size in section 4.1 of the paper, unless `image_size` is set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIDE = 64
 
 
 def read_tiny_imagenet(files: tuple[RawFile, ...]) -> Contents:
-    """Reads the zip archive in place, or the folder that it unpacks to."""
+    """Reads the zip archive, without unpacking it, or its unpacked folder."""
     tree, folder = archives.open_tree(files[0].path), files[0].remote.unpacked
     root = f"{folder}/" if folder in tree.folders else ""
     wnids = sorted(_lines(tree, f"{root}wnids.txt"))
@@ -42,7 +42,7 @@ def _lines(tree: FileTree, name: str) -> list[str]:
 
 
 def _class_names(words: Sequence[str], wnids: Sequence[str]) -> list[str]:
-    """Returns each class's first word, with its WordNet id where two classes share the word."""
+    """Returns the first name of each class, followed by its WordNet id if another has that name."""
     synonyms = dict(line.split("\t", 1) for line in words if "\t" in line)
     names = [synonyms.get(wnid, wnid).split(",")[0].strip() or wnid for wnid in wnids]
     return [
@@ -67,7 +67,7 @@ def _validation_images(
 ) -> list[tuple[str, int]]:
     found, annotations = [], f"{root}val/val_annotations.txt"
     for line in _lines(tree, annotations):
-        # The file's name, the class, and the corners of a box around the object.
+        # A line holds the file's name, the class, and the corners of a box around the object.
         file_name, wnid = [*line.split("\t"), ""][:2]
         name = f"{root}val/images/{file_name}"
         if wnid not in label_of or name not in tree.files:
