@@ -1,4 +1,4 @@
-"""Backbones that yield one feature map per stage, the heads on them, and a registry by name."""
+"""Backbones that return one feature map for each stage, classifier heads, and a registry."""
 
 from flexpool_jax.models.registry import (
     MODELS,

@@ -1,4 +1,4 @@
-"""What VGG, ResNet and Inception share: normed convolutions, max pools, the choice of the stem."""
+"""Parts of VGG, ResNet and Inception: convolution with BatchNorm, max pool, choice of the stem."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from flexpool_jax.models.layers import BatchNorm, Conv
 
 Array = jax.Array
 
-# The longest shorter side of a small image. Of 64 pixels the large stem of the ResNets leaves a
-# quarter, and three more halvings 2×2 positions to pool.
+# An image is small if its shorter side has at most this many pixels. At 64 pixels, the ResNets'
+# stem for large images leaves 16×16 positions, and three more halvings only 2×2 positions to pool.
 SMALL_IMAGE_SIDE = 64
 
 
 def is_small(images: Array, small_images: bool | None = None) -> bool:
-    """Whether images ``[B, H, W, C]`` get the stem for small ones; ``small_images`` overrides."""
+    """Whether to use the stem for small images: decided by the size unless ``small_images`` says.
+
+    Args:
+        images: ``[B, H, W, C]``.
+        small_images: True or False decides; None compares the shorter side with
+            `SMALL_IMAGE_SIDE`.
+    """
     if small_images is not None:
         return small_images
     return min(images.shape[1:3]) <= SMALL_IMAGE_SIDE
@@ -25,23 +31,25 @@ def is_small(images: Array, small_images: bool | None = None) -> bool:
 def max_pool(x: Array, window: int, stride: int) -> Array:
     """Max over windows of 2×2 or 3×3: ``[B, H, W, C]`` to ``[B, ⌈H/stride⌉, ⌈W/stride⌉, C]``.
 
-    A window of 3 is padded by one pixel on each side, as a convolution is. One of 2 is padded at
-    the end of a side of odd length only, so that 28 pixels become 14, 7, 4 and 2.
+    For a window of 3, the map is padded by one pixel on each side, as for a convolution. For a
+    window of 2, it is padded at the end, and only if its length is odd: 28 pixels become 14, 7, 4
+    and 2.
     """
     padding = [(window // 2, window // 2)] * 2 if window % 2 else "SAME"
     return nn.max_pool(x, (window, window), strides=(stride, stride), padding=padding)
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, named ``conv``, and the BatchNorm on it, named ``norm``.
+    """A convolution without bias, named ``conv``, followed by BatchNorm, named ``norm``.
 
     Attributes:
-        features: channels of the result.
-        kernel_size: height and width; padded by half of it on each side.
-        strides: of both directions.
-        train: whether the norm uses the batch's statistics and updates the running ones.
+        features: number of output channels.
+        kernel_size: height and width of the kernel; see `layers.Conv` for the padding.
+        strides: stride of the convolution along both height and width.
+        train: whether BatchNorm normalises by the statistics of the batch and updates the running
+            statistics; otherwise it normalises by the running statistics.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     features: int

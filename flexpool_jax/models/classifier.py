@@ -1,7 +1,7 @@
-"""From stage maps to logits: a pool, dropout and a dense layer on the last stage, or on every one.
+"""From stage maps to logits: a head (pool, dropout, dense layer) on the last stage or each stage.
 
-A Simple Auxiliary Classifier is the same head on an earlier stage, with no convolution or dense
-layer before its pool (the paper, section 3.2 and Fig. 3).
+A Simple Auxiliary Classifier is such a head on an earlier stage, with no convolution or dense layer
+before its pool (the paper, section 3.2 and Fig. 3).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ class Head(nn.Module):
     """Global pool, dropout on the pooled vector, dense layer: ``[B, H, W, C] -> [B, num_classes]``.
 
     Attributes:
-        num_classes: width of the logits.
-        pool: a name out of `flexpool_jax.pooling.POOLS`.
-        dropout_rate: of the pooled vector; acts in training only.
-        hidden_features: widths of dense layers with ReLU (and dropout) ahead of the last one.
-        dtype: compute dtype; logits are float32.
+        num_classes: number of classes, the width of the logits.
+        pool: name of the pool, one of `flexpool_jax.pooling.POOLS`.
+        dropout_rate: probability that dropout sets an entry of the pooled vector, or of a hidden
+            layer, to 0 in training.
+        hidden_features: widths of dense layers with ReLU and dropout before the last dense layer.
+        dtype: compute dtype; logits are float32 at least.
     """
 
     num_classes: int
@@ -44,23 +45,25 @@ class Head(nn.Module):
         for index, features in enumerate(self.hidden_features, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        # Logits, and so the losses, have float32's precision whatever the network computes in.
+        # Logits, and so the losses, have at least float32's precision for every compute dtype.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return nn.Dense(self.num_classes, dtype=wide, name="classifier")(x)
 
 
 class Classifier(nn.Module):
-    """A backbone with a head on its last stage and, with SAC, one on each earlier stage.
+    """A backbone with a head on its last stage and, with SAC, a head on each earlier stage.
 
     Attributes:
-        backbone: called as ``backbone(images, train=bool)``; returns named stage maps in order.
-        num_classes, pool, dropout_rate, hidden_features, dtype: of the heads, see `Head`; the
-            hidden layers are the last head's alone: an auxiliary classifier is simple.
-        sac: whether the earlier stages have classifiers.
-        freeze_backbone: use the running statistics in training too, and let no gradient into the
-            backbone.
-        backbone_name: for messages.
-        num_stages: of the maps that the backbone must return; None for any number.
+        backbone: module that is called as ``backbone(images, train=bool)`` and returns the stage
+            maps by name, first stage first.
+        num_classes, pool, dropout_rate, dtype: settings of all heads, see `Head`.
+        hidden_features: see `Head`; only the head on the last stage has hidden layers, because an
+            auxiliary classifier is simple.
+        sac: whether each earlier stage has an auxiliary classifier.
+        freeze_backbone: whether the backbone stays fixed in training: BatchNorm then uses the
+            running statistics, and gradients stop before the backbone.
+        backbone_name: name of the backbone in error messages.
+        num_stages: number of stage maps that the backbone must return; None for any number.
     """
 
     backbone: nn.Module
@@ -78,8 +81,8 @@ class Classifier(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Maps images ``[B, H, W, C]`` to float32 logits ``[B, num_classes]``.
 
-        With ``sac`` and ``train`` the collection ``aux_logits`` (if mutable) receives under
-        ``logits`` the tuple of the auxiliary logits, first stage first.
+        With ``sac`` and ``train``, the tuple of the auxiliary logits, first stage first, is stored
+        as ``logits`` in the collection ``aux_logits`` if this collection is mutable.
         """
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, C]; got shape {tuple(images.shape)}")
@@ -100,17 +103,17 @@ class Classifier(nn.Module):
         return head(hidden_features=self.hidden_features, name="head")(last, train)
 
     def stage_maps(self, images: Array, train: bool = False) -> Mapping[str, Array]:
-        """Maps images ``[B, H, W, C]`` to the feature map of each stage by name, the last one last.
+        """Maps images ``[B, H, W, C]`` to the feature maps of all stages by name, in order.
 
-        Called as ``model.apply(variables, images, method="stage_maps")``. The last map is what the
-        head pools and classifies.
+        Call it as ``model.apply(variables, images, method="stage_maps")``. The main head pools and
+        classifies the last map.
         """
         stages: Mapping[str, Array] = self.backbone(images.astype(self.dtype), train=train)
         return stages
 
     @nn.nowrap
     def _check_stages(self, stages: Any, batch: int) -> None:
-        """Checks what the backbone returned; shapes and dtypes are known when it is traced."""
+        """Raises UserError if the backbone's output is not the expected named stage maps."""
         what = f"backbone {self.backbone_name!r} must return"
         if not isinstance(stages, Mapping):
             raise UserError(f"{what} {{name: [B, H, W, C] floating}}; got {_describe(stages)}")

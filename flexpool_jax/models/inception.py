@@ -1,10 +1,11 @@
 """GoogLeNet with BatchNorm (Szegedy et al. 2015, "Going Deeper with Convolutions").
 
-The nine Inception modules of table 1 (arXiv 1409.4842), with BatchNorm and the 5×5 convolutions as
-two of 3×3, both after Ioffe & Szegedy 2015 (arXiv 1502.03167). Large images begin with the paper's
-stem, which leaves an eighth of each side; small ones with one 3×3 convolution of 192 channels, as
-is usual for CIFAR. The two auxiliary classifiers of table 1's network (a convolution and two dense
-layers each) are left out: the simple ones of `flexpool_jax.models.classifier` are studied here.
+The nine Inception modules of its table 1 (arXiv 1409.4842), with BatchNorm and with two 3×3
+convolutions in place of each 5×5 convolution, both as in Ioffe & Szegedy 2015 (arXiv 1502.03167).
+Large images pass GoogLeNet's own stem, which divides each side by eight. Small images pass one 3×3
+convolution of 192 channels instead, as is usual for CIFAR. GoogLeNet's two auxiliary classifiers (a
+convolution and two dense layers each) are left out, because this project studies the simple
+auxiliary classifiers of `flexpool_jax.models.classifier`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from flexpool_jax.models.layers import relu
 
 Array = jax.Array
 
-# Table 1 of the paper, by stage. Channels of: the 1×1 branch; the 3×3 branch's reduction and its
-# result; the 5×5 branch's reduction and its result; the projection after the max pool.
+# Table 1 of Szegedy et al. 2015, by stage. The six numbers of channels of a module are: the 1×1
+# branch; reduction and result of the 3×3 branch; reduction and result of the 5×5 branch; the
+# projection after the max pool.
 MODULES = {
     "stage1": {"3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64)},
     "stage2": {
@@ -36,12 +38,12 @@ MODULES = {
 
 
 class InceptionModule(nn.Module):
-    """Four branches side by side, joined along the channels (the paper, Fig. 2b).
+    """Four parallel branches, concatenated along the channels (Szegedy et al. 2015, Fig. 2b).
 
     Attributes:
-        features: six numbers of channels, a value of `MODULES`.
+        features: six numbers of channels, as in `MODULES`.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     features: tuple[int, int, int, int, int, int]
@@ -71,13 +73,15 @@ class InceptionModule(nn.Module):
 class Inception(nn.Module):
     """Images ``[B, H, W, C]`` to the maps ``stage1`` (3b), ``stage2`` (4e) and ``stage3`` (5b).
 
-    They have 480, 832 and 1024 channels. ``stage1`` has the images' resolution if they are small,
-    an eighth of it otherwise; every later one is half as high and wide, rounded up.
+    The maps have 480, 832 and 1024 channels. ``stage1`` has the resolution of the images if they
+    are small, otherwise an eighth of it. Each later map is half as high and wide as the map before,
+    rounded up.
 
     Attributes:
-        small_images: which stem; None decides by the images, see `blocks.is_small`.
+        small_images: whether to use the stem for small images; None decides by the size of the
+            images, see `blocks.is_small`.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     small_images: bool | None = None

@@ -1,7 +1,7 @@
-"""Convolution, BatchNorm and ReLU: the layers that every backbone consists of.
+"""Convolution, BatchNorm and ReLU: the layers of the backbones.
 
-They have the parameters and the results of Flax's layers. In float32 on a CPU they are computed by
-`flexpool_jax.cpu`, unless `cpu_kernels` switches that off; elsewhere they are Flax's.
+These layers have the same parameters and results as Flax's layers. On a CPU, in float32 and wider,
+`flexpool_jax.cpu` computes them, unless `cpu_kernels` switches this off; otherwise Flax does.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Array = jax.Array
 
 # He et al. 2015 ("Delving Deep into Rectifiers", arXiv 1502.01852), eq. 14: variance 2 / fan_out.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# What BatchNorm keeps of the running statistics at each step; PyTorch's ``momentum`` is 1 - this.
+# Weight of the old running statistics in each update; PyTorch's ``momentum`` is 1 - this number.
 _MOMENTUM = 0.9
-# What it adds to the variance.
+# Number that BatchNorm adds to the variance.
 _EPSILON = 1e-5
 
 _cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
@@ -31,13 +31,18 @@ _cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
 
 @contextlib.contextmanager
 def cpu_kernels(enabled: bool) -> Iterator[None]:
-    """Chooses, for what is traced inside, whether a CPU uses this project's kernels or Flax's.
+    """Chooses the layers for code traced inside the block: on a CPU, this project's or Flax's.
 
-    The kernels are custom calls with gradients of their own. Flax's layers are needed for
-    forward-mode derivatives, for `jax.export` and for loading a compiled program in another
-    process, for gradients inside `jax.shard_map` with ``check_vma``, and for a `jax.jit` that
-    shares one convolution out over devices by the sharding of its operands (`jax.pmap` shares
-    batches out). Under `jax.vmap` the kernels run one after the other.
+    This project's CPU kernels are custom calls with their own gradients. Use Flax's layers
+    (``enabled=False``) for:
+
+    - forward-mode derivatives,
+    - `jax.export`, and loading a compiled program in another process,
+    - gradients inside `jax.shard_map` with ``check_vma``,
+    - a `jax.jit` that splits one convolution over devices, because its operands are sharded.
+
+    Under `jax.vmap`, the kernels run one after the other for each mapped element. `jax.pmap` works
+    with both kinds of layers.
 
     Example:
         >>> with cpu_kernels(False):
@@ -51,7 +56,7 @@ def cpu_kernels(enabled: bool) -> Iterator[None]:
 
 
 def _use_kernels(x: Array, dtype: Any = None) -> bool:
-    """Whether the CPU kernels apply: to float32 and wider, of known shapes that are not empty."""
+    """Whether to use the CPU kernels: on a CPU, for float32 or wider and known non-empty shapes."""
     dtype = jnp.dtype(dtype or x.dtype)
     wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4
     # A symbolic size of `jax.export` is not an int.
@@ -75,16 +80,18 @@ def _advice_on_forward_mode() -> Iterator[None]:
 class Conv(nn.Module):
     """A two-dimensional convolution: ``[B, H, W, C] -> [B, H', W', features]``.
 
-    ``k // 2`` pixels of zeros are added on each side, at every stride; Flax's "SAME" adds them at
-    the end first. The kernel begins as normal numbers of variance 2 / (kh·kw·features).
+    For a kernel side of k, ``k // 2`` pixels of zeros are added on each side of the map, at every
+    stride, as in PyTorch. (At stride 2, Flax's "SAME" may add more zeros at the end than at the
+    start.) The kernel is initialised from a normal distribution with mean 0 and variance
+    2 / (kh·kw·features).
 
     Attributes:
         features: number of output channels.
-        kernel_size: height and width of the kernel.
-        strides: of both dimensions.
-        use_bias: off by default, since a norm follows.
-        dtype: compute dtype; the parameters ``kernel`` [kh, kw, C, features] and ``bias`` are
-            float32.
+        kernel_size: height kh and width kw of the kernel.
+        strides: stride along both height and width.
+        use_bias: whether a bias is added; off by default, because BatchNorm follows.
+        dtype: compute dtype. The parameters ``kernel`` [kh, kw, C, features] and ``bias``
+            [features] are float32.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -120,14 +127,15 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) of any shape ``[..., C]``.
 
-    Parameters ``scale`` and ``bias``, and ``batch_stats`` ``mean`` and ``var`` (the biased
-    variance), all float32 [C], are those of `flax.linen.BatchNorm`. The momentum is 0.9 (0.1 in
-    PyTorch's terms) and epsilon 1e-5.
+    The parameters ``scale`` and ``bias``, and the running statistics ``mean`` and ``var`` (the
+    biased variance) in ``batch_stats``, are those of `flax.linen.BatchNorm`, all float32 [C]. The
+    momentum is 0.9 (0.1 in PyTorch's terms), and epsilon is 1e-5.
 
     Attributes:
-        use_running_average: False in training, which normalises by the batch's own statistics and
-            updates the running ones; the collection ``batch_stats`` must then be mutable.
-        dtype: of the result; statistics are float32 throughout.
+        use_running_average: True normalises by the running statistics. False, for training,
+            normalises by the statistics of the batch and updates the running statistics; the
+            collection ``batch_stats`` must then be mutable.
+        dtype: dtype of the result; statistics are always float32.
         axis_name: pmapped axis over which batch statistics are synchronised; None for none.
 
     Example:
@@ -159,7 +167,7 @@ class BatchNorm(nn.Module):
         return norm(x)
 
     def _call_kernel(self, x: Array) -> Array:
-        """The same in training, with the parameters and statistics that Flax's layer created."""
+        """Computes ``__call__`` in training with the CPU kernel, using Flax's variables."""
         scale: Array = self.get_variable("params", "scale")
         bias: Array = self.get_variable("params", "bias")
         with _advice_on_forward_mode():
@@ -172,7 +180,7 @@ class BatchNorm(nn.Module):
 
 
 def relu(x: Array) -> Array:
-    """``max(x, 0)``, of any shape and floating dtype.
+    """``max(x, 0)`` of each element, for any shape and floating dtype.
 
     Example:
         >>> print(relu(jnp.array([-1.0, 2.0])))

@@ -1,8 +1,8 @@
-"""Backbones by name. Listing the names imports no JAX, so that a command line can check them first.
+"""Backbones by name. The names can be listed without importing JAX, to check a command line early.
 
-A backbone is a Flax module that maps images to its named stage maps,
-``{"stage1": [B, H1, W1, C1], "stage2": ..., ...}`` in order from first to last; everything after
-that (pools, dropout, classifiers, SAC) is `flexpool_jax.models.classifier.Classifier`.
+A backbone is a Flax module that maps images to named stage maps,
+``{"stage1": [B, H1, W1, C1], "stage2": ..., ...}``, first stage first. Everything after the
+backbone (pools, dropout, classifiers, SAC) is `flexpool_jax.models.classifier.Classifier`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A backbone by name.
+    """The entry of a backbone in the registry.
 
     Attributes:
-        build: What builds it, a function or a module class; or where it is, ``"module:name"``.
-        num_stages: How many stage maps it returns.
+        build: Function or module class that builds the backbone; or the text ``"module:name"``,
+            with a module in ``flexpool_jax.models``.
+        num_stages: Number of stage maps that the backbone returns.
         head_features: Widths of hidden dense layers between the pooled vector and the classifier.
-        fields: What ``build`` is always called with.
+        fields: Keyword arguments that ``build`` is always called with.
     """
 
     build: str | Callable[..., nn.Module]
@@ -48,7 +49,8 @@ def _vgg(*convs: int) -> Entry:
     return Entry("vgg:VGG", 5, head_features=(4096, 4096), fields={"convs_per_stage": convs})
 
 
-#: Every backbone by name, registered ones included. The modules name the papers of ours.
+#: All backbones by name, those of `register_model` included. The module of each backbone of this
+#: project names its paper.
 MODELS: dict[str, Entry] = {
     "resnet20": _resnet_cifar(20),
     "resnet32": _resnet_cifar(32),
@@ -65,7 +67,7 @@ MODELS: dict[str, Entry] = {
     "inception": Entry("inception:Inception", 3),
 }
 
-#: Options of the CIFAR ResNets that are fields of a config by the same name.
+#: Options of the CIFAR ResNets; the config has fields with the same names.
 CIFAR_OPTIONS = ("norm_after_relu", "projection_shortcuts")
 
 
@@ -75,19 +77,19 @@ def register_model(
     """Registers a function that builds a backbone under a name that configs may use.
 
     Args:
-        name: what ``config.model`` and `create_model` call it.
-        num_stages: how many stage maps the backbone returns; SAC needs one weight for each.
+        name: name of the backbone for ``config.model`` and `create_model`.
+        num_stages: number of stage maps that the backbone returns; SAC needs one weight for each.
         head_features: widths of hidden dense layers between the pooled vector and the classifier.
 
     Returns:
         A decorator for ``build(*, dtype, norm_axis_name, **options) -> flax.linen.Module``.
         ``dtype`` is the compute dtype, ``norm_axis_name`` the pmapped axis over which batch
-        statistics are to be synchronised (or None), and ``options`` are `create_model`'s remaining
-        keywords. The module is called as ``backbone(images, train=bool)``.
+        statistics are to be synchronised (or None), and ``options`` are the ``**options`` of
+        `create_model`. The module is called as ``backbone(images, train=bool)``.
 
     Raises:
-        UserError: the name is taken by another function, or an argument is not what it should be.
-            The same function may come again, as when a notebook's cell is run twice.
+        UserError: another function already has the name, or an argument is invalid. Registering
+            the same function again is allowed, for example when a notebook's cell is run twice.
 
     Example:
         >>> from flax import linen as nn
@@ -125,26 +127,26 @@ def _entry(name: str) -> Entry:
 
 
 def num_stages(name: str) -> int:
-    """How many stage maps, and so classifiers with SAC, the model of that name has.
+    """Number of stage maps of a model; with SAC, each stage has a classifier.
 
     Raises:
-        UserError: unknown name.
+        UserError: no model has that name.
     """
     return _entry(name).num_stages
 
 
 def default_sac_weights(num_stages: int) -> tuple[float, ...]:
-    """The weights of Eq. 3 for any number of stages: 0.7 for the last, 0.3 for those before it.
+    """Default weights of the stage losses in Eq. 3 of the paper, for any number of stages.
 
-    The earlier ones share their 0.3 in proportion 1 : 2 : 3 : …, which gives the paper's (0.1, 0.2,
-    0.7) for three stages (section 4.1), and for every number of them weights that strictly
-    increase and sum to 1, most of it on the classifier that predicts.
+    The last stage, whose classifier predicts, has weight 0.7. The earlier stages share 0.3 in
+    proportion 1 : 2 : 3 : …. For three stages these are the paper's weights (0.1, 0.2, 0.7),
+    section 4.1. For every number of stages the weights strictly increase and sum to 1.
 
     Args:
-        num_stages: n, at least 1; a model's is `num_stages`.
+        num_stages: number of stages n, at least 1; see the function `num_stages`.
 
     Returns:
-        λ1 < λ2 < … < λn, first stage first.
+        The weights λ1 < λ2 < … < λn, first stage first.
 
     Raises:
         ValueError: num_stages is below 1.
@@ -158,7 +160,7 @@ def default_sac_weights(num_stages: int) -> tuple[float, ...]:
     if num_stages == 1:
         return (1.0,)
     parts = num_stages * (num_stages - 1) / 2
-    # Rounded, so that 0.1 is 0.1 and not 0.09999999999999999.
+    # Rounded, so that the result is 0.1 and not 0.09999999999999999.
     return (*(round(0.3 * part / parts, 12) for part in range(1, num_stages)), 0.7)
 
 
@@ -173,7 +175,7 @@ def create_model(
     norm_axis_name: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A classifier: the backbone of that name, a global pool, dropout and a dense layer.
+    """Creates a classifier: the named backbone, a global pool, dropout and a dense layer.
 
     ``model.apply(variables, images, train=False)`` maps images ``[B, H, W, C]`` (normalised,
     floating) to logits ``[B, num_classes]`` in float32. With ``sac=True`` and ``train=True`` the
@@ -181,24 +183,26 @@ def create_model(
     first; at evaluation they are not computed.
 
     Args:
-        name: one of `MODELS`.
-        num_classes: width of the logits.
-        pool: one of `flexpool_jax.pooling.POOLS`; every classifier has one of its own.
-        sac: attach an auxiliary classifier to every stage but the last (the paper, section 3.2).
-        dropout_rate: on each pooled vector, ahead of its classifier (the paper, section 4.4.1:
-            0.25).
-        dtype: compute dtype, float32 by default; parameters and statistics are float32 throughout.
+        name: name of the backbone, one of `MODELS`.
+        num_classes: number of classes, the width of the logits.
+        pool: name of the pool, one of `flexpool_jax.pooling.POOLS`; each classifier has its own
+            pool.
+        sac: whether each stage except the last has an auxiliary classifier (the paper, section
+            3.2).
+        dropout_rate: probability of dropout on each pooled vector, before its classifier (the
+            paper, section 4.4.1: 0.25).
+        dtype: compute dtype, float32 by default; parameters and statistics are always float32.
         norm_axis_name: pmapped axis over which BatchNorm statistics are synchronised; None for
             none.
-        **options: the backbone's own, such as `CIFAR_OPTIONS` of the CIFAR ResNets.
+        **options: keyword arguments of the backbone, such as `CIFAR_OPTIONS` of the CIFAR ResNets.
 
     Returns:
         A Flax module with collections ``params`` and ``batch_stats``.
 
     Raises:
-        UserError: unknown model or pool, a number out of range, an option that the backbone does
-            not have, or a builder that does not return a Flax module. Calling the model raises it
-            where the backbone does not return what `register_model` says.
+        UserError: the model or pool is unknown, a number is out of range, the backbone does not
+            have an option, or the builder does not return a Flax module. Calling the model raises
+            UserError if the backbone does not return ``num_stages`` named stage maps.
 
     Example:
         >>> import jax, jax.numpy as jnp

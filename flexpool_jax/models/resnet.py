@@ -1,9 +1,9 @@
 """ResNet18/34/50 (He et al. 2015, "Deep Residual Learning", arXiv 1512.03385, table 1).
 
-Four stages of 64, 128, 256 and 512 channels (four times as many from the bottlenecks of ResNet50),
-with 1×1 projection shortcuts where the shape changes (option B). As in torchvision and most later
-work, a bottleneck's stride is on its 3×3 convolution. Large images begin with the paper's 7×7
-convolution and max pool, which take three quarters of each side; small ones with a 3×3 convolution
+Four stages of 64, 128, 256 and 512 channels (ResNet50, with bottlenecks: four times as many), with
+1×1 projection shortcuts where the shape changes (option B). The stride of a bottleneck is on its
+3×3 convolution, as in torchvision and most later work. Large images first pass the 7×7 convolution
+and max pool of He et al., which divide each side by four. Small images first pass a 3×3 convolution
 of stride 1 and no max pool, as is usual for CIFAR.
 """
 
@@ -25,14 +25,16 @@ BOTTLENECK_EXPANSION = 4
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, or 1×1, 3×3 and 1×1 with four times the features, plus a shortcut.
+    """A residual block: two 3×3 convolutions, or a bottleneck, plus a shortcut.
+
+    A bottleneck is a 1×1, a 3×3 and a 1×1 convolution, the last with four times the features.
 
     Attributes:
         features: channels of the 3×3 convolutions.
-        stride: of the first 3×3 convolution and of the shortcut.
-        bottleneck: whether it is the block of three convolutions.
+        stride: stride of the first 3×3 convolution and of the shortcut.
+        bottleneck: whether the block is a bottleneck.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     features: int
@@ -64,18 +66,19 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images ``[B, H, W, C]`` to the maps ``stage1`` … ``stage4``, the last of each stage's blocks.
+    """Images ``[B, H, W, C]`` to the maps ``stage1`` … ``stage4``, each after the stage's blocks.
 
-    ``stage1`` has the images' resolution if they are small and a quarter of it otherwise; every
-    later one is half as high and wide, rounded up.
+    ``stage1`` has the resolution of the images if they are small, otherwise a quarter of it. Each
+    later map is half as high and wide as the map before, rounded up.
 
     Attributes:
-        blocks_per_stage: how many blocks each of the four stages has; `registry.MODELS` has the
-            numbers of table 1.
+        blocks_per_stage: number of blocks of each of the four stages; `registry.MODELS` has the
+            numbers from table 1 of He et al.
         bottleneck: whether the blocks are bottlenecks.
-        small_images: which stem; None decides by the images, see `blocks.is_small`.
+        small_images: whether to use the stem for small images; None decides by the size of the
+            images, see `blocks.is_small`.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     blocks_per_stage: tuple[int, int, int, int]

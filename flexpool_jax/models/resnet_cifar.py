@@ -1,9 +1,10 @@
 """The CIFAR ResNets of He et al. 2015 ("Deep Residual Learning", arXiv 1512.03385, section 4.2).
 
-6n + 2 layers: a 3×3 stem of 16 channels and three stages of n two-convolution blocks with 16, 32
-and 64 channels. conv–BN–ReLU, no convolution bias, parameter-free option-A shortcuts.
-``norm_after_relu=True`` gives the order of the FlexPool authors' release instead, and
-``projection_shortcuts=True`` the shortcuts of many published weights.
+The networks have 6n + 2 layers: a 3×3 stem of 16 channels, and three stages of n blocks with two
+convolutions each, of 16, 32 and 64 channels. The order is conv–BN–ReLU, convolutions have no bias,
+and shortcuts have no parameters (option A). ``norm_after_relu=True`` selects the order of the
+FlexPool authors' release instead, and ``projection_shortcuts=True`` the shortcuts that many
+published weights need (option B).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STAGE_FEATURES = (16, 32, 64)
 
 
 def option_a_shortcut(x: Array, features: int, stride: int, name: str = "") -> Array:
-    """Option A of He et al.: every ``stride``-th pixel, zeros for the new channels."""
+    """Option A of He et al.: keeps every ``stride``-th pixel and pads new channels with zeros."""
     if stride == 1 and x.shape[-1] == features:
         return x
     x = x[:, ::stride, ::stride]
@@ -36,7 +37,7 @@ def option_a_shortcut(x: Array, features: int, stride: int, name: str = "") -> A
 def projection_shortcut(
     x: Array, features: int, stride: int, name: str, conv: ModuleDef, norm: ModuleDef
 ) -> Array:
-    """Option B of He et al.: where the shape changes, a 1×1 convolution and a norm."""
+    """Option B of He et al.: a 1×1 convolution and BatchNorm if the shape changes, otherwise x."""
     if stride == 1 and x.shape[-1] == features:
         return x
     x = conv(features, (1, 1), strides=stride, name=f"{name}_projection_conv")(x)
@@ -47,12 +48,14 @@ class ResNetCifar(nn.Module):
     """Images ``[B, H, W, C]`` to maps of 16, 32 and 64 channels at 1, 1/2 and 1/4 of their size.
 
     Attributes:
-        blocks_per_stage: n; the depth is 6n + 2. The paper's backbone, ResNet20, has n = 3.
-        norm_after_relu: conv–ReLU–BN with biased convolutions, and BN after the block's last ReLU,
-            as in the authors' release.
-        projection_shortcuts: option B instead of option A.
+        blocks_per_stage: number of blocks n of each stage; the depth is 6n + 2. ResNet20, the
+            backbone of the FlexPool paper, has n = 3.
+        norm_after_relu: False for conv–BN–ReLU. True for conv–ReLU–BN with biases in the
+            convolutions, and BN after the last ReLU of a block, as in the FlexPool authors'
+            release.
+        projection_shortcuts: whether shortcuts are option B instead of option A of He et al.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     blocks_per_stage: int
@@ -92,7 +95,17 @@ def residual_block(
     norm: ModuleDef,
     shortcut_of: ModuleDef,
 ) -> Array:
-    """The block of He et al. 2015, Fig. 2: ``[B, H, W, C] -> [B, H', W', features]``."""
+    """The residual block of He et al., Fig. 2: ``[B, H, W, C] -> [B, H', W', features]``.
+
+    Args:
+        x: input map.
+        features: number of output channels.
+        stride: stride of the first convolution and of the shortcut.
+        name: prefix of the names of the block's layers.
+        conv: creates a convolution.
+        norm: creates a BatchNorm layer.
+        shortcut_of: function of (x, features, stride, name) that returns the shortcut.
+    """
     shortcut = shortcut_of(x, features, stride, name)
     x = conv(features, strides=stride, name=f"{name}_1_conv")(x)
     x = norm(name=f"{name}_1_norm")(x)
@@ -111,7 +124,7 @@ def block_of_the_release(
     norm: ModuleDef,
     shortcut_of: ModuleDef,
 ) -> Array:
-    """The same block in the order of the authors' release, where each norm follows its ReLU."""
+    """`residual_block` in the order of the FlexPool authors' release: BatchNorm after ReLU."""
     shortcut = shortcut_of(x, features, stride, name)
     x = conv(features, strides=stride, name=f"{name}_1_conv")(x)
     x = relu(x)

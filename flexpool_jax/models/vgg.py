@@ -1,9 +1,10 @@
 """VGG11/13/16/19 with BatchNorm (Simonyan & Zisserman 2015, arXiv 1409.1556, table 1: A, B, D, E).
 
-Five stages of 3×3 convolutions, halved by a 2×2 max pool from one to the next. The paper's fifth
-max pool is left out: what stands there in the authors' release too is a global pool, and of a 32×32
-image the fifth would leave it a single position, where every pool is the same. The head is the
-release's, 512→4096→4096→classes (`registry.MODELS`), not the paper's 25088→4096→4096→classes.
+Five stages of 3×3 convolutions, with a 2×2 max pool between stages. The fifth max pool of Simonyan
+& Zisserman is left out: a global pool is in its place, as in the FlexPool authors' release. From a
+32×32 image, a fifth max pool would leave a single position, where all global pools are equal. The
+head is that of the release, 512→4096→4096→classes (`registry.MODELS`), instead of Simonyan &
+Zisserman's 25088→4096→4096→classes.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ STAGE_FEATURES = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Images ``[B, H, W, C]`` to the maps ``stage1`` … ``stage5``, each ahead of its max pool.
+    """Images ``[B, H, W, C]`` to the maps ``stage1`` … ``stage5``, each before its max pool.
 
-    ``stage1`` is ``[B, H, W, 64]``, and every later one half as high and wide, rounded up.
+    ``stage1`` is ``[B, H, W, 64]``. Each later map is half as high and wide as the map before,
+    rounded up.
 
     Attributes:
-        convs_per_stage: how many convolutions each of the five stages has; `registry.MODELS` has
-            the numbers of table 1.
+        convs_per_stage: number of convolutions of each of the five stages; `registry.MODELS` has
+            the numbers from table 1 of Simonyan & Zisserman.
         dtype: compute dtype.
-        norm_axis_name: axis over which batch statistics are synchronised, if any.
+        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
     """
 
     convs_per_stage: tuple[int, int, int, int, int]

@@ -1,9 +1,9 @@
-"""Reads and writes weights as safetensors: this project's own, and those of PyTorch's ResNets.
+"""Writes this project's weights as safetensors, and reads them and those of PyTorch ResNets.
 
-Own files name each array by its path, ``params.backbone.stem_conv.kernel``. Foreign ones have the
-names and layouts of a PyTorch state dict, for three families: the CIFAR ResNets of
-github.com/akamaster/pytorch_resnet_cifar10 and github.com/chenyaofo/pytorch-cifar-models, and
-torchvision's ResNets.
+This project's files name each array by its path, such as ``params.backbone.stem_conv.kernel``.
+Foreign files have the names and layouts of a PyTorch state dict. Three families of them can be
+read: the CIFAR ResNets of github.com/akamaster/pytorch_resnet_cifar10 and
+github.com/chenyaofo/pytorch-cifar-models, and torchvision's ResNets.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a safetensors file says without its arrays being read.
+    """Information about a safetensors file, read without its arrays.
 
     Attributes:
-        path: of the file.
-        foreign: whether the names are PyTorch's.
-        mean: of images / 255 that the weights were trained with, per channel; empty if not said.
-        std: likewise their standard deviation.
+        path: path of the file.
+        foreign: whether the arrays have PyTorch's names.
+        mean: mean of the training images after division by 255, one number for each channel; empty
+            if the file does not contain it.
+        std: standard deviation of the training images after division by 255, one number for each
+            channel; empty if the file does not contain it.
     """
 
     path: Path
@@ -51,11 +53,12 @@ def save_weights(
     """Writes a model's variables to a safetensors file.
 
     Args:
-        file: its path, in an existing folder; an existing file is replaced as a whole.
+        file: path of the file, in an existing folder; an existing file is replaced as a whole.
         variables: nested dicts of arrays, such as ``{"params": ..., "batch_stats": ...}``.
-        mean: of images / 255 that the weights were trained with, one number a channel; kept in the
-            file's metadata.
-        std: likewise their standard deviation.
+        mean: mean of the training images after division by 255, one number for each channel; it is
+            written to the file's metadata.
+        std: standard deviation of the training images after division by 255, one number for each
+            channel; it is written to the file's metadata.
 
     Example:
         >>> import tempfile
@@ -68,7 +71,8 @@ def save_weights(
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save
 
-    # safetensors writes the buffer as it lies, which for an array that is not contiguous is wrong.
+    # Made contiguous, because safetensors writes the memory buffer of an array as it is, and would
+    # write a wrong order of elements for any other array.
     arrays = {
         name: np.asarray(array, order="C")
         for name, array in flatten_dict(variables, sep=".").items()
@@ -83,28 +87,28 @@ def save_weights(
 def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str, Any]:
     """Loads a safetensors file into a model's variables.
 
-    The file is this project's own (``--mode=export`` writes ``model.safetensors``), or a PyTorch
-    state dict of a ResNet, which ``scripts/convert_torch.py`` makes of a .pt, .pth or .th file:
-    akamaster's and chenyaofo's CIFAR ResNets for ``resnet20`` to ``resnet110`` (with projection
-    shortcuts for ``create_model(..., projection_shortcuts=True)``), torchvision's for ``resnet18``,
-    ``resnet34`` and ``resnet50`` on images above 64 pixels.
+    The file is either this project's own (``--mode=export`` writes ``model.safetensors``) or a
+    PyTorch state dict of a ResNet, which ``scripts/convert_torch.py`` makes from a .pt, .pth or .th
+    file. Akamaster's and chenyaofo's CIFAR ResNets fit ``resnet20`` to ``resnet110`` (if they have
+    projection shortcuts: ``create_model(..., projection_shortcuts=True)``). Torchvision's ResNets
+    fit ``resnet18``, ``resnet34`` and ``resnet50`` for images above 64 pixels.
 
-    Every array must have its place and every place its array, with one exception: a ``w_fp`` that
-    the file lacks keeps its start value, with which FlexPool is average pooling, so that a network
-    that was trained with average pooling gives the same logits. Images must be normalised as they
-    were when the weights were trained.
+    The arrays of the file must be exactly those of the model, with one exception: if the file has
+    no ``w_fp``, the model keeps its initial ``w_fp``. FlexPool is then average pooling, so that a
+    network trained with average pooling computes the same logits. Normalise images with the mean
+    and standard deviation that the weights were trained with.
 
     Args:
         file: path of a safetensors file.
-        variables: from ``model.init``, of the model that the weights are for. Shapes alone, from
-            `jax.eval_shape`, are enough if the file lacks none.
+        variables: variables of the model, from ``model.init``. If the file has every array, shapes
+            from `jax.eval_shape` are enough.
 
     Returns:
-        The same tree with the file's values: float32 NumPy arrays.
+        A tree like ``variables``, of NumPy arrays with its dtypes and the values of the file.
 
     Raises:
-        UserError: the file cannot be read; or it does not fit: everything that is missing,
-            unexpected, misshapen or not finite is named.
+        UserError: the file cannot be read or does not fit the model. The message names every array
+            that is missing, unexpected, not finite or of another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, flexpool_jax
@@ -122,21 +126,23 @@ def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str
 def start_from(
     file: str | os.PathLike[str], variables: Variables
 ) -> tuple[dict[str, Any], list[str]]:
-    """Loads weights for a model that is going to be trained, as `load_weights` does.
+    """Loads initial weights for training, as `load_weights` does.
 
-    A classifier for another number of classes is left out, and the model's own stays.
+    If a classifier in the file has another number of classes, the model keeps its own initial
+    classifier. Args and errors are those of `load_weights`.
 
     Returns:
-        The variables, and the paths of the classifiers that stayed, such as ``head.classifier``.
+        The variables, and the paths of the classifiers that were not loaded, such as
+        ``head.classifier``.
     """
     return _load(file, variables, new_classifiers=True)
 
 
 def read_header(file: str | os.PathLike[str]) -> Header:
-    """Reads whose names a safetensors file has, and the normalisation it names; imports no JAX.
+    """Reads from a safetensors file whether it is foreign, and the normalisation; imports no JAX.
 
     Raises:
-        UserError: there is no such file, or it is not a safetensors file.
+        UserError: the file does not exist, or is damaged or not a safetensors file.
     """
     from safetensors import safe_open
 
@@ -144,7 +150,7 @@ def read_header(file: str | os.PathLike[str]) -> Header:
     try:
         with safe_open(path, framework="numpy") as content:
             names, metadata = list(content.keys()), content.metadata() or {}
-    except Exception as error:  # safetensors has an exception of its own for each kind of damage.
+    except Exception as error:  # safetensors raises many types of exceptions for damaged files.
         raise _not_safetensors(path, error) from error
     if _is_foreign(names):
         return Header(path, foreign=True)
@@ -213,16 +219,17 @@ def _load(
 def _match(
     arrays: Arrays, titles: Mapping[str, str], expected: Mapping[str, Any], new_classifiers: bool
 ) -> tuple[dict[str, Any], list[str], dict[str, list[str]]]:
-    """Compares arrays with the leaves they are for.
+    """Compares the arrays of a file with the leaves of a model.
 
     Args:
-        arrays: by the path of the leaf that each is for.
-        titles: the file's name of each.
-        expected: the model's leaves by their paths.
-        new_classifiers: whether a classifier of another width is left out.
+        arrays: arrays of the file, by the path of the leaf in the model.
+        titles: name of each array in the file, by the path of the leaf in the model.
+        expected: leaves of the model, by path.
+        new_classifiers: whether to skip a classifier with another number of classes.
 
     Returns:
-        The loaded leaves, the paths of the classifiers that were left out, and what does not fit.
+        The leaves of the result by path, the paths of the skipped classifiers, and the names of the
+        arrays that do not fit, by the kind of problem.
     """
     loaded: dict[str, Any] = {}
     new: list[str] = []
@@ -255,13 +262,13 @@ def _match(
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    # NumPy does not count bfloat16 among its floating types.
+    # bfloat16 is not one of NumPy's own floating types.
     is_floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return is_floating and bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def _is_other_width(name: str, arrays: Arrays, expected: Mapping[str, Any]) -> bool:
-    """Whether a leaf is of a classifier that differs from the model's in its classes alone."""
+    """Whether a leaf is part of a classifier that differs only in the number of classes."""
     owner, _, leaf = name.rpartition(".")
     kernel = f"{owner}.kernel"
     return (
@@ -278,7 +285,7 @@ def _size(array: Any) -> str:
     return "×".join(map(str, array.shape)) or "a scalar"
 
 
-# What PyTorch calls the leaves of a convolution, a dense layer or a BatchNorm.
+# PyTorch's names of the leaves of a convolution, a dense layer and a BatchNorm.
 _TORCH_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -298,10 +305,11 @@ _RESNET_PLACE = re.compile(
 def _from_torch(
     path: Path, arrays: Arrays, expected: Mapping[str, Any]
 ) -> tuple[Arrays, dict[str, str]]:
-    """Turns a PyTorch state dict into this project's layouts.
+    """Converts the arrays of a PyTorch state dict to this project's layouts.
 
     Returns:
-        The arrays by PyTorch's names, and the place of each name that has one.
+        The converted arrays by PyTorch's names; and, for each name that the model has, the path of
+        the leaf in the model.
     """
     places = {_torch_name(name): name for name in expected}
     if "layer1.0.conv1.weight" not in places:
@@ -321,7 +329,7 @@ def _from_torch(
         elif array.ndim == 2:
             array = array.T
         turned[title] = array
-        # The collections differ in these two names.
+        # The three families differ in the names of shortcuts and of the last layer.
         name = title.removeprefix(prefix).replace(".shortcut.", ".downsample.")
         name = re.sub(r"^linear\.", "fc.", name)
         if name in places:
@@ -330,7 +338,7 @@ def _from_torch(
 
 
 def _torch_name(name: str) -> str | None:
-    """What PyTorch calls a leaf of the ResNets; None for leaves that it does not have.
+    """Returns PyTorch's name of a leaf of the ResNets; None if PyTorch has no such leaf.
 
     Example:
         >>> _torch_name("batch_stats.backbone.stage2_block1_1_norm.var")
