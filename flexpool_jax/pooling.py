@@ -370,7 +370,8 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
 
     The weights are interpolated bilinearly over positions. Each channel keeps the sum of its
     weights, so that features keep their scale. Use this function to fine-tune or evaluate at
-    another resolution than that of training. For a softmax pool use `resize_flexpool` with its constraint.
+    another resolution than that of training. For a softmax pool use `resize_flexpool` with its
+    constraint.
 
     Args:
         w_fp: ``[H, W, C]``, floating.
