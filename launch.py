@@ -1,7 +1,7 @@
-"""Trains and evaluates image classifiers with FlexPool; `python launch.py --help` says how.
+"""Trains and evaluates image classifiers with FlexPool; see `python launch.py --help`.
 
-There is one function for each mode. Every check that can be made without JAX is made before it is
-imported, and before anything is written.
+There is one function for each mode. Checks that do not need JAX run before JAX is imported and
+before anything is written.
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
-    # Until `main` handles it, Ctrl-C ends the process without a traceback of the imports.
+    # Until `main` handles Ctrl-C, it ends the process at once, without a traceback of the imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import app, flags
@@ -29,20 +29,20 @@ from flexpool_jax.training.interrupts import stop_on_signals
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
 
-# sysexits.h calls 75 a temporary failure: schedulers that requeue a job know it.
+# 75 is a temporary failure in sysexits.h; a scheduler can use it to requeue a job.
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
-# What shells report of a program that SIGPIPE ended.
+# Exit status that shells report for a program that was ended by SIGPIPE.
 EXIT_BROKEN_PIPE = 141
 
 _HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
-# What the operating system says when a path, not the program, is at fault.
+# Error numbers of the operating system that the user's paths cause, not a bug in the program.
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train(command: Command) -> None:
-    """Trains, or continues from the workdir's last checkpoint."""
+    """Trains a model, or continues training from the workdir's last checkpoint."""
     config, workdir = _config(command), _workdir(command)
     result = flexpool_jax.train(
         config, workdir, profile=command.profile, debug_nans=command.debug_nans
@@ -74,7 +74,7 @@ def evaluate(command: Command) -> None:
 
 
 def probe(command: Command) -> None:
-    """Measures a checkpoint with a changed pool and on changed images."""
+    """Measures the accuracy of a checkpoint with a changed pool and on changed images."""
     workdir, step, config = _checkpoint(command)
     configuration.check_workdir(workdir)
 
@@ -111,7 +111,7 @@ def predict(command: Command) -> None:
 
 
 def export(command: Command) -> None:
-    """Writes a checkpoint as a folder that runs without this project."""
+    """Exports a checkpoint to a folder that can be used without this project."""
     workdir, step, config = _checkpoint(command)
     configuration.check_workdir(workdir)
 
@@ -136,7 +136,7 @@ def prepare(command: Command) -> None:
 
 
 def sweep(command: Command) -> None:
-    """Trains every run of a grid that is not finished yet, each in a process of its own."""
+    """Trains all unfinished runs of a sweep, each in its own process."""
     from flexpool_jax.sweeps import grid
     from flexpool_jax.sweeps.sweep import run_sweep
 
@@ -145,18 +145,18 @@ def sweep(command: Command) -> None:
     if command.shard is not None:
         cells = grid.take_shard(cells, command.shard)
     configuration.check_workdir(workdir)
-    # Of several tasks that sweep, each trains runs of its own.
+    # If a launcher started several tasks, each task trains other runs, not a part of one run.
     command_line.forget_tasks()
     run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
 
 
 def report(command: Command) -> None:
-    """Writes tables, figures and a page from the results under the workdir."""
+    """Writes tables, figures and an HTML page from the results under the workdir."""
     from flexpool_jax.report.page import PAGE_FILE, write_report
     from flexpool_jax.sweeps import grid
 
     workdir = _workdir(command)
-    # A workdir's own config.json is of a single run and says nothing of others.
+    # A config.json in the workdir belongs to a single run and does not list the runs of a sweep.
     cells = grid.expand(_config(command), CONFIGS_DIR) if command.config_given else []
     configuration.check_workdir(workdir)
     path, skipped = write_report(workdir, cells)
@@ -166,7 +166,13 @@ def report(command: Command) -> None:
 
 
 class Mode(NamedTuple):
-    """What a mode runs, the line that --help gives it, and which flags only some modes take."""
+    """A mode of launch.py.
+
+    Attributes:
+        run: Function that runs the mode.
+        summary: Line that describes the mode in --help.
+        flags: Names of the flags that this mode allows, of those that only some modes allow.
+    """
 
     run: Callable[[Command], None]
     summary: str
@@ -201,12 +207,14 @@ MODES = {
 
 
 def parse_flags(argv: Sequence[str]) -> Command:
-    """Reads a command line that begins with the program's name; answers --help and --version.
+    """Reads a command line that begins with the program's name.
+
+    --help and --version print their text and end the process.
 
     Raises:
-        UserError: For a mistake in it.
+        UserError: The command line has a mistake.
     """
-    # absl's own flags are not taken; its log shows warnings, as without app.run.
+    # The command line cannot set absl's own flags. With -1, absl's log shows warnings and errors.
     flags.FLAGS([argv[0], "--verbosity=-1"])
     for argument in argv[1:]:
         if argument in _HELP:
@@ -219,7 +227,12 @@ def parse_flags(argv: Sequence[str]) -> Command:
 
 
 def run_mode(command: Command) -> None:
-    """Does what a command line asks for."""
+    """Checks the flags of a command and runs its mode.
+
+    Raises:
+        UserError: A flag is not allowed for the mode, or several tasks were started without a flag
+            that says whether they are one run.
+    """
     mode = MODES[command.mode]
     for flag in sorted({flag for mode in MODES.values() for flag in mode.flags}):
         value = getattr(command, flag)
@@ -241,12 +254,12 @@ def run_mode(command: Command) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line and returns the exit status; a process may call it many times."""
+    """Runs a command line and returns the exit status; one process may call it many times."""
     try:
-        # Training alone has something to save, and handles signals itself; the rest just stops.
+        # Training saves its state after a signal; the other modes stop at once.
         with stop_on_signals():
             app.run(run_mode, [__file__, *arguments], flags_parser=parse_flags)
-    except SystemExit as end:  # How app.run ends.
+    except SystemExit as end:  # app.run always ends with SystemExit.
         return int(end.code or 0)
     except UserError as error:
         return _report(error, EXIT_USER_ERROR)
@@ -257,7 +270,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _stop_writing()
     except OSError as error:
-        # Without a name it is standard output or standard error.
+        # An error without a file name is one of standard output or standard error.
         where = error.filename or "output"
         if error.errno in _NO_SPACE:
             advice = "what was saved before stands; make room, and run the same command again"
@@ -270,7 +283,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def help_text() -> str:
-    """Returns the screen of --help: the modes and flags that exist, and examples."""
+    """Returns the text of --help: modes, flags and examples."""
     modes = "\n".join(f"  {name:<10}{mode.summary}" for name, mode in MODES.items())
     configs = textwrap.fill(
         " ".join(configuration.config_files(CONFIGS_DIR)), 79, initial_indent=" " * 12,
@@ -300,7 +313,7 @@ examples
 
 
 def _flags_text() -> str:
-    """Every flag with its meaning, and the modes that take it where not all do."""
+    """Lists all flags with their meanings, and the modes of flags that only some modes allow."""
     lines = []
     for flag, meaning in command_line.FLAGS.items():
         takers = [name for name, mode in MODES.items() if flag in mode.flags]
@@ -310,7 +323,7 @@ def _flags_text() -> str:
 
 
 def _config(command: Command) -> ConfigDict:
-    """Returns the config, or raises a UserError if there is none."""
+    """Returns the config; raises UserError if there is none."""
     if command.config is None:
         raise UserError(
             f"--mode={command.mode} needs --config=FILE, e.g. --config=configs/digits.py, "
@@ -320,14 +333,16 @@ def _config(command: Command) -> ConfigDict:
 
 
 def _workdir(command: Command) -> str:
-    """Returns the workdir, or raises a UserError if none was given."""
+    """Returns the workdir; raises UserError if none was given."""
     if not command.workdir:
         raise UserError(f"--mode={command.mode} needs --workdir=FOLDER; see --help")
     return command.workdir
 
 
 def _checkpoint(command: Command) -> tuple[str, str, ConfigDict]:
-    """Returns the workdir of a run, which checkpoint to use, and the config to use it with.
+    """Returns the workdir of a run, the step of the checkpoint to use, and the config.
+
+    The step is "best", "latest" or a number as text.
 
     Raises:
         UserError: The run has no checkpoint, or the config describes another run.
@@ -342,15 +357,16 @@ def _checkpoint(command: Command) -> tuple[str, str, ConfigDict]:
 
 
 def _report(error: object, status: int) -> int:
-    """Writes one line to standard error, whatever the message holds, and returns the status."""
+    """Writes an error as one line to standard error, and returns the exit status."""
     print(f"launch.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return status
 
 
 def _stop_writing() -> int:
-    """Ends a command whose reader has ended, as `launch.py --help | head -1` does, like a signal.
+    """Discards further output and returns the exit status for a closed pipe.
 
-    What is still buffered goes nowhere, so that Python does not complain of it at exit.
+    A pipe is closed if its reader ends first, as in `launch.py --help | head -1`. Buffered output
+    is then written to the null device, so that Python does not report an error at exit.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
@@ -360,13 +376,13 @@ def _stop_writing() -> int:
 
 if __name__ == "__main__":
     cpu.prepare_process()
-    # Matplotlib keeps its list of fonts beside the compiled programs.
+    # Matplotlib's cache of fonts is put into the folder with the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)
     os.environ.setdefault("MPLCONFIGDIR", fonts)
     try:
         status = main(sys.argv[1:])
     except Exception:
-        # Other processes of the run wait for this one until it ends.
+        # The process must end after any error, because other processes of the run wait for it.
         traceback.print_exc()
         status = EXIT_FAILED
     try:
@@ -375,7 +391,7 @@ if __name__ == "__main__":
     except OSError:
         status = _stop_writing()
     if status and "orbax.checkpoint" in sys.modules:
-        # All that can be saved is saved. A thread of Orbax may wait forever for what could not be,
-        # and Python waits for every thread.
+        # Everything that can be saved is saved. After a failed save, a thread of Orbax may wait
+        # forever, and Python would wait for this thread.
         os._exit(status)
     sys.exit(status)

@@ -1,6 +1,7 @@
-"""A run's configuration: read from files and the command line, checked, kept in the workdir.
+"""The config of a run: reading files and the command line, checking, and saving in the workdir.
 
-JAX is imported only to read a variant and to check pools, optimizers and schedules.
+JAX is imported only to read a variant and to check fields that hold names of pools, optimizers,
+schedules and the like.
 """
 
 from flexpool_jax.configuration.fields import FIELDS, dataset_options, field_names, get_field

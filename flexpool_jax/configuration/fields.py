@@ -1,7 +1,7 @@
-"""Every field of a training config in one table: type, range, and what it means for a run.
+"""The table of all fields of a training config: type, allowed values, and role in a run.
 
-What the fields mean, and why their defaults are what they are, stands in configs/default.py; a
-test holds the two to the same names.
+configs/default.py explains the meaning of the fields and the reasons for their defaults. A test
+checks that both files have the same fields.
 """
 
 import dataclasses
@@ -18,22 +18,24 @@ from flexpool_jax.models import registry
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What a field may hold.
+    """The allowed values of a field, and its role in a run.
 
     Attributes:
-        type: bool, int, float, str or tuple. An int is also a float, but a bool is not an int.
-        allowed: The allowed values in words, for messages.
-        accepts: Whether a value of that type is in range.
-        names: For a field that holds one of several names: a function that lists them.
-        imports_jax: Whether that function does.
-        fixed: Whether it defines the model, the data or the order of examples. A run that has begun
-            cannot change it, because its checkpoints would then mean something else.
-        has_effect: Whether it changes what a run computes, and not only where it runs and how its
-            progress is written down. The digest of a config leaves out fields without effect, so
-            that the same experiment has the same digest on every machine.
-        before: For a field that came after release 0.1, the value that gives what a run did before;
-            None for others. A config.json that lacks the field is read as if it held this value,
-            and the digest leaves the field out where it has it, so that results keep their digests.
+        type: bool, int, float, str, tuple or, for any type, object. An int is also a float, but a
+            bool is not an int.
+        allowed: Description of the allowed values, for messages.
+        accepts: Function that returns whether a value of this type is allowed.
+        names: For a field that holds one of several names, a function that returns all names.
+        imports_jax: Whether the function ``names`` imports JAX.
+        fixed: Whether the field defines the model, the data or the order of examples. It cannot be
+            changed after a run has started, because the checkpoints would no longer fit.
+        has_effect: Whether the field changes the results of a run. False if it changes only where
+            the run computes or what it logs. The digest of a config leaves out fields without
+            effect, so that the same experiment has the same digest on every machine.
+        before: For a field added after release 0.1, the value with which a run behaves as in that
+            release; None for other fields. If a config.json lacks the field, it is read with this
+            value. The digest leaves out a field with this value, so that the digests of old results
+            stay the same.
     """
 
     type: type
@@ -46,19 +48,19 @@ class Field:
     before: Any = None
 
 
-# A group that may hold any names, with plain values: bools, numbers and texts.
+# The group of fields that may have any names; their values are bools, numbers and texts.
 KWARGS = "optimizer.kwargs"
 
 
 def has_type(value: Any, kind: type) -> bool:
-    """Whether a value is of the kind, where an int counts as a float and a bool only as a bool."""
+    """Whether a value has the type ``kind``; an int is also a float, but a bool is not an int."""
     if isinstance(value, bool):
         return kind in (bool, object)
     return isinstance(value, (int, float) if kind is float else kind)
 
 
 def field_names(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the dotted name of every field of a nested config, in its order.
+    """Yields the dotted name of every field of a nested config, in the config's order.
 
     Example:
         >>> list(field_names({"seed": 0, "sac": {"enabled": False}}))
@@ -80,7 +82,7 @@ def get_field(config: ConfigDict, name: str) -> Any:
 
 
 def dataset_options(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of `flexpool_jax.data.load_dataset` that a config determines."""
+    """Returns the arguments of `flexpool_jax.data.load_dataset` that a config determines."""
     dataset = config.dataset
     return {
         "name": dataset.name,
@@ -96,19 +98,19 @@ def dataset_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def definition(name: str) -> Field:
-    """Returns the entry of a field by its dotted name; that of the keywords for any other name."""
+    """Returns the entry of a field by its dotted name; other names are optimizer keywords."""
     return FIELDS.get(name, _KEYWORD)
 
 
 def check_field(name: str, value: Any) -> None:
-    """Checks one field by itself.
+    """Checks the value of one field, without regard to other fields.
 
     Args:
-        name: Its dotted name, e.g. "sac.weights"; one of `FIELDS`, or of the group `KWARGS`.
-        value: What it holds.
+        name: Dotted name of the field, e.g. "sac.weights"; in `FIELDS` or in the group `KWARGS`.
+        value: The value of the field.
 
     Raises:
-        UserError: When the value is of another type or outside the range.
+        UserError: The value has another type or is not allowed.
     """
     field = definition(name)
     if not has_type(value, field.type):
@@ -133,7 +135,7 @@ def _whole(low: int, high: int = 10**9, **meaning: Any) -> Field:
 
 
 def _side(zero: str, **meaning: Any) -> Field:
-    """A number of pixels; 0 has a meaning of its own."""
+    """An entry for a number of pixels, where ``zero`` describes what 0 means."""
     allowed = f"0 ({zero}) or a whole number from 8 to 1024"
     return Field(int, allowed, lambda value: value == 0 or 8 <= value <= 1024, **meaning)
 
@@ -141,12 +143,12 @@ def _side(zero: str, **meaning: Any) -> Field:
 def _number(
     low: float, high: float, *, above: bool = False, below: bool = False, **meaning: Any
 ) -> Field:
-    """A finite number of a range whose ends belong to it, save where `above` or `below` says no."""
+    """An entry for a number in a range; `above` excludes `low`, and `below` excludes `high`."""
     first = f"above {low:g}" if above else f"at least {low:g}"
     last = f"below {high:g}" if below else f"at most {high:g}"
 
     def accepts(value: float) -> bool:
-        # NaN fails every comparison, so that no case of its own is needed.
+        # NaN fails every comparison, so that it needs no separate check.
         return (low < value if above else low <= value) and (
             value < high if below else value <= high
         )
@@ -159,7 +161,7 @@ def _one_of(names: Callable[[], Iterable[str]], **meaning: Any) -> Field:
 
 
 def _registry(module: str, name: str, **meaning: Any) -> Field:
-    """A name of a registry, whose module is imported for the check only, since it imports JAX."""
+    """An entry for a name in the table `name` of a module, which is imported only for the check."""
     return _one_of(
         lambda: getattr(importlib.import_module(f"flexpool_jax.{module}"), name),
         imports_jax=True,
@@ -175,7 +177,7 @@ def _folder(*, may_be_empty: bool, **meaning: Any) -> Field:
 
 
 def _numbers(allowed: str, accepts: Callable[[tuple[float, ...]], bool], **meaning: Any) -> Field:
-    """Finite numbers that together are accepted."""
+    """An entry for a tuple of finite numbers for which `accepts` returns True."""
     return Field(tuple, allowed, lambda values: _are_finite(values) and accepts(values), **meaning)
 
 
@@ -184,14 +186,14 @@ def _are_finite(values: tuple[Any, ...]) -> bool:
 
 
 def _is_dataset_name(name: str) -> bool:
-    """Whether a name can be a data set's; a TFDS name may add `/CONFIG` and `:VERSION`."""
-    # It names a folder too, and one that begins with dots would lie outside data_dir.
+    """Whether a name is valid for a data set; a TFDS name may add `/CONFIG` and `:VERSION`."""
+    # The name is also that of a folder: a name such as ".." would lead out of data_dir.
     return name[:1].isalnum() and all(
         character.isalnum() or character in "_-/:.+" for character in name
     )
 
 
-# Any keyword of the optimizer.
+# The entry of every field in the group KWARGS.
 _KEYWORD = Field(
     object,
     "True or False, a finite number or a text",

@@ -1,7 +1,7 @@
 """Runs a config file and returns the ConfigDict that its `get_config` builds.
 
-A config file is Python and is executed as such. What goes wrong inside it is told as one line that
-names the file and the line, as what goes wrong with its path or its argument is.
+A config file is executed as Python code. An exception inside the file becomes an error of one line
+that names the file and the line; a wrong path or argument also becomes an error of one line.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax.errors import UserError, closest_name
 
-# Every config file is loaded under this name, so that none hides or replaces a real module.
+# Module name of every config file, so that a config file cannot replace an installed module.
 _MODULE_NAME = "flexpool_jax_config_file"
 
 
@@ -25,15 +25,16 @@ def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDic
     """Runs the config file that a `--config` argument names.
 
     Args:
-        argument: `PATH.py`, or `PATH.py:VARIANT` to hand VARIANT to its `get_config`. A relative
-            path is looked up from the current folder, then from the one that holds `configs_dir`.
-        configs_dir: The folder whose files are offered where the path is mistyped.
+        argument: `PATH.py`, or `PATH.py:VARIANT` to pass VARIANT to `get_config`. A relative path
+            is looked up in the current folder, then in the parent folder of `configs_dir`.
+        configs_dir: The folder whose files the error message suggests if the path does not exist.
 
     Returns:
-        The config, locked: a field that it does not have cannot be added by accident.
+        The config, locked, so that no new field can be added by accident.
 
     Raises:
-        UserError: When there is no such file, it fails, or it does not give a ConfigDict.
+        UserError: The file does not exist or raises an exception, or `get_config` is missing, does
+            not take the argument or does not return a ConfigDict.
     """
     path_text, colon, variant = argument.partition(":")
     path = _find(path_text, Path(configs_dir))
@@ -55,16 +56,16 @@ def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDic
 
 
 def config_files(configs_dir: str | os.PathLike[str]) -> list[str]:
-    """Lists the names of the files in a folder that define `get_config`, alphabetically."""
+    """Lists the names of the files in a folder that define `get_config`, in alphabetical order."""
     files = sorted(Path(configs_dir).glob("*.py"))
     return [file.name for file in files if b"\ndef get_config(" in file.read_bytes()]
 
 
 def _find(path_text: str, configs_dir: Path) -> Path:
-    """Returns the file a path names, or raises an error with the closest one."""
+    """Returns the absolute path of a config file, or raises UserError with the closest match."""
     for path in (Path(path_text), configs_dir.parent / path_text):
         if path.is_file():
-            # Absolute, as tracebacks name it.
+            # Absolute, because `_run` compares it with the paths in tracebacks.
             return path.absolute()
     given = Path(path_text)
     shown = configs_dir.name
@@ -86,7 +87,7 @@ def _get_config_function(path: Path, shown: str) -> Callable[..., object]:
     if spec is None or spec.loader is None:
         raise UserError(f"config file {shown!r} is not a Python file; its name must end in .py")
     module: ModuleType = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling look their module up by name while it is being executed.
+    # Dataclasses and pickling look up their module by name while the file is executed.
     sys.modules[_MODULE_NAME] = module
     loader = spec.loader
     _run(lambda: loader.exec_module(module), path, shown)
@@ -97,7 +98,13 @@ def _get_config_function(path: Path, shown: str) -> Callable[..., object]:
 
 
 def _run(step: Callable[[], object], path: Path, shown: str) -> object:
-    """Runs a step of a config file; what it raises becomes one line that names file and line."""
+    """Calls `step`, and converts its exceptions to a UserError of one line with file and line.
+
+    Args:
+        step: Executes the config file or calls its `get_config`.
+        path: Absolute path of the config file.
+        shown: Path of the config file as the user wrote it.
+    """
     try:
         return step()
     except UserError:
@@ -106,7 +113,7 @@ def _run(step: Callable[[], object], path: Path, shown: str) -> object:
         where = f"{error.filename or shown}:{error.lineno}"
         raise UserError(f"{where}: {type(error).__name__}: {error.msg}") from error
     except (Exception, SystemExit) as error:
-        # The innermost line of the user's own file says more than one deep inside a library.
+        # The innermost line in the user's file helps more than a line inside a library.
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{shown}:{lines[-1]}" if lines else shown

@@ -1,9 +1,9 @@
 """Reads overrides such as `--config.batch_size=1e3`, and sets the fields of a config.
 
-ml_collections' config_flags is not used. It misreads some overrides without a word: it takes
-`--config.flag False` for True with an argument left over, `--config.names=x,y` for one string, a
-following flag for the value of the one before it, and it adds up repeated tuples. It also refuses
-`1e3` for a whole number and an override ahead of `--config`.
+ml_collections' config_flags is not used, because it misreads some overrides without an error. It
+reads `--config.flag False` as True and an unused argument, and `--config.names=x,y` as one string.
+If a value is missing, it takes the next flag as the value, and it joins the values of a tuple that
+is given twice. It also rejects `1e3` for a whole number, and an override before `--config`.
 """
 
 import math
@@ -29,7 +29,7 @@ _KIND_IN_WORDS = {
 
 
 def is_override(argument: str) -> bool:
-    """Whether a command-line argument sets a field of the config.
+    """Whether a command-line argument is an override, which sets a field of the config.
 
     Example:
         >>> is_override("--config.seed=1"), is_override("--config=configs/digits.py")
@@ -39,20 +39,22 @@ def is_override(argument: str) -> bool:
 
 
 def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
-    """Applies a command line's overrides to a config in place.
+    """Applies the overrides of a command line to a config, in place.
 
-    Of a field given twice the last value counts, as for every absl flag.
+    If a field is given twice, the last value is used, as for every absl flag; a field that holds a
+    tuple must be given only once.
 
     Args:
-        config: The config to change; it tells the type of each field. A name that is new in the
-            group `KWARGS` is added to it.
+        config: The config to change. A value is read as the type of the field's present value. In
+            the group `KWARGS`, new names are added.
         arguments: The command line without the program's name.
 
     Returns:
-        The arguments that are not overrides, in their order.
+        The arguments that are not overrides, in the given order.
 
     Raises:
-        UserError: For an unknown field, or a value of the wrong type or missing.
+        UserError: A field is unknown, a group of fields or a tuple given twice, or a value is
+            missing or of the wrong type.
 
     Example:
         >>> config = ConfigDict({"batch_size": 64, "sac": {"weights": (0.1, 0.2, 0.7)}})
@@ -74,7 +76,7 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
         field = match["field"]
         current = None if _is_kwarg(field, config) else _lookup(field, config)
         if field in values and isinstance(current, tuple):
-            # absl's habit is that the last wins, ml_collections would join the two: ask.
+            # In absl the last value is used, and ml_collections joins both: an error is safer.
             raise UserError(
                 f"--config.{field} is given twice; write its values once, separated by commas"
             )
@@ -83,7 +85,7 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
         for field, value in values.items():
             group, _, name = field.rpartition(".")
             if _is_kwarg(field, config):
-                # A new group, in which a keyword may have another type than before.
+                # The group is replaced: in a new group, a keyword may have another type.
                 config.optimizer.kwargs = {**config.optimizer.get("kwargs", {}), name: value}
             else:
                 parent = get_field(config, group) if group else config
@@ -99,7 +101,14 @@ def _is_kwarg(field: str, config: ConfigDict) -> bool:
 
 
 def _value_text(match: re.Match[str], remaining: list[str], current: Any) -> str:
-    """Returns the text of an override's value, taken from what follows if need be."""
+    """Returns the value of an override as text.
+
+    Args:
+        match: Match of `_OVERRIDE` with the argument.
+        remaining: The arguments after this one. If the value is the next argument, it is removed
+            from this list.
+        current: The present value of the field.
+    """
     argument, text = match[0], match["value"]
     is_switch = isinstance(current, bool)
     if match["no"]:
@@ -118,7 +127,7 @@ def _value_text(match: re.Match[str], remaining: list[str], current: Any) -> str
 
 
 def _lookup(field: str, config: ConfigDict) -> Any:
-    """Returns the present value of a field that can be overridden."""
+    """Returns the present value of a field; raises UserError if it cannot be overridden."""
     try:
         node = get_field(config, field)
     except (KeyError, TypeError):
@@ -147,14 +156,14 @@ def _unknown_field(field: str, config: ConfigDict) -> UserError:
 
 
 def _by_last_part(field: str, names: Sequence[str]) -> str | None:
-    """The closest name by its last part: a user may forget the group, as in `--config.flip`."""
+    """Returns the name with the closest last part, for a field without its group: `flip`."""
     full_name = {name.rpartition(".")[2]: name for name in names}
     match = closest_name(field.rpartition(".")[2], full_name)
     return full_name[match] if match else None
 
 
 def _parse(field: str, text: str, current: Any) -> Any:
-    """Reads a value as the type that the field has now; None takes the type that is written."""
+    """Reads a value as the type of `current`; if that is None, the text decides the type."""
     if current is None:
         return _parse_any(text)
     kind = type(current)
@@ -189,7 +198,7 @@ def _parse_scalar(text: str, kind: type) -> Any:
         try:
             return int(text)
         except ValueError:
-            # 1e3 and 64.0 are whole numbers too; 1.5, nan and inf are not.
+            # 1e3 and 64.0 are allowed as whole numbers; 1.5, nan and inf are not.
             number = float(text)
             if not math.isfinite(number) or number != int(number):
                 raise
@@ -198,14 +207,14 @@ def _parse_scalar(text: str, kind: type) -> Any:
 
 
 def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Reads `1,2`, `(1, 2)` or `[1, 2]`; elements have the type of the present ones."""
+    """Reads `1,2`, `(1, 2)` or `[1, 2]`; elements are read as the type of those in `current`."""
     kinds = {type(value) for value in current}
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("()", "[]"):
         inner = inner[1:-1]
     parts = [part.strip() for part in inner.split(",")]
     if parts[-1] == "":
-        # A trailing comma, as in `(1,)`, or nothing at all.
+        # A trailing comma, as in `(1,)`, or an empty tuple.
         parts.pop()
     kind = kinds.pop() if len(kinds) == 1 else str
     if kind is str:

@@ -1,4 +1,4 @@
-"""Checks a whole training config, its fields one by one and then together, and completes it."""
+"""Checks a training config: each field, then combinations of fields; fills in the SAC weights."""
 
 import copy
 import itertools
@@ -19,31 +19,33 @@ from flexpool_jax.configuration.fields import (
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.models import registry
 
-# Weights are typed by hand: three thirds written as 0.333 are close enough to 1.
+# Largest difference of the sum of the weights from 1, for weights that are typed in rounded form.
 _SAC_SUM_TOLERANCE = 2e-3
 
-# Section 4.1's ResNet20 has three, for which the default of `sac.weights` is written down.
+# Number of stages of ResNet20 (section 4.1 of the paper); the default of `sac.weights` is for it.
 _STAGES_OF_THE_PAPER = 3
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Checks a training config, and returns it with the one value that depends on others.
+    """Checks a training config, and returns a copy with the SAC weights of its model.
 
-    It checks every field's type and range, and that the fields do not contradict each other. What
-    depends on the data and the devices is left to `check_pool_reg_stability` and
-    `check_batch_size`.
+    The type and the value of each field are checked, and that the fields do not contradict each
+    other. `check_pool_reg_stability` and `check_batch_size` check what depends on the data and the
+    devices.
 
-    With SAC, `sac.weights` at its default, the paper's three numbers, becomes `default_sac_weights`
-    of the model's stages, so that config.json holds the weights that are used.
+    If SAC is on and `sac.weights` has its default, the paper's three numbers, it is replaced by
+    `default_sac_weights` for the number of stages of the model. So config.json holds the weights
+    that are used.
 
     Args:
-        config: A training config, as configs/default.py has it.
+        config: A training config with the fields of configs/default.py.
 
     Returns:
-        A copy, locked.
+        A locked copy of the config.
 
     Raises:
-        UserError: For the first mistake found, naming the field, its value and what is allowed.
+        UserError: A field is missing, unknown or invalid. The message describes the first mistake:
+            the field, its value and the allowed values.
 
     Example:
         >>> from configs import default
@@ -60,7 +62,7 @@ at most 1000
     config = copy.deepcopy(config).lock()
     names = list(field_names(config))
     _check_names(names)
-    # Those whose check imports JAX come last: any other mistake is answered at once.
+    # Fields whose check imports JAX are checked last, so that other mistakes are reported quickly.
     for name in sorted(names, key=lambda name: name in FIELDS and FIELDS[name].imports_jax):
         check_field(name, get_field(config, name))
     paper = registry.default_sac_weights(_STAGES_OF_THE_PAPER)
@@ -76,23 +78,25 @@ at most 1000
 
 
 def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence[int]]) -> None:
-    """Refuses a `pool_reg` that SGD cannot hold.
+    """Raises UserError if SGD diverges with this `pool_reg`.
 
-    Along the sum of one channel's weights, Eq. 2 is a parabola of curvature 2·H·W·pool_reg.
-    Gradient descent with rate lr = learning_rate · pool_learning_rate_scale and momentum μ settles
-    on it only while lr·2·H·W·pool_reg < 2·(1 + μ); beyond that it swings ever wider, and the loss
-    is NaN within a few steps. With Nesterov's momentum the right side is 2·(1 + μ)/(1 + 2·μ).
-    Adam's steps do not grow with the gradient: any value is stable. Of other optimizers it says on
-    standard error that nothing is checked. With SAC every stage is pooled, and the first has the
-    largest map.
+    Along the sum of one channel's weights, Eq. 2 of the paper is a parabola of curvature
+    2·H·W·pool_reg. Gradient descent with rate lr = learning_rate · pool_learning_rate_scale and
+    momentum μ converges on it only if lr·2·H·W·pool_reg < 2·(1 + μ). Otherwise it oscillates with
+    growing amplitude, and the loss is NaN within a few steps. With Nesterov's momentum the right
+    side is 2·(1 + μ)/(1 + 2·μ).
+
+    For Adam every value is stable, because the size of its steps does not grow with the gradient.
+    For other optimizers nothing is checked, and a message on standard error says so. With SAC the
+    largest pooled map decides, which is that of the first stage.
 
     Args:
         config: A config that `resolve` returned.
-        stage_shapes: Height and width first, e.g. [H, W, C], of each stage's weights, first to
-            last.
+        stage_shapes: Shape of the pool's weights of each stage, first stage first. Height and width
+            come first, e.g. [H, W, C].
 
     Raises:
-        UserError: Names the largest `pool_reg` that is stable.
+        UserError: `pool_reg` is too large. The message contains the largest stable value.
 
     Example:
         >>> from configs import release_recipe
@@ -131,15 +135,16 @@ learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable va
 
 
 def check_batch_size(config: ConfigDict, device_count: int, num_images: int | None = None) -> None:
-    """Checks that a batch can be dealt out evenly, and is not more than there is.
+    """Checks that a batch can be divided evenly, and is not larger than the training split.
 
     Args:
         config: A config that `resolve` returned.
-        device_count: How many devices share a batch.
-        num_images: How many training images there are, where that is known.
+        device_count: Number of devices that share a batch.
+        num_images: Number of training images; None does not check it.
 
     Raises:
-        UserError: Names the closest sizes that are possible.
+        UserError: The batch cannot be divided evenly over the devices and `grad_accum_steps` parts,
+            or is larger than the training split. The message contains possible sizes.
 
     Example:
         >>> check_batch_size(ConfigDict({"batch_size": 1000, "grad_accum_steps": 1}), 8)
@@ -167,14 +172,14 @@ evenly; allowed: multiples of 8, e.g. 96 or 104
 
 
 def check_files(config: ConfigDict) -> None:
-    """Checks that the files a training run reads are there; evaluation does without them.
+    """Checks that the files which only training reads exist: initial weights and superclasses.
 
-    Where `init_from` is a file that names the normalisation that its weights were trained with,
-    and `dataset.mean` and `dataset.std` are empty, they are set to it.
+    If `dataset.mean` and `dataset.std` are empty, and the file of `init_from` contains the mean and
+    standard deviation of its training images, both fields are set to these numbers.
 
     Raises:
-        UserError: When the mapping to superclasses or the weights to start from are missing, or
-            nothing says how images were normalised for these weights.
+        UserError: The file of superclasses or of initial weights does not exist or cannot be read,
+            or neither the config nor the file contains the normalisation for these weights.
     """
     if config.init_from:
         _check_initial_weights(config)
@@ -184,7 +189,7 @@ def check_files(config: ConfigDict) -> None:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Refuses a config with fields too many or too few, as a file written from scratch may have."""
+    """Raises UserError if a field is unknown or missing, or if the config is that of a sweep."""
     if {"datasets", "seeds"} <= set(names):
         raise UserError("--config describes a sweep of many runs; --mode=sweep runs it")
     for name in names:
@@ -223,13 +228,13 @@ def _check_dataset(config: ConfigDict) -> None:
 
 
 def _check_dataset_name(name: str, data_dir: str) -> None:
-    """A name that is not registered must be that of a data set that TFDS has prepared."""
+    """Raises UserError if a data set is neither registered nor prepared under data_dir by TFDS."""
     # Imported here, because it imports NumPy.
     from flexpool_jax.data.registry import DATASETS
 
     folder = name.partition("/")[0].partition(":")[0]
     if name not in DATASETS and not (files.expanded(data_dir) / folder).is_dir():
-        # Imported here, because it asks TFDS for the names that it knows.
+        # Imported here, because this module is only needed for the error.
         from flexpool_jax.data.load import unknown_dataset
 
         raise UserError(f"config.dataset.name: {unknown_dataset(name, files.expanded(data_dir))}")
@@ -279,7 +284,7 @@ def _check_pool(config: ConfigDict) -> None:
 
 
 def _check_optimizer(config: ConfigDict) -> None:
-    """Builds the optimizer as training will, which is the way to know that Optax accepts it."""
+    """Builds the optimizer as training does, to check that Optax accepts its keywords."""
     optimizer = config.optimizer
     kwargs = dict(optimizer.get("kwargs", {}))
     if optimizer.name == "sgd" and "decay" in kwargs:
@@ -311,7 +316,11 @@ def _check_warmup(config: ConfigDict) -> None:
 
 
 def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
-    """Eq. 3 asks for λ1 < λ2 < ..., one for each stage; here they are also a weighted mean."""
+    """Checks the weights of Eq. 3: one per stage, positive, increasing, and with the sum 1.
+
+    The paper requires λ1 < λ2 < ...; this project also requires the sum 1, so that the loss is a
+    weighted mean of the stage losses.
+    """
     num_stages = registry.num_stages(model)
     if num_stages < 2:
         raise UserError(
@@ -372,6 +381,6 @@ def _check_superclass(config: ConfigDict) -> None:
 
 
 def _round_down(value: float) -> float:
-    """The largest number of two significant digits below a positive value, safely inside it."""
+    """Returns the largest number with two significant digits below a positive value."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.floor(value * (1 - 1e-9) / unit) * unit

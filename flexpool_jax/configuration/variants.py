@@ -1,9 +1,9 @@
 """The words of a config's variant and of a sweep's columns, and the fields that they set.
 
-`configs/digits.py:flexpool,reg,dropout` and the column `flexpool+reg+dropout` say the same. A word
-is the name of a pool, one of `pooling.VARIANT_WORDS`, or FIELD=VALUE as on the command line;
-`reg=V` is short for `pool_reg=V`. They may stand in any order. A value holds neither of the
-separators.
+`configs/digits.py:flexpool,reg,dropout` and the column `flexpool+reg+dropout` set the same fields.
+A word is the name of a pool, one of `pooling.VARIANT_WORDS`, or FIELD=VALUE as on the command line;
+`reg=V` is short for `pool_reg=V`. The words may be in any order. A value cannot contain a
+comma or a plus sign, because these separate the words.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from flexpool_jax.errors import UserError, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What one word sets.
+    """The field that one word sets, and its value.
 
     Attributes:
-        word: As it was written, e.g. "reg=0.01".
-        field: The dotted name of the field, e.g. "pool_reg".
-        value: As text; None for a word whose value the config file chooses.
+        word: The word as the user wrote it, e.g. "reg=0.01".
+        field: Dotted name of the field, e.g. "pool_reg".
+        value: Value of the field as text; None if the config file chooses the value.
     """
 
     word: str
@@ -32,7 +32,7 @@ class Setting:
 
 
 def split_variant(variant: str, separator: str = ",") -> list[str]:
-    """The words of a variant, blanks around them removed; an empty variant has none.
+    """Splits a variant into words and strips spaces around them; an empty variant has no words.
 
     Example:
         >>> split_variant("gem, dropout"), split_variant("gem+dropout", "+"), split_variant(" ")
@@ -42,16 +42,16 @@ def split_variant(variant: str, separator: str = ",") -> list[str]:
 
 
 def check_word(word: str, also: Iterable[str] = ()) -> None:
-    """Refuses a word that sets nothing.
+    """Checks that a word of a variant is known or has the form FIELD=VALUE.
 
     Args:
         word: One word of a variant.
-        also: Others that are allowed where it stands.
+        also: Further words that are allowed.
 
     Raises:
-        UserError: Names the closest word, and all that there are.
+        UserError: The word is unknown. The message contains the closest match and all known words.
     """
-    # Imported where a word is read, since it imports JAX.
+    # Imported only if there is a word to read, because it imports JAX.
     from flexpool_jax.pooling import POOLS, VARIANT_WORDS
 
     names = (*also, *POOLS, *VARIANT_WORDS)
@@ -61,15 +61,15 @@ def check_word(word: str, also: Iterable[str] = ()) -> None:
 
 
 def read_variant(variant: str, separator: str = ",", kind: str = "variant") -> list[Setting]:
-    """Reads what a variant, or a sweep's column, sets.
+    """Reads a variant, or a column of a sweep, as the fields that it sets.
 
     Args:
         variant: Words with the separator between them.
-        separator: "," after a config's colon, "+" in a sweep's column.
-        kind: What the text is, for messages.
+        separator: "," for the variant of a config, "+" for a column of a sweep.
+        kind: Name of the text in error messages: "variant" or "column".
 
     Raises:
-        UserError: For an unknown word, or a field that is set more than once.
+        UserError: A word is unknown, or a field is set more than once.
 
     Example:
         >>> [(setting.field, setting.value) for setting in read_variant("gem+dropout+seed=3", "+")]
@@ -101,15 +101,17 @@ def read_variant(variant: str, separator: str = ",", kind: str = "variant") -> l
 
 
 def apply_variant(config: ConfigDict, variant: str, defaults: Mapping[str, Any]) -> ConfigDict:
-    """Changes a config as the argument after the colon says, and returns it.
+    """Applies a variant to a config, in place, and returns the config.
 
     Args:
-        config: The config to change in place.
+        config: The config to change.
         variant: Words separated by commas; empty changes nothing.
-        defaults: What `reg` and `dropout` set, by field: `pool_reg` and `dropout_rate`.
+        defaults: Values that the words `reg` and `dropout` set, by field: `pool_reg` and
+            `dropout_rate`.
 
     Raises:
-        UserError: As `read_variant`, and for a field or value that the command line would refuse.
+        UserError: A word is unknown, a field is unknown or set more than once, or a value has the
+            wrong type.
     """
     for setting in read_variant(variant):
         value = defaults[setting.field] if setting.value is None else setting.value

@@ -1,4 +1,4 @@
-"""What a workdir remembers of its run's config, and whether a run may continue with another one."""
+"""The config that a workdir stores, and the check whether a run may continue with a changed one."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from flexpool_jax import files
 from flexpool_jax.configuration.fields import FIELDS, definition, field_names, get_field
 from flexpool_jax.errors import UserError
 
-# What a run writes into its workdir: files by their endings, and these folders.
+# Files (by the endings of their names) and folders that a run writes into its workdir.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
 _FOLDERS = (
     "checkpoints",
@@ -27,34 +27,34 @@ _FOLDERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A field in which a config differs from the one a workdir was begun with."""
+    """A field whose value differs between the given config and the config of the workdir."""
 
     field: str
     saved: Any
     given: Any
 
     def __str__(self) -> str:
-        """Says it in the words of a log line."""
+        """Describes the change for a log line."""
         return f"config.{self.field} is {self.given!r} (was {self.saved!r})"
 
 
 def config_path(workdir: str | os.PathLike[str]) -> Path:
-    """Returns where a workdir keeps its config."""
+    """Returns the path of a workdir's config.json."""
     return Path(workdir) / "config.json"
 
 
 def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
-    """Whether a workdir holds a finished checkpoint; Orbax names each folder after its step."""
+    """Whether a workdir holds a complete checkpoint, a folder that Orbax names by its step."""
     checkpoints = Path(workdir) / "checkpoints"
     return checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
 
 
 def check_workdir(workdir: str) -> None:
-    """Checks that a run can write to a folder, or create it. Nothing is written.
+    """Checks that a run can write to a folder or create it, without writing anything.
 
     Raises:
-        UserError: When the path cannot be a folder's, a file is in the way, a permission is
-            missing, or something in the folder is not what a run writes there.
+        UserError: The path is not valid for a folder, a file is in its place, a permission is
+            missing, or the folder contains a link to a file, or a file and a folder exchanged.
     """
     if "://" in workdir or "\0" in workdir or not workdir.strip():
         raise UserError(f"--workdir={workdir!r}; allowed: the path of a folder on this machine")
@@ -76,18 +76,21 @@ def check_workdir(workdir: str) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a path exists; a link counts even if what it points to is missing."""
+    """Whether a path exists; a link exists even if its target does not."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:  # A name that is too long, or links that lead in a circle.
+    except OSError as error:  # For example: the name is too long, or links form a cycle.
         raise UserError(f"--workdir: {path}: {error.strerror}") from error
     return True
 
 
 def _check_contents(workdir: Path) -> None:
-    """Refuses links to files, through which a run would write elsewhere, and misplaced folders."""
+    """Raises UserError for a link to a file, and for a folder or file where a run needs the other.
+
+    Through a link, a run would write outside the workdir.
+    """
     for path in sorted(workdir.iterdir()):
         is_folder = path.is_dir()
         if path.is_symlink() and not is_folder:
@@ -99,27 +102,27 @@ def _check_contents(workdir: Path) -> None:
 
 
 def write_config(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
-    """Writes a workdir's config.json, which is whole or absent at every moment.
+    """Writes a workdir's config.json, which is never incomplete, even if the process is killed.
 
     Args:
         config: The config to write.
         workdir: An existing folder.
 
     Raises:
-        OSError: When the folder cannot be written to; a config that was there stays as it was.
+        OSError: The folder cannot be written to. An existing config.json is then unchanged.
     """
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
     files.write_whole(config_path(workdir), text.encode())
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
-    """Reads a workdir's config.json back into the config that was written.
+    """Reads the config from a workdir's config.json.
 
     Returns:
-        The config, locked, its tuples tuples again.
+        The locked config, see `config_from_json`.
 
     Raises:
-        UserError: When the file is missing or damaged.
+        UserError: The file is missing or damaged.
     """
     path = config_path(workdir)
     values = files.read_json(path)
@@ -127,20 +130,21 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         raise UserError(f"{workdir} is not a workdir of a run: it has no config.json")
     try:
         return config_from_json(values)
-    # A name that no field can have, say, or a group where a field should be.
+    # For example, a name that no field can have, or a group in place of a field.
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Makes a config of what JSON kept of one, in config.json or in result.json.
+    """Makes a config from the values that were read from config.json or result.json.
 
     Returns:
-        The config, locked, its tuples tuples again, with the fields that came since it was written.
+        The locked config. Lists become tuples, and fields that were added after the file was
+        written get their values from `Field.before`.
     """
     config = ConfigDict(_with_tuples(values))
     names = set(field_names(config))
-    # Without the group it is not a config of any release, which its checks will say.
+    # A field is not added if its group is missing: `resolve` then reports the missing fields.
     groups = {"", *(name.rpartition(".")[0] for name in names)}
     with config.unlocked():
         config.update_from_flattened_dict(
@@ -157,9 +161,10 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def has_effect(name: str, config: ConfigDict) -> bool:
-    """Whether a field says what a run computes, and not only where and how.
+    """Whether a field changes the results of a run, see `Field.has_effect`.
 
-    An image folder's path does, for there it is the data set.
+    For the data set image_folder, `dataset.raw_dir` has an effect, because this path selects the
+    images.
 
     Example:
         >>> from configs import default
@@ -172,9 +177,9 @@ def has_effect(name: str, config: ConfigDict) -> bool:
 
 
 def digest(config: ConfigDict) -> str:
-    """Names a config by what it computes: sixteen hexadecimal digits of a SHA-256.
+    """Returns a hash of the fields that have an effect: 16 hexadecimal digits of a SHA-256.
 
-    Fields without effect (`has_effect`), such as folders and cadences of logging, do not count.
+    Fields without effect (`has_effect`), such as folders and intervals of logging, are left out.
 
     Example:
         >>> from configs import default
@@ -186,7 +191,7 @@ def digest(config: ConfigDict) -> str:
     values = {
         name: value
         for name, value in _flat(config).items()
-        # So that a config without the added fields has the digest that its result was saved with.
+        # A field with the value `before` is left out, so that old results keep their digests.
         if has_effect(name, config) and value != definition(name).before
     }
     text = json.dumps(values, sort_keys=True)
@@ -194,17 +199,18 @@ def digest(config: ConfigDict) -> str:
 
 
 def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
-    """Checks that a run may continue with a config other than the one it was begun with.
+    """Checks that a run may continue with a config that differs from the config of its workdir.
 
     Args:
-        config: The config now given.
-        saved: The one its workdir holds, as `read_config` returns it.
+        config: The config that is now given.
+        saved: The config of the workdir, from `read_config`.
 
     Returns:
-        The differences that are allowed, to be logged: rates, schedule, epochs, cadences, folders.
+        The allowed differences, for the log: rates, schedule, epochs, intervals or folders.
 
     Raises:
-        UserError: When fields differ that make the model or the data; names all, with both values.
+        UserError: Fields differ that define the model, the data or the order of examples. The
+            message contains all of these fields, with both values.
 
     Example:
         >>> from configs import digits
@@ -233,11 +239,12 @@ def check_resume(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Ch
     """Checks that a run in this workdir may begin or continue with this config.
 
     Returns:
-        What `compare_with_workdir` returns; empty for a workdir in which no run has begun.
+        The allowed differences from the config of the workdir, see `compare_with_workdir`; empty if
+        no run has begun in the workdir.
 
     Raises:
-        UserError: As `compare_with_workdir`, or when there are checkpoints without a config.json
-            that would say what they are checkpoints of.
+        UserError: The config defines another model or data than the config of the workdir, or the
+            workdir has checkpoints but no config.json.
     """
     if config_path(workdir).is_file():
         return compare_with_workdir(config, read_config(workdir))
@@ -250,12 +257,12 @@ def check_resume(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Ch
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
-    """The value of every field by its dotted name."""
+    """Returns the value of every field by its dotted name."""
     return {name: _canonical(name, get_field(config, name)) for name in field_names(config)}
 
 
 def _canonical(name: str, value: Any) -> Any:
-    """Makes 1 and 1.0 the same value in a field that holds numbers, as JSON does not."""
+    """Converts ints to floats in fields that hold floats, because JSON writes 1 and 1.0 apart."""
     if isinstance(value, tuple):
         return tuple(float(v) if isinstance(v, int | float) else v for v in value)
     if definition(name).type is float and isinstance(value, int):
@@ -264,7 +271,7 @@ def _canonical(name: str, value: Any) -> Any:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Turns JSON's lists into tuples, the only sequences that a config holds."""
+    """Converts lists from JSON to tuples, because a config holds no lists."""
     if isinstance(value, Mapping):
         return {name: _with_tuples(item) for name, item in value.items()}
     if isinstance(value, list):
