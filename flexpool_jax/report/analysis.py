@@ -16,8 +16,8 @@ from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 
-# Accuracies that differ by the same number of images differ in their last bits by rounding. Such
-# a spread counts as none, so that it cannot give a p-value of zero.
+# Differences of the same number of images can differ in their last bits by rounding. A spread below
+# this bound counts as zero, so that it cannot lead to a p-value of almost zero.
 _ROUNDING = 1e-9
 
 
@@ -26,11 +26,11 @@ class Estimate:
     """A mean with its 95 % interval and the test of the mean against zero.
 
     Attributes:
-        mean: Of the values, in their unit.
+        mean: Mean of the values, in their unit.
         half_width: Half of the interval's width; None for a single value.
         n: The number of values.
-        p_value: Of the t-test of mean zero; None for a single value and for values that are all
-            alike. Of use for differences only.
+        p_value: P-value of the t-test of mean zero; None for a single value and for values that
+            are all equal. It is meaningful for differences only.
     """
 
     mean: float
@@ -78,11 +78,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """Computes the mean difference over the seeds that both have, with the paired t-test.
+    """Computes the mean difference over the seeds that both arguments have, with its t-test.
 
     Args:
-        values: By seed.
-        baseline: Likewise. At least one seed is in both.
+        values: Values by seed.
+        baseline: The baseline's values by seed. At least one seed must be in both arguments.
 
     Example:
         >>> paired_difference({0: 91.0, 1: 92.0, 2: 94.0}, {2: 91.0, 1: 90.0, 0: 90.0, 7: 1.0})
@@ -92,11 +92,11 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts p-values for their number by Holm's step-down method, in the order given.
+    """Adjusts p-values for multiple testing by Holm's step-down method; keeps their order.
 
-    Rejecting where the adjusted value is below 0.05 keeps the probability of one or more false
-    rejections below 5 %, however the tests depend on each other (Holm 1979, "A simple sequentially
-    rejective multiple test procedure").
+    Rejecting the hypotheses with an adjusted value below 0.05 keeps the probability of one or more
+    false rejections below 5 %, however the tests depend on each other (Holm 1979, "A simple
+    sequentially rejective multiple test procedure").
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -114,8 +114,8 @@ class Contrast:
     """A weighted sum of a linear model's coefficients, such as the difference of two columns.
 
     Attributes:
-        estimate: In the unit of the model's values.
-        error: The standard error.
+        estimate: The estimated sum, in the unit of the model's values.
+        error: The standard error of the estimate.
         df: The residual degrees of freedom.
     """
 
@@ -126,8 +126,8 @@ class Contrast:
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Returns both ends of the contrast's confidence interval.
 
-        They are ``estimate ± q · error``, q the quantile of Student's t distribution with ``df``
-        degrees of freedom at ½ + confidence / 2.
+        The ends are ``estimate ± q · error``, where q is the quantile at ½ + confidence / 2 of
+        Student's t distribution with ``df`` degrees of freedom.
         """
         half_width = float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
         return self.estimate - half_width, self.estimate + half_width
@@ -153,9 +153,10 @@ class Contrast:
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The true difference that the two-sided test at level alpha finds with this power.
 
-        The d that solves ``P(T > t(1 − α/2, df)) = power``, with T noncentral t of df degrees of
-        freedom and noncentrality ``d / error``; the other tail is left out, since it is below 1e-4
-        (Cohen 1988, "Statistical power analysis"; the program in docs/evidence.md).
+        The difference d solves ``P(T > t(1 − α/2, df)) = power``, where T has the noncentral t
+        distribution with df degrees of freedom and noncentrality ``d / error``. The other tail of
+        the test is left out, since its probability is below 1e-4 (Cohen 1988, "Statistical power
+        analysis"; the program in docs/evidence.md).
 
         Example:
             >>> round(Contrast(0.0, 0.2 * (2 / 6) ** 0.5, 20).detectable(), 2)
@@ -175,8 +176,8 @@ class BlockModel:
     be missing: least squares uses every value that is there.
 
     Args:
-        values: One for each run.
-        terms: For each run the values of the regressors by name; all runs have the same names.
+        values: One value for each run.
+        terms: For each run the values of its regressors by name; a name that is absent counts as 0.
         blocks: The block of each run.
 
     Attributes:
@@ -184,7 +185,7 @@ class BlockModel:
         sd: The residual standard deviation.
 
     Raises:
-        ValueError: No residual degrees of freedom are left, or the values have no residuals.
+        ValueError: No residual degrees of freedom are left, or all residuals are zero.
 
     Example:
         >>> model = BlockModel.of_columns({
@@ -210,7 +211,7 @@ class BlockModel:
         self._names = list(regressors.columns)
         self._width = design.shape[1]
         self._fit: Any = sm.OLS(np.asarray(values, float), design).fit()
-        # What projects a contrast on those that the runs can estimate.
+        # The matrix that projects a contrast onto the contrasts that the runs can estimate.
         self._estimable = np.linalg.pinv(design) @ design
         self.df = int(self._fit.df_resid)
         if self.df < 1:
@@ -221,10 +222,10 @@ class BlockModel:
 
     @classmethod
     def of_columns(cls, accuracies: Mapping[tuple[str, int], float]) -> BlockModel:
-        """The model accuracy = column + seed.
+        """Fits the model accuracy = column + seed.
 
         Args:
-            accuracies: By column and seed.
+            accuracies: Accuracies by column and seed.
         """
         return cls(
             list(accuracies.values()),
@@ -236,11 +237,11 @@ class BlockModel:
         """Estimates a weighted sum of coefficients.
 
         Args:
-            weights: By term, e.g. ``{"flexpool": 1, "avg": -1}``.
+            weights: Weights by term, e.g. ``{"flexpool": 1, "avg": -1}``.
 
         Returns:
-            The contrast; None where the runs cannot tell it: a term is missing, or its runs share
-            no seed, directly or through other columns, with those it is compared with.
+            The contrast; None if the runs cannot estimate it. This is so if no run has one of the
+            terms, or if the runs of two terms share no seed, directly or through other columns.
         """
         if not weights.keys() <= set(self._names):
             return None
@@ -262,19 +263,19 @@ def bootstrap_intervals(
 ) -> list[tuple[float, float] | None]:
     """Bootstraps contrasts over seeds × images: 95 % percentile intervals in per cent.
 
-    Each draw takes seeds and test images with replacement, independently of each other and the same
-    for all columns and contrasts, and averages over both (Owen 2007, "The pigeonhole bootstrap",
+    Each draw takes seeds and, independently of them, test images with replacement, and averages
+    over both. All columns and contrasts use the same draws (Owen 2007, "The pigeonhole bootstrap",
     Ann. Appl. Stat. 1).
 
     Args:
         correct: For each column and seed, whether each test image was classified correctly: bool
             [N], the same images in the same order.
-        contrasts: Weights by column.
+        contrasts: For each contrast, its weights by column.
         draws: The number of draws.
-        seed: Of NumPy's generator.
+        seed: The seed of NumPy's generator.
 
     Returns:
-        An interval for each contrast; None where fewer than two seeds have all of its columns.
+        An interval for each contrast; None if fewer than two seeds have all of its columns.
 
     Example:
         >>> right, half = np.ones(100, bool), np.arange(100) < 50
@@ -308,7 +309,7 @@ def bootstrap_intervals(
         times = times[:, None, :] * has_all
         with np.errstate(invalid="ignore"):
             means[start : start + size] = (by_seed * times).sum(-1) / times.sum(-1)
-    # A draw without any seed that has all columns gives no mean.
+    # The mean is NaN if no seed of the draw has all columns.
     return [
         tuple(np.nanpercentile(100 * means[:, i], [2.5, 97.5]).tolist()) if enough else None
         for i, enough in enumerate(has_all.sum(1) > 1)
@@ -318,13 +319,14 @@ def bootstrap_intervals(
 def select_rate(accuracies: Mapping[float, float], images: int, preferred: float = 0.01) -> float:
     """Selects a peak learning rate by the rule of docs/evidence.md.
 
-    Rates within one standard error of the best, ``√(p (1 − p) / images)`` with p the best accuracy,
-    count as tied with it. The preferred rate is taken if it is among them, else the smallest.
+    Rates whose accuracy is at most one standard error below the best accuracy p count as tied; the
+    standard error is ``√(p (1 − p) / images)``. The preferred rate is selected if it is among the
+    tied rates, otherwise the smallest of them.
 
     Args:
         accuracies: Mean validation accuracy in [0, 1] by rate.
-        images: How many held-out images each mean is of, all seeds together.
-        preferred: The rate that is taken if nothing speaks against it.
+        images: Number of held-out images behind each mean, summed over the seeds.
+        preferred: The rate that is selected if it is among the tied rates.
 
     Example:
         >>> select_rate({0.003: 0.9087, 0.01: 0.9133, 0.03: 0.9098}, 12_000)

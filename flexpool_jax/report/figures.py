@@ -30,10 +30,11 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
     """Draws a table of the paper in the form of its Figures 2 and 4: a panel for each data set.
 
     Args:
-        rows: From `rows.make_rows`; those without a run in this table are left out.
-        path: Of the PNG.
-        title: Such as "Figure 2".
-        sac: Whether of Table 2.
+        rows: The rows, from `rows.make_rows`. A row is left out unless at least one column of the
+            table has exactly one setting with runs.
+        path: The path of the PNG.
+        title: The title of the figure, such as "Figure 2".
+        sac: Whether to draw Table 2 (with SAC) instead of Table 1.
 
     Returns:
         Whether there was anything to draw.
@@ -47,7 +48,7 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
         return False
     across = min(2, len(shown))
     down = math.ceil(len(shown) / across)
-    # A single panel needs the width of the legend.
+    # A single panel must be as wide as the legend.
     with drawn(path, 5.4 * across if across > 1 else 7.2, 3.7 * down + 0.9) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for ax, row in zip(panels, shown, strict=False):
@@ -88,7 +89,7 @@ def _draw_panel(ax: Axes, row: Row, *, sac: bool) -> None:
 def _draw_setting(
     ax: Axes, setting: Setting, place: float, colour: str, *, horizontal: bool = False
 ) -> None:
-    """Draws a mean with its interval, and its runs beside it."""
+    """Draws a setting's mean and interval at `place`, with a point for each run beside them."""
     found = setting.estimate
     assert found is not None
 
@@ -108,7 +109,7 @@ def _draw_setting(
 
 
 def draw_settings(row: Row, path: Path) -> bool:
-    """Draws every setting of a row on its own line, if the tables do not have them all.
+    """Draws every setting of a row on its own line, unless the paper's tables show them all.
 
     Returns:
         Whether there was anything to draw.
@@ -143,10 +144,10 @@ def _legend(figure: Figure) -> None:
 
 
 def draw_curves(row: Row, path: Path) -> bool:
-    """Draws test accuracy and training loss by epoch: for each setting its seeds and their mean.
+    """Draws evaluation accuracy and training loss by epoch, each setting's runs and their mean.
 
     Returns:
-        Whether any run has a metrics.jsonl to draw.
+        Whether there was anything to draw: a setting with a curve that all its runs have.
     """
     accuracy, loss = (row.split, "accuracy"), ("train", "loss")
     settings = row.run_settings
@@ -196,7 +197,11 @@ def _draw_means(
 
 
 def _colours(settings: Sequence[Setting]) -> list[str]:
-    """The paper's columns have their own colours, unless one of them appears twice."""
+    """Returns a colour for each setting.
+
+    Each of the paper's columns has its own colour. If a setting belongs to no column, or two belong
+    to the same one, all settings get colours in order instead.
+    """
     columns = [setting.arm.column for setting in settings]
     if None in columns or len(set(columns)) < len(columns):
         return [COLOURS[i % len(COLOURS)] for i in range(len(columns))]
@@ -204,7 +209,10 @@ def _colours(settings: Sequence[Setting]) -> list[str]:
 
 
 def _zoom_to_second_half(ax: Axes, curves: Sequence[dict[int, float]]) -> None:
-    """The first epochs rise so steeply that later differences vanish."""
+    """Limits the y axis to the values of the second half of training.
+
+    The first epochs rise so steeply that later differences could not be seen.
+    """
     last = max((epoch for curve in curves for epoch in curve), default=0)
     late = [value for curve in curves for epoch, value in curve.items() if epoch >= last / 2]
     if late:

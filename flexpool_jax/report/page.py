@@ -17,7 +17,7 @@ from flexpool_jax.sweeps.grid import Cell
 FOLDER = "report"
 _WRITTEN = ("report.md", PAGE_FILE, "*.csv", "figure[24].png", "settings-*.png", "curves-*.png")
 
-# Of a table with a column for each.
+# The largest number of classes for which report.md has a table with a column for each class.
 _MAX_CLASSES = 20
 
 _TABLES = (
@@ -32,14 +32,15 @@ def write_report(
     """Writes the report on all results under a folder.
 
     Args:
-        workdir: Searched recursively. The report replaces an earlier one in its folder `report`.
+        workdir: The folder that is searched recursively. The report is written to its folder
+            `report`, where it replaces an earlier report.
         cells: The cells of a sweep; the report names those that have not been run.
 
     Returns:
         The path of report.md, and a line on each result that could not be used.
 
     Raises:
-        UserError: There is no result to report on.
+        UserError: The folder has no readable result.json of a finished run.
     """
     workdir = Path(workdir)
     found = find_runs(workdir)
@@ -50,7 +51,7 @@ def write_report(
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     for pattern in _WRITTEN:
-        # Files of an earlier report that this one does not write would pass for a part of it.
+        # Otherwise old files that this report does not write would look like a part of it.
         for path in folder.glob(pattern):
             path.unlink()
     opening, left_out = words.opening(found, rows), words.left_out(found, rows, workdir)
@@ -80,7 +81,7 @@ def write_report(
 
 
 def _settings(row: Row, folder: Path) -> str:
-    """Every setting of a row on its own line, what they have in common, and the curves."""
+    """Draws a row's figures into the folder, and returns the row's section in Markdown."""
     slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")[:100]
     images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
@@ -97,7 +98,7 @@ def _settings(row: Row, folder: Path) -> str:
 
 
 def _beside_accuracy(row: Row) -> str:
-    """The tables of the other metrics and of the classes; empty where no run has them."""
+    """Returns the tables of the other metrics and of the classes; "" if no run has them."""
     parts = []
     heads, lines = words.metric_lines(row)
     if lines:

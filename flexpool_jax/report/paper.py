@@ -1,14 +1,14 @@
 """The numbers that the paper reports: Tables 1 and 2, test accuracy in per cent.
 
-Its row "ImageNet" is Tiny ImageNet shrunk to 32×32 (section 4.1). It does not say how many runs a
-number is from, nor whether it is that of the last epoch or of the best one.
+The paper's row "ImageNet" is Tiny ImageNet shrunk to 32×32 (section 4.1). The paper does not say
+how many runs a number is from, nor whether it is the accuracy after the last or the best epoch.
 """
 
 from __future__ import annotations
 
 COLUMNS = ("AvgPool", "FlexPool", "FlexPool + Reg", "FlexPool + Reg + Dropout")
 
-# Data set: the columns' accuracies.
+# For each data set its accuracies, in the order of COLUMNS.
 TABLE_1: dict[str, tuple[float, float, float, float]] = {
     "cifar10": (91.63, 91.91, 91.87, 92.32),
     "fashion_mnist": (91.38, 92.35, 93.48, 93.98),
@@ -32,12 +32,12 @@ DATASET_TITLES = {
 
 
 def accuracy(dataset: str, column: str, *, sac: bool) -> float | None:
-    """What the paper has in a cell, in per cent; None for a data set that it has not.
+    """The paper's accuracy in one cell of its tables, in per cent; None for other data sets.
 
     Args:
-        dataset: The name in `config.dataset.name`.
+        dataset: The data set's name, as in `config.dataset.name`.
         column: One of `COLUMNS`.
-        sac: Whether of Table 2.
+        sac: Whether the cell is in Table 2 (with SAC) and not in Table 1.
 
     Example:
         >>> accuracy("fashion_mnist", "FlexPool + Reg", sac=True)

@@ -1,8 +1,9 @@
-"""Reads the results of finished runs, and tells which of them may be compared.
+"""Reads the results of finished runs, and decides which of them may be compared.
 
-A run is identified by what its result.json says and not by its folder: by its arm (what the tables
-compare: pool, Eq. 2, dropout, SAC), its seed and its group: all other fields, the source code, and
-whether fields changed midway. Accuracies of different groups are never averaged.
+A run is identified by the content of its result.json and not by its folder. The identity has three
+parts: the arm (the fields that the tables compare, such as the pool and SAC), the seed, and the
+group (all other fields, the source code, and the changes of fields between two starts of the run).
+Accuracies of different groups are never averaged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.pages.curves import finite, read_metrics
 from flexpool_jax.report import paper
 
-# What `Arm` holds, with the values that leave only the recipe.
+# The fields of `Arm`, each with the value that replaces it in `recipe_of`.
 ARM_FIELDS: dict[str, Any] = {
     "pool": "avg",
     "pool_reg": 0.0,
@@ -33,9 +34,9 @@ ARM_FIELDS: dict[str, Any] = {
     "sac.weights": (),
     "pool_learning_rate_scale": 1.0,
 }
-# As in the paper. Other pools go by the names that they have in configs.
+# Titles from the paper. Other pools are shown by their names in configs.
 _POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
-# Folders without runs in them.
+# Subfolders that hold no runs.
 _PASSED_OVER = ("checkpoints", "tensorboard", "report")
 
 
@@ -44,10 +45,10 @@ class Arm:
     """The fields in which the runs of a table differ.
 
     Attributes:
-        sac: The weights of Eq. 3, first stage first; empty without auxiliary classifiers.
+        sac: The weights of Eq. 3 of the paper, first stage first; empty without SAC.
         pool: The pool's name in the config.
-        pool_reg: The coefficient of Eq. 2.
-        dropout_rate: In [0, 1).
+        pool_reg: The coefficient of Eq. 2 of the paper.
+        dropout_rate: The dropout rate, in [0, 1).
         pool_learning_rate_scale: The factor on the pool's learning rate.
     """
 
@@ -80,7 +81,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The arm in one line, with the strengths of Eq. 2 and of Eq. 3."""
+        """The title with the coefficient of Eq. 2 and the weights of Eq. 3 of the paper, if any."""
         text = self.title
         if self.pool_reg:
             text = text.replace("+ Reg", f"+ Reg {self.pool_reg:g}")
@@ -88,7 +89,7 @@ class Arm:
 
     @property
     def sac_weights(self) -> str:
-        """The weights of Eq. 3 as on the command line of a sweep; empty without SAC."""
+        """The weights of SAC as in a sweep's `config.sac`, e.g. "0.1/0.2/0.7"; "" without SAC."""
         return "/".join(f"{weight:g}" for weight in self.sac)
 
     @property
@@ -98,12 +99,14 @@ class Arm:
 
     @property
     def baselines(self) -> dict[str, Arm]:
-        """The arms with which this one is compared, by name.
+        """The arms with which this arm is compared, by name.
 
         - "avgpool": average pooling with the same SAC, without dropout, as in the paper;
-        - "control": the arm without its last addition: FlexPool for FlexPool + Reg; with dropout,
-          average pooling with the same dropout;
+        - "control": for an arm with dropout, average pooling with the same SAC and dropout; for an
+          arm with Eq. 2 of the paper and without dropout, the same arm without Eq. 2;
         - "one_classifier": the same arm without SAC.
+
+        Baselines that are equal to the arm itself are left out.
         """
         avgpool = Arm(self.sac, "avg", 0.0, 0.0)
         control = dataclasses.replace(avgpool, dropout_rate=self.dropout_rate)
@@ -141,11 +144,12 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: The folder of its files.
-        config: Its config.
-        accuracy: On the evaluation split after the last epoch, in per cent.
-        best_accuracy: The highest of all epochs, in per cent; chosen by looking at that split.
-        result: All of result.json.
+        folder: The folder with the run's files.
+        config: The run's training config.
+        accuracy: Accuracy on the evaluation split after the last epoch, in per cent.
+        best_accuracy: Highest accuracy of all epochs on the same split, in per cent; the split
+            itself selects that epoch.
+        result: The content of result.json.
     """
 
     folder: Path
@@ -166,7 +170,7 @@ class Run:
 
     @property
     def source(self) -> str:
-        """The hash of the source code that trained it; empty for results that do not have one."""
+        """The hash of the source code that trained the run; empty if there is not exactly one."""
         source = self.result.get("source_hash")
         return source if isinstance(source, str) else ""
 
@@ -184,13 +188,17 @@ class Run:
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """What runs must share to be averaged. A run that changed midway is its own group."""
+        """The recipe, the source code and the changes of fields; runs of one group may be averaged.
+
+        A run whose fields changed between two starts shares its group only with runs of the same
+        seed and the same changes.
+        """
         changes = self.changes and f"seed {self.seed}: {self.changes}"
         return recipe_of(self.config), self.source, changes
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured beside accuracy, by name; empty for results that do not have it."""
+        """The metrics beside accuracy, by name; empty if result.json has none."""
         found = self.result.get("final_test_metrics")
         numbers = {name: finite(v) for name, v in found.items()} if isinstance(found, dict) else {}
         return {name: number for name, number in numbers.items() if number is not None}
@@ -199,7 +207,7 @@ class Run:
     def accuracy_per_class(self) -> dict[str, float | None]:
         """The accuracy in per cent by class, None for a class without images.
 
-        Empty for results that do not have it, and where two classes have one name.
+        Empty if result.json does not have it, or if two classes have the same name.
         """
         names, values = (
             self.result.get(name) for name in ("class_names", "final_test_accuracy_per_class")
@@ -213,10 +221,11 @@ class Run:
 
     @functools.cached_property
     def curves(self) -> dict[tuple[str, str], dict[int, float]]:
-        """The values in its metrics.jsonl by completed epochs, for each split and name.
+        """The curves in the run's metrics.jsonl: values by epoch, for each split and metric.
 
-        Accuracies are in per cent. Several lines of one epoch, each a mean over the steps since the
-        line before, become their mean over all of these steps.
+        Accuracies are in per cent. An epoch that is not complete is rounded up. Each line is a mean
+        over the steps since the previous line; if an epoch has several lines, its value is their
+        mean, weighted by these numbers of steps.
         """
         points: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
         last_steps: dict[tuple[str, str], float] = {}
@@ -237,12 +246,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """The duration of the training; 0 where the result does not have it."""
+        """The duration of the training in seconds; 0 if result.json does not have it."""
         return finite(self.result.get("seconds")) or 0.0
 
     @property
     def device(self) -> str:
-        """The number and kind of its devices, in words."""
+        """The number and kind of the run's devices, in words."""
         number, kind, platform = (
             self.result.get(name, "unknown") for name in ("devices", "device", "platform")
         )
@@ -274,10 +283,10 @@ class Found:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> Found:
-    """Reads every result.json under a folder; damaged ones are named and skipped.
+    """Reads every result.json under a folder; skips damaged ones and repetitions of a run.
 
     Args:
-        folder: Searched recursively; symbolic links are not followed.
+        folder: The folder, which is searched recursively; symbolic links are not followed.
     """
     found = Found([], [], [])
     seen: dict[tuple[object, ...], Run] = {}
@@ -305,7 +314,7 @@ def read_run(folder: Path) -> Run:
     """Reads a folder's result.json.
 
     Raises:
-        UserError: When it is damaged; names the file and what is wrong with it.
+        UserError: The file is missing or damaged; the message says what is wrong with it.
     """
     path = folder / "result.json"
     result = files.read_json(path)
@@ -319,7 +328,7 @@ def read_run(folder: Path) -> Run:
         config = configuration.config_from_json(result["config"])
         for name in configuration.FIELDS:
             value = get_field(config, name)
-            # Names that the user's own program registered are not known here.
+            # Models and pools that a user's own program registered are not known here.
             if name not in ("model", "pool"):
                 check_field(name, value)
             elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):

@@ -1,7 +1,7 @@
 """Arranges runs into the rows and settings of a report, and compares them.
 
-A row holds the runs that may be compared, a setting those of them that differ in the seed alone.
-Settings without runs, which a sweep asks for, are kept; nothing is filled in from elsewhere.
+A row holds the runs that may be compared; each of its settings holds those runs of the row that
+differ only in the seed. A setting that a sweep asks for is included even if it has no runs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ class Setting:
     """The runs of a row that differ in the seed alone.
 
     Attributes:
-        arm: What they share.
-        runs: By seed.
-        missing: Seeds that a sweep asks for or, without one, that another setting has.
+        arm: The arm that the runs share.
+        runs: The runs by seed.
+        missing: The seeds without a run, among the expected ones. Without a sweep, the seeds of
+            the row's other settings are expected.
         expected: The seeds that a sweep asks for.
-        differences: By name of the baseline, see `Arm.baselines`; paired by seed.
-        adjusted: Their p-values after Holm's correction for all differences of the report.
+        differences: Mean differences in accuracy to the baselines of `Arm.baselines`, paired by
+            seed, by the baseline's name.
+        adjusted: The p-values of these differences after Holm's correction for all differences of
+            the report, by the baseline's name.
     """
 
     arm: Arm
@@ -53,7 +56,7 @@ class Setting:
 
     @property
     def metrics(self) -> dict[str, Estimate]:
-        """What all of its runs have measured beside accuracy, by name, in its own unit."""
+        """The metrics beside accuracy that all runs have, by name, each in its own unit."""
         found = [run.metrics for run in self.runs.values()]
         first = found[0] if found else {}
         common = [name for name in first if all(name in metrics for metrics in found)]
@@ -61,9 +64,9 @@ class Setting:
 
     @property
     def classes(self) -> dict[str, Estimate | None]:
-        """The accuracy in per cent by class, None for a class without images.
+        """The mean accuracy in per cent by class, None for a class without images.
 
-        Empty where a run does not have it, or has other classes than another.
+        Empty if a run does not have it, or if two runs have different classes.
         """
         found = [run.accuracy_per_class for run in self.runs.values()]
         if len({tuple(of_run) for of_run in found}) != 1:
@@ -75,7 +78,7 @@ class Setting:
         return {name: estimate(known) if known else None for name, known in values.items()}
 
     def curves(self, key: tuple[str, str]) -> list[dict[int, float]]:
-        """Each run's curve of a split and a name; empty for a run that does not have it."""
+        """Each run's curve for a key (split, metric); {} for a run that does not have it."""
         return [run.curves.get(key, {}) for run in self.runs.values()]
 
 
@@ -84,11 +87,12 @@ class Row:
     """Runs that may be compared: they share everything but the arm and the seed.
 
     Attributes:
-        config: Of one of them.
-        source: The hash of the source code that trained them.
-        changes: For a run whose fields changed midway: which, in words.
-        title: The data set, and what tells the row from others on the same data set.
-        settings: By arm: without SAC first, the paper's columns first.
+        config: The config of one of the runs.
+        source: The hash of the source code that trained the runs.
+        changes: The fields that changed between two starts of the runs, in words; empty if none.
+        title: The data set, and the fields that differ from other rows of the same data set.
+        settings: The settings by arm. Those without SAC come first, then those with the same SAC
+            weights together; the paper's columns come first in each group.
     """
 
     config: ConfigDict
@@ -104,19 +108,20 @@ class Row:
 
     @property
     def split(self) -> str:
-        """What the accuracies are of: "test", or "validation" for held-out training images."""
+        """The split of the accuracies: "test", or "validation" for held-out training images."""
         return "validation" if self.config.dataset.holdout else "test"
 
     def published(self, column: str, *, sac: bool) -> float | None:
-        """The paper's accuracy in per cent, which is of the test split; None if it has none."""
+        """The paper's test accuracy in per cent; None if it has none, and for other splits."""
         if self.split != "test":
             return None
         return paper.accuracy(self.config.dataset.name, column, sac=sac)
 
     def column(self, column: str, *, sac: bool) -> list[Setting]:
-        """The settings that belong to a column of the paper's Table 1, or 2 with SAC.
+        """The settings that belong to a column of the paper's Table 1, or of its Table 2 with SAC.
 
-        They are several when runs differ in the coefficient of Eq. 2 or in the weights of Eq. 3.
+        There are several if runs differ in the dropout rate, in the coefficient of Eq. 2 of the
+        paper or in the weights of its Eq. 3.
         """
         return [
             s for s in self.settings.values() if s.arm.column == column and bool(s.arm.sac) is sac
@@ -128,7 +133,7 @@ def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
 
     Args:
         runs: Finished runs.
-        cells: The cells of a sweep: rows and settings that have no runs are there through them.
+        cells: The cells of a sweep. Cells without runs get rows and settings, too.
     """
     groups: dict[tuple[str, str, str], Row] = {}
     for run in sorted(runs, key=lambda run: run.seed):
@@ -136,7 +141,7 @@ def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
         row.settings.setdefault(run.arm, Setting(run.arm)).runs[run.seed] = run
     for cell in cells:
         recipe = recipe_of(cell.config)
-        # What is missing is missing from the largest group of this recipe.
+        # The cell belongs to the row of this recipe that has the most runs.
         same = [row for group, row in groups.items() if group[0] == recipe and not row.changes]
         row = max(same, key=_number_of_runs, default=None) or Row(cell.config)
         groups.setdefault((recipe, row.source, ""), row)
@@ -153,7 +158,7 @@ def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
     for row in rows:
         row.title = _title(row, rows)
         titles[row.title] += 1
-        # For example image folders of the same name at different places.
+        # Two titles can be equal, for example for image folders of the same name.
         row.title += f" [{titles[row.title]}]" * (titles[row.title] > 1)
     for row in rows:
         _compare_settings(row)
@@ -216,5 +221,5 @@ def _dataset_title(config: ConfigDict) -> str:
     name = paper.DATASET_TITLES.get(config.dataset.name, config.dataset.name)
     if config.dataset.name == "image_folder":
         name = f"Images of {PurePath(config.dataset.raw_dir).name}"
-    # The paper's numbers are of the test split.
+    # The paper's numbers, which are of the test split, cannot be compared with such a row.
     return f"{name}, held-out training images" if config.dataset.holdout else name

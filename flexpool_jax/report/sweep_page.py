@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page about a sweep; sweep.js shows what it is given here."""
+"""Writes one self-contained HTML page about a sweep; sweep.js displays the data."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flexpool_jax.report.results import Run
 from flexpool_jax.report.rows import Row, Setting
 
 PAGE_FILE = "index.html"
-# What keeps the page at a few megabytes.
+# The largest number of points of a curve; keeps the page at a few megabytes.
 _MAX_POINTS = 120
-# Files of a run to which the page leads, where they are there.
+# Files of a run that the page links to, if they exist.
 _LINKED = ("inspect/index.html", "result.json", "metrics.jsonl")
 
 
@@ -32,12 +32,13 @@ def write_page(
     """Writes the page of a report.
 
     Args:
-        path: Of the page, in a folder of the workdir; links to the runs are relative to it.
-        workdir: With the runs.
-        rows: From `rows.make_rows`.
-        opening: From `words.opening`.
+        path: The path of the page, in a direct subfolder of the workdir. The page's links to the
+            runs are relative.
+        workdir: The folder that holds the runs.
+        rows: The rows, from `rows.make_rows`.
+        opening: The first paragraphs, from `words.opening`.
         paper_tables: The lines of the paper's tables by their titles, from `words.paper_lines`.
-        left_out: From `words.left_out`.
+        left_out: The runs that the numbers do not include, from `words.left_out`.
     """
     data = {
         "name": workdir.name,
@@ -96,7 +97,7 @@ def _interval(found: Estimate) -> dict[str, float | None]:
 
 
 def _curves(setting: Setting) -> dict[str, dict[str, Any]]:
-    """The mean over seeds and each seed's points of everything that all of the runs have logged."""
+    """Each curve that all runs of a setting have: the mean over the seeds, and every seed's."""
     runs = setting.runs.values()
     found = {}
     for key in next(iter(runs)).curves:

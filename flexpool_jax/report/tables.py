@@ -19,7 +19,10 @@ BASELINES = ("avgpool", "control", "one_classifier")
 
 
 def table_records(rows: Sequence[Row], *, sac: bool) -> list[Record]:
-    """A record for each cell of Table 1, or 2 with SAC; several if its runs differ in settings."""
+    """Records of the paper's Table 1, or of its Table 2 with SAC: one for each setting of a cell.
+
+    A cell without a setting has one record with n = 0.
+    """
     records = []
     for row in rows:
         for column in paper.COLUMNS:
@@ -42,13 +45,13 @@ def setting_records(rows: Sequence[Row]) -> list[Record]:
             record: Record = {}
             for name, found in setting.metrics.items():
                 record |= _numbers(found, name, f"{name}_half_width")
-            # A metric may be named as a column is, which then has the column's value.
+            # If a metric has the name of a column, the record keeps the column's value.
             records.append(record | {"dataset": row.title} | _measured(setting, BASELINES))
     return records
 
 
 def class_records(rows: Sequence[Row]) -> list[Record]:
-    """A record for each class of each setting whose runs have the accuracy of each class."""
+    """A record for each setting and class; none for settings without accuracies of the classes."""
     return [
         {
             "dataset": row.title,

@@ -1,6 +1,6 @@
-"""What a report says in words: the sentences and the cells of its tables.
+"""The text of a report: its sentences and the cells of its tables.
 
-report.md and index.html show the same ones.
+report.md and index.html show the same text.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def paper_lines(rows: Sequence[Row], *, sac: bool) -> list[list[str]]:
-    """The paper's Table 1, or 2 with SAC, three lines a row; empty if no run belongs to it.
+    """The lines of the paper's Table 1, or of its Table 2 with SAC: three lines for each row.
 
-    The cells are those of `PAPER_HEADS`.
+    `PAPER_HEADS` names the columns. The list is empty if no setting belongs to the table.
     """
     cells = [[row.column(column, sac=sac) for column in paper.COLUMNS] for row in rows]
     if not any(any(found) for found in cells):
@@ -90,7 +90,7 @@ def paper_lines(rows: Sequence[Row], *, sac: bool) -> list[list[str]]:
 
 
 def _measured(settings: Sequence[Setting]) -> str:
-    """The text of a cell about its runs."""
+    """The text of a table cell: the estimate of its one setting, or why there is none."""
     if len(settings) > 1:
         return f"{len(settings)} settings, see below"
     if not settings or settings[0].estimate is None:
@@ -101,7 +101,7 @@ def _measured(settings: Sequence[Setting]) -> str:
 
 
 def _estimate(found: Estimate, mean: str = ".2f", half_width: str = ".2f") -> str:
-    """A mean and its interval, in these formats."""
+    """Formats a mean and its interval; `mean` and `half_width` are format specifications."""
     if found.half_width is None:
         return f"{found.mean:{mean}} (n = 1, no interval)"
     if not found.half_width:
@@ -126,7 +126,7 @@ def _difference(setting: Setting, baseline: str) -> str:
 
 
 def setting_lines(row: Row) -> list[list[str]]:
-    """A line for each setting of a row; the cells are those of `SETTING_HEADS`."""
+    """A line for each setting of a row; `SETTING_HEADS` names the columns."""
     lines = []
     for arm, setting in row.settings.items():
         best = [run.best_accuracy for run in setting.runs.values()]
@@ -148,7 +148,7 @@ def setting_lines(row: Row) -> list[list[str]]:
 
 
 def metric_lines(row: Row) -> tuple[list[str], list[list[str]]]:
-    """The heads and lines of a row's metrics beside accuracy; no lines where no run has any."""
+    """The column heads and lines of a row's metrics beside accuracy; no lines if there are none."""
     names = list(dict.fromkeys(name for s in row.run_settings for name in s.metrics))
     lines = [
         [setting.arm.label, *(metric_text(name, setting.metrics.get(name)) for name in names)]
@@ -160,7 +160,8 @@ def metric_lines(row: Row) -> tuple[list[str], list[list[str]]]:
 def class_lines(row: Row) -> tuple[list[str], list[list[str]]]:
     """The names of a row's classes, and a line of their accuracies for each setting.
 
-    No lines where no run has them. Settings with other classes than the first are left out.
+    There are no lines if no run has the accuracy of each class. Settings whose classes differ from
+    those of the first setting that has classes are left out.
     """
     classes = next((list(s.classes) for s in row.run_settings if s.classes), [])
     lines = [
@@ -205,7 +206,7 @@ def _described(arm: Arm) -> str:
 
 
 def recipe(row: Row) -> str:
-    """The fields that all runs of a row have in common, in words."""
+    """The main fields that all runs of a row share, in words."""
     config = row.config
     size = config.dataset.center_crop or config.dataset.image_size
     pixels = f"{size}×{size} pixels" if size else "images as the data set has them"
@@ -229,7 +230,7 @@ def recipe(row: Row) -> str:
 
 
 def left_out(found: Found, rows: Iterable[Row], workdir: Path) -> list[str]:
-    """Names what is not in the numbers above: damaged, unfinished and missing runs."""
+    """Lists the runs that the report's numbers do not include: skipped, unfinished, missing."""
     lines = [f"Skipped: {entry.replace(f'{workdir}{os.sep}', '')}" for entry in found.skipped]
     lines += [
         f"Begun, not finished: {path.relative_to(workdir).as_posix()}" for path in found.unfinished

@@ -3,8 +3,8 @@
     python -m flexpool_jax.report.evidence results/evidence --page=docs/evidence.md
 
 The folder holds one folder for each design of configs/evidence.py. Everything below the page's
-marker is replaced; figures and the numbers as CSV go to a folder beside the page that has its name.
-Missing runs are named. Run it from the root of the repository.
+marker is replaced. Figures and CSV files are written to a folder beside the page, docs/evidence for
+docs/evidence.md. The page names missing runs. Run this command in the root of the repository.
 """
 
 from __future__ import annotations

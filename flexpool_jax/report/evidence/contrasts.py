@@ -1,4 +1,4 @@
-"""The models and contrasts that docs/evidence.md names, and what its runs say about them."""
+"""The linear models and contrasts of docs/evidence.md, and their estimates from its runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CLAIMED = 1.0
 
 
 def minus(column: str, baseline: str) -> dict[str, float]:
-    """The weights of a difference of two columns."""
+    """The weights of the contrast `column` − `baseline`."""
     return {column: 1.0, baseline: -1.0}
 
 
@@ -34,11 +34,11 @@ class Experiment:
     """One linear model of docs/evidence.md.
 
     Attributes:
-        title: A heading.
+        title: The heading of the experiment.
         designs: The designs of configs/evidence.py whose runs form the model.
-        family: The contrasts over which Holm's correction runs.
-        secondary: Contrasts with intervals, without a claim of significance.
-        borrowed: Columns of E1 that are added, with the seeds of the designs' own runs.
+        family: The contrasts that Holm's correction includes.
+        secondary: Contrasts that are estimated without a claim of significance.
+        borrowed: Columns of E1 whose runs are added to the model, for the seeds of the designs.
     """
 
     title: str
@@ -114,11 +114,11 @@ class Finding:
     """A contrast and its checks.
 
     Attributes:
-        weights: By column.
-        contrast: By the linear model; None where the runs cannot tell it.
+        weights: The weights of the contrast by column.
+        contrast: The estimate of the linear model; None if the runs cannot estimate the contrast.
         adjusted: The p-value after Holm's correction; None outside of the family.
-        bootstrap: Percentile interval over images × seeds.
-        paired: The paired t-test's, over the seeds that have all columns.
+        bootstrap: The percentile interval of a bootstrap over seeds × images.
+        paired: The estimate of the paired t-test, over the seeds that have all columns.
     """
 
     weights: Weights
@@ -129,7 +129,7 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """In words, e.g. "`flexpool` − `avg`"."""
+        """The contrast in words, e.g. "`flexpool` − `avg`"."""
         plus = [f"`{column}`" for column, weight in self.weights.items() if weight > 0]
         less = [f"`{column}`" for column, weight in self.weights.items() if weight < 0]
         if len(plus) == 1:
@@ -138,21 +138,21 @@ class Finding:
 
     @property
     def p_value(self) -> float:
-        """The p-value that counts: after Holm's correction within the family."""
+        """The p-value: after Holm's correction in the family, uncorrected outside of it."""
         assert self.contrast is not None
         return self.contrast.p_value if self.adjusted is None else self.adjusted
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What one linear model says.
+    """The results of one linear model.
 
     Attributes:
-        experiment: Which.
-        accuracies: In per cent by column and seed.
-        model: None where there are too few runs.
-        findings: One for each contrast, the family first.
-        missing: Cells that have neither a run that counts nor failed.
+        experiment: The experiment that the model belongs to.
+        accuracies: Accuracies in per cent by column and seed.
+        model: The fitted model; None if there are too few runs.
+        findings: One for each contrast, the family first; empty without a model.
+        missing: Cells that have no run that counts and have not failed.
         failed: Cells whose runs diverged.
     """
 
@@ -170,7 +170,7 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
     Args:
         evidence: The runs.
         experiment: One of `EXPERIMENTS`.
-        draws: Of the bootstrap.
+        draws: The number of draws of the bootstrap.
     """
     designs = [evidence.designs[name] for name in experiment.designs]
     runs = {key: run for design in designs for key, run in design.runs.items()}
@@ -217,15 +217,15 @@ def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | Non
 
 
 def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None, dict[Key, float]]:
-    """M6: the slope of a difference to `avg` over log₂(epochs), seeds as blocks.
+    """Fits a column's difference to `avg` over log₂(epochs), with seeds as blocks: M6.
 
     Args:
         evidence: The runs.
-        column: Whose difference to `avg`.
+        column: The column whose accuracies are compared with those of `avg`.
 
     Returns:
-        The slope in points per doubling, None with too few runs, and the differences by design
-        and seed (0 to 2).
+        The slope in points for each doubling of the epochs, or None with too few runs; and the
+        differences in points by design and seed (0 to 2).
     """
     differences: dict[Key, float] = {}
     epochs: list[int] = []
@@ -250,7 +250,7 @@ def verdict(contrast: Contrast, p_value: float) -> str:
 
     Args:
         contrast: A primary contrast.
-        p_value: After Holm's correction.
+        p_value: The p-value after Holm's correction.
 
     Example:
         >>> verdict(Contrast(0.6, 0.1, 20), 0.001)
@@ -279,12 +279,13 @@ def verdict(contrast: Contrast, p_value: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A difference that one of M1 to M8 predicts.
+    """A prediction about a difference, by one of the mechanisms M1 to M8 of docs/evidence.md.
 
     Attributes:
-        name: Such as "M1".
-        weights: Of the difference.
-        expects: "below" or "above" zero, "not below" it, or "equal" within ±0.5.
+        name: The name of the mechanism, such as "M1".
+        weights: The weights of the difference by column.
+        expects: The prediction: "below", "above" or "not below" zero, or "equal" (within ±0.5
+            points).
     """
 
     name: str
@@ -292,7 +293,9 @@ class Prediction:
     expects: str
 
     def agrees(self, contrast: Contrast) -> str:
-        """Whether the 95 % interval (for "equal" TOST) says "yes", "no" or "open".
+        """Returns whether a difference agrees with the prediction: "yes", "no" or "open".
+
+        The 95 % interval decides; TOST decides whether "equal" gets a "yes".
 
         Example:
             >>> prediction = Prediction("M4", minus("gdconv", "flexpool"), "below")

@@ -21,7 +21,7 @@ def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
     """Draws every estimated contrast with its 95 % interval and the bounds of equivalence.
 
     Returns:
-        Whether there was any.
+        Whether there was anything to draw.
     """
     found = [(a, f) for a in analyses for f in a.findings if f.contrast is not None]
     if not found:
@@ -57,15 +57,15 @@ def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
 
 
 def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> bool:
-    """Draws weight maps times H·W, 1 where the pool averages: mean and spread over seeds.
+    """Draws the mean and the spread over seeds of weight maps that are multiplied by H·W.
 
-    Channels of different seeds do not correspond, so each seed's maps are first summarised: by the
-    mean over channels, and by the root mean square over channels of the deviation from each
-    channel's mean.
+    Average pooling has the value 1 everywhere. Channels of different seeds do not correspond, so
+    each seed's maps are first summarised: by the mean over channels, and by the root mean square
+    over channels of the deviation from each channel's mean.
 
     Args:
-        weights: By column, for each seed ``[H, W, C]``.
-        path: Of the PNG.
+        weights: By column, one array ``[H, W, C]`` for each seed.
+        path: The path of the PNG.
 
     Returns:
         Whether there was anything to draw.
@@ -105,7 +105,9 @@ def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> boo
 
 
 def changes(probe: Mapping[str, Any]) -> dict[str, float]:
-    """The change of accuracy in points by what a probe changed; shifts are means over directions.
+    """Returns the change of accuracy in points for each change that a probe made, by title.
+
+    The value of a shift is the mean over its four directions.
 
     Example:
         >>> shifts = [{"name": "shift", "pixels": 2, "accuracy": a} for a in (0.8, 0.6)]
@@ -121,12 +123,12 @@ def changes(probe: Mapping[str, Any]) -> dict[str, float]:
 
 
 def draw_perturbations(probes: Probes, columns: Sequence[str], path: Path) -> bool:
-    """Draws how much accuracy changed images cost, with 95 % intervals over seeds.
+    """Draws the change of accuracy on perturbed images, with 95 % intervals over seeds.
 
     Args:
         probes: The content of probe.json by column and seed.
-        columns: Which columns to draw.
-        path: Of the PNG.
+        columns: The columns to draw; those without probes are left out.
+        path: The path of the PNG.
 
     Returns:
         Whether there was anything to draw.
@@ -161,11 +163,12 @@ def draw_length(differences: Mapping[str, Mapping[int, Estimate]], path: Path) -
     """Draws differences to `avg` against the number of epochs, with 95 % intervals.
 
     Args:
-        differences: By column, then by epochs.
-        path: Of the PNG.
+        differences: The mean differences in points, by column and then by number of epochs.
+            Columns with fewer than two numbers of epochs are left out.
+        path: The path of the PNG.
 
     Returns:
-        Whether there are at least two lengths.
+        Whether there was anything to draw.
     """
     shown = {column: found for column, found in differences.items() if len(found) > 1}
     if not shown:

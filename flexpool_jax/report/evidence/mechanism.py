@@ -1,4 +1,4 @@
-"""The parts of the page that ask which part of FlexPool acts: probes, weights, M1 to M8."""
+"""The sections of the page on which part of FlexPool has an effect: probes, weights, M1 to M8."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def points(contrast: Contrast) -> str:
 
 
 def changed_accuracies(probes: Probes) -> str:
-    """Changes of accuracy in points when a network of E1 is probed, means over seeds."""
+    """Returns a table of the changes of accuracy in the probes of E1's networks, in points."""
     if not probes:
         return "No run of E1 has been probed."
     changes = {
@@ -42,12 +42,12 @@ def changed_accuracies(probes: Probes) -> str:
 
 
 def predictions(analyses: Iterable[Analysis], slope: Contrast | None, probes: Probes) -> str:
-    """What was found about M1 to M8.
+    """Returns a table of the predictions M1 to M8 with the differences that were found.
 
     Args:
-        analyses: Of all models.
-        slope: That of `flexpool` − `avg` over log₂(epochs); None with too few runs.
-        probes: Of E1's networks.
+        analyses: The analyses of all models.
+        slope: The slope of `flexpool` − `avg` over log₂(epochs); None with too few runs.
+        probes: The probes of E1's networks.
     """
     found = {finding.title: finding for one in analyses for finding in one.findings}
     rows = []
@@ -91,7 +91,7 @@ def _mean(values: Iterable[float | None]) -> str:
 
 
 def weight_statistics(probes: Probes) -> str:
-    """Statistics of the weights of E1's networks, means over seeds."""
+    """Returns a table of statistics of the weights of E1's networks, as means over seeds."""
     statistics = {
         column: weights
         for column, found in probes.items()

@@ -40,7 +40,7 @@ MARKER = (
     "<!-- Everything below is written by `python -m flexpool_jax.report.evidence`; "
     "edits are lost. -->"
 )
-# The residual deviation above which E1 is extended, see "Stopping" in the protocol.
+# If the residual deviation is above this, E1 needs more seeds; see "Stopping" in the protocol.
 _EXTENSION = 0.248
 _LIMITS = (
     "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs. The "
@@ -53,20 +53,21 @@ _LIMITS = (
 def write_page(
     folder: Path, page: Path, *, failed: Sequence[str] = (), draws: int = 10_000
 ) -> list[str]:
-    """Writes the results into a page, in the place of those that it has.
+    """Writes the results into a page; they replace the page's earlier results.
 
     Args:
-        folder: With the runs, one folder for each design.
-        page: A Markdown file, which keeps everything above its marker.
+        folder: The folder with the runs, which holds one folder for each design.
+        page: An existing Markdown file. Its text above `MARKER` is kept.
         failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3". They count as
             failed and not as missing.
-        draws: Of the bootstraps.
+        draws: The number of draws of each bootstrap.
 
     Returns:
-        The text of the dated note on E0's rates, and a line on each result that is not used.
+        The text of the protocol's note on E0's rates, then a line on each result that is not used.
 
     Raises:
-        UserError: There is no such page, no run, or no such cell.
+        UserError: The page does not exist, the folder has no run of the protocol, the protocol has
+            no such failed cell, or a predictions.npz or pool_weights.npz is damaged.
     """
     if not page.is_file():
         raise UserError(f"--page={page} does not exist; it holds the protocol")
@@ -157,7 +158,7 @@ def _detectable(finding: Finding) -> str:
 
 
 def _disagreement(finding: Finding) -> str:
-    """Says where a check and the model disagree about zero."""
+    """Names the checks that disagree with the model on whether the interval excludes zero."""
     assert finding.contrast is not None
     checks = {
         "bootstrap": finding.bootstrap,
@@ -195,7 +196,7 @@ def _progress(evidence: Evidence) -> str:
 
 
 def _cells(keys: Sequence[tuple[str, int]]) -> str:
-    """Missing cells in words; many are counted by their number alone."""
+    """Lists cells in words; returns only their number if there are more than six."""
     if len(keys) > 6:
         return f"{len(keys)} cells"
     return ", ".join(f"`{column}` seed {seed}" for column, seed in keys) or "–"
@@ -288,7 +289,7 @@ def _experiment(analysis: Analysis) -> str:
 
 
 def _is_to_be_extended(e1: Analysis, model: BlockModel) -> bool:
-    """The protocol's rule for more seeds; it looks at the residual deviation alone."""
+    """Whether E1 needs seeds 6 to 9: its residual deviation is too large, and it has none yet."""
     return model.sd > _EXTENSION and max(seed for _, seed in e1.accuracies) <= 5
 
 

@@ -1,4 +1,4 @@
-"""Finds the runs of docs/evidence.md, and says which of them count."""
+"""Reads the runs of docs/evidence.md, and decides which of them count."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flexpool_jax.report.results import Run, find_runs
 from flexpool_jax.sweeps import grid
 
 Key = tuple[str, int]  # column and seed
-Probes = dict[str, dict[int, dict[str, Any]]]  # what probe.json holds, by column and seed
+Probes = dict[str, dict[int, dict[str, Any]]]  # content of probe.json, by column and seed
 
 CONFIGS_DIR = "configs"
 POOLS = ("avg", "flexpool")
@@ -34,7 +34,7 @@ class Design:
 
     Attributes:
         expected: The cells of the sweep by column and seed.
-        failed: Those of them whose runs diverged.
+        failed: The cells whose runs diverged.
         runs: The finished runs that count, in the order of the columns, then of the seeds.
     """
 
@@ -44,13 +44,13 @@ class Design:
 
     @property
     def missing(self) -> list[Key]:
-        """Cells that have neither a run that counts nor failed; the seeds come outermost."""
+        """Cells that have no run that counts and have not failed, in the order of their seeds."""
         missing = self.expected.keys() - self.runs.keys() - set(self.failed)
         return sorted(missing, key=lambda key: key[::-1])
 
     @property
     def columns(self) -> list[str]:
-        """In the order of the sweep."""
+        """The columns in the order of the sweep."""
         return list(dict.fromkeys(column for column, _ in self.expected))
 
     def of_column(self, column: str) -> dict[int, Run]:
@@ -58,11 +58,11 @@ class Design:
         return {seed: run for (c, seed), run in self.runs.items() if c == column}
 
     def accuracies(self, column: str) -> dict[int, float]:
-        """Final accuracy in per cent by seed."""
+        """The final accuracies of a column in per cent, by seed."""
         return {seed: run.accuracy for seed, run in self.of_column(column).items()}
 
     def images(self, column: str) -> int:
-        """How many evaluation images a column has, all seeds together."""
+        """The number of evaluation images of a column, summed over its seeds."""
         return sum(int(run.result["test_images"]) for run in self.of_column(column).values())
 
 
@@ -71,9 +71,9 @@ class Evidence:
     """All runs of the protocol that were found.
 
     Attributes:
-        designs: By name.
+        designs: The designs by name.
         rates: The peak rates that E0 selects, by pool; empty while E0 is not complete.
-        source: The `source_hash` that the runs share; those of another are left out.
+        source: The `source_hash` of most runs; runs with another one are left out.
         left_out: A line on each result that is not used.
     """
 
@@ -90,11 +90,12 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     runs, and no field changed between two starts.
 
     Args:
-        folder: With one folder for each design. Designs at E0's rates count once E0 is complete.
+        folder: The folder that holds one folder for each design. Runs of designs that use E0's
+            rates count only if E0 is complete.
         failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3".
 
     Raises:
-        UserError: The protocol has no such cell.
+        UserError: An entry of `failed` is not a cell of the protocol.
     """
     from configs import evidence as sweeps
 
@@ -146,7 +147,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
 
 
 def _column(cell: grid.Cell, design: str) -> str:
-    """A cell's column without its rate, which E0 selected; E0's columns differ in it."""
+    """The name of a cell's column; the rate is left out of the name, except in E0."""
     words = cell.name.split("/")[1].split("+")
     if design != "e0":
         words = [word for word in words if not word.startswith("learning_rate=")]
@@ -154,7 +155,7 @@ def _column(cell: grid.Cell, design: str) -> str:
 
 
 def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Key, str]:
-    """The cell to which a run belongs, and why it does not count; empty if it does."""
+    """Returns the cell closest to a run, and why the run does not count ("" if it does)."""
     differences = {key: _differences(cell.config, run.config) for key, cell in expected.items()}
     key = min(differences, key=lambda key: len(differences[key]))
     if run.source != source:
@@ -165,7 +166,7 @@ def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Ke
 
 
 def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
-    # Fields that were added to or removed from this version are not in both.
+    # Another version may have other fields; only those that both configs have are compared.
     shared = set(field_names(config)) & set(field_names(asked))
     return [
         f"{name} is {get_field(config, name)}, the protocol has {get_field(asked, name)}"
@@ -178,8 +179,8 @@ def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
 def selected_rates(e0: Design) -> dict[str, float]:
     """The peak rates by pool that `select_rate` takes; empty while E0 is not complete.
 
-    Accuracies are means over the seeds, of all their held-out images together. A rate at which a
-    run diverged is not selected.
+    The accuracy at a rate is the mean over its seeds. A rate at which a run diverged is not
+    selected.
     """
     if e0.missing:
         return {}
@@ -198,9 +199,11 @@ def selected_rates(e0: Design) -> dict[str, float]:
 def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
     """Reads from predictions.npz which test images each run classified correctly.
 
+    Runs without this file are left out.
+
     Raises:
-        UserError: A file is damaged or does not agree with its result.json, or the runs had other
-            test images.
+        UserError: A file is damaged, its accuracy differs from that in result.json, or two runs
+            have different test labels.
     """
     found: dict[Key, np.ndarray] = {}
     labels: np.ndarray | None = None
@@ -224,7 +227,7 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
 def read_probes(design: Design) -> Probes:
     """Reads each run's probe.json, by column of the sweep and seed.
 
-    A probe.json that was made with another config than its run has now is left out.
+    A probe.json is left out if its config digest differs from that in the run's result.json.
     """
     found: Probes = {}
     for (column, seed), run in design.runs.items():
@@ -235,7 +238,7 @@ def read_probes(design: Design) -> Probes:
 
 
 def read_weights(design: Design) -> dict[str, list[np.ndarray]]:
-    """Reads the FlexPool weights [H, W, C] of each run of one classifier, by column."""
+    """Reads each run's FlexPool weights [H, W, C], by column; the runs must be without SAC."""
     found: dict[str, list[np.ndarray]] = {}
     for (column, _), run in design.runs.items():
         path = run.folder / "pool_weights.npz"
