@@ -54,8 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # a w_fp.
     config.pool_learning_rate_scale = 1.0
     # Probability that dropout sets an entry of the pooled vector to 0, before the classifier. The
-    # variant `dropout` sets the paper's 0.25 (section 4.4.1); that dropout acts on the pooled vector
-    # is this project's choice.
+    # variant `dropout` sets the paper's 0.25 (section 4.4.1). The place where dropout acts is this
+    # project's choice.
     config.dropout_rate = 0.0
 
     # Path of a safetensors file with the initial weights: a file of this project, from
