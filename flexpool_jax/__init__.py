@@ -1,8 +1,8 @@
 """FlexPool and Simple Auxiliary Classifiers in JAX.
 
-Names are loaded when they are first used: `import flexpool_jax` does not import JAX, so that a
-mistake on the command line is answered at once and a program may set JAX's environment before it
-loads.
+Names are loaded when they are first used, so `import flexpool_jax` does not import JAX. A mistake
+on the command line is therefore reported at once, and a program can set environment variables for
+JAX after this import.
 
 Example:
     >>> import jax, jax.numpy as jnp

@@ -1,9 +1,9 @@
 """Reads launch.py's command line: its flags, the config and the config's overrides.
 
-absl parses the flags. `configuration` loads the config and then applies the overrides, since how
-they are read depends on the types of the config's fields. ml_collections' `DEFINE_config_file` is
-not used: it reads Python files only, but a run that has begun has its config in config.json; it
-shows the whole traceback of an error in a config file; and it misreads some overrides.
+absl parses the flags. `configuration` loads the config and then applies the overrides, because the
+type of a field determines how its override is read. ml_collections' `DEFINE_config_file` is not
+used: it reads Python files only, but a run that has begun has its config in config.json; for an
+error in a config file it shows the whole traceback; and it misreads some overrides.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ _SWITCHES = ("profile", "debug_nans", "distributed")
 DEFAULT_MODE = "train"
 DEFAULT_STEP = "latest"
 
-# What launchers tell a task of how many there are. SLURM's second number counts only where there is
-# a list of the step's nodes as well: outside of srun there is a single task.
+# Environment variables in which launchers state the number of tasks. SLURM_NTASKS is used only if
+# SLURM_STEP_NODELIST is set as well: outside of srun there is a single task.
 _TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _SLURM_TASK_COUNT, _SLURM_STEP = "SLURM_NTASKS", "SLURM_STEP_NODELIST"
 
@@ -65,10 +65,10 @@ class Command:
         coordinator_address: HOST:PORT of process 0; None if not given.
         num_processes: A number from 1; None if not given.
         process_id: A number from 0, less than num_processes; None if not given.
-        config: The config of `--config`, else of the workdir, overrides applied; None if neither
-            is there.
-        config_given: Whether there was a `--config` or an override, so that the config may be
-            another than the workdir's.
+        config: The config of `--config`, otherwise that of the workdir, with the overrides
+            applied; None if there is neither.
+        config_given: Whether there was a `--config` or an override, so that the config may differ
+            from the workdir's.
     """
 
     mode: str
@@ -101,7 +101,7 @@ def read(
     Raises:
         UserError: For any argument that cannot be understood.
     """
-    # ml_collections' own pages write `launch.py -- --config=...`; nothing here needs the dashes.
+    # ml_collections' documentation writes `launch.py -- --config=...`; the dashes are ignored here.
     arguments = [argument for argument in arguments if argument != "--"]
     values, _ = _parse(arguments)
     if values["mode"] not in modes:
@@ -134,7 +134,7 @@ def read(
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the flags' values, of one given twice the last, and what belongs to no flag."""
+    """Returns the flags' values, the last one if a flag is repeated, and all other arguments."""
     flag_values = flags.FlagValues()
     for name, meaning in FLAGS.items():
         if name in _SWITCHES:
@@ -143,11 +143,11 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         default = DEFAULT_MODE if name == "mode" else None
         flags.DEFINE_string(name, default, meaning, flag_values=flag_values)
     for argument in arguments:
-        # absl takes these two without their being defined; one of them hides misspelt flags.
+        # absl accepts these two flags although they are not defined; undefok hides misspelt flags.
         name = argument.partition("=")[0]
         if name.startswith("-") and name.lstrip("-") in ("flagfile", "undefok"):
             raise _unexpected(name, ())
-    # Flags may stand before and after what turns out not to be one.
+    # Flags may stand before and after arguments that are not flags.
     flag_values.set_gnu_getopt(True)
     try:
         others = flag_values(["launch.py", *arguments], known_only=True)[1:]
@@ -161,7 +161,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read_number(values: dict[str, Any], name: str, low: int, high: int | None = None) -> None:
-    """Turns the text of a flag into a whole number, if the flag is given."""
+    """Replaces the text of a flag by a whole number from low to high, if the flag is given."""
     text = values[name]
     if text is None:
         return
@@ -173,12 +173,12 @@ def _read_number(values: dict[str, Any], name: str, low: int, high: int | None =
 
 
 def _whole(text: str) -> int:
-    """Reads a whole number from 0, of 15 digits at most; -1 for anything else."""
+    """Returns a whole number from 0, of 15 digits at most; -1 for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else -1
 
 
 def _check_processes(values: dict[str, Any]) -> None:
-    """Checks flags that belong together, and turns those that are numbers into numbers."""
+    """Checks the flags that describe a run of several processes, and converts their numbers."""
     names = ("coordinator_address", "num_processes", "process_id")
     given = " ".join(f"--{name}={values[name]}" for name in names if values[name] is not None)
     if values["distributed"] and given:
@@ -213,22 +213,22 @@ def task_count() -> int:
 
 
 def forget_tasks() -> None:
-    """Makes `task_count` 1 in the processes that this one starts."""
+    """Deletes the launchers' variables: `task_count` returns 1 here and in child processes."""
     for name in (*_TASK_COUNTS, _SLURM_STEP):
         os.environ.pop(name, None)
 
 
 def _expand(workdir: str) -> str:
-    """Returns an absolute path: a shell leaves the `~` of `--workdir=~/run` to the program."""
+    """Returns an absolute path; expands `~`, which a shell does not do in `--workdir=~/run`."""
     if not workdir.strip() or "://" in workdir:
         return workdir
     return str(files.expanded(workdir).absolute())
 
 
 def _unexpected(argument: str, modes: Collection[str]) -> UserError:
-    """Explains an argument that belongs to no flag."""
+    """Returns the error for an argument that belongs to no flag."""
     names = [*(f"--{name}" for name in FLAGS), "--config.FIELD", "--help", "--version"]
-    if argument.startswith(("\u2013", "\u2014")):  # What some editors make of two hyphens.
+    if argument.startswith(("\u2013", "\u2014")):  # Some editors replace two hyphens by a dash.
         return UserError(f"{argument!r} begins with a dash; write two hyphens: --")
     if argument.startswith("-"):
         return unknown_name("flag", f"--{argument.lstrip('-').partition('=')[0]}", names)

@@ -1,20 +1,20 @@
-"""The exceptions that the command line turns into one line and an exit status.
+"""The exceptions that `launch.py` turns into one line and an exit status.
 
-They stand alone, import nothing but the standard library, and may be raised from any module;
-`launch.py` is the only place that catches them.
+This module imports only the standard library, so that every module can raise these exceptions.
 """
 
 import difflib
 from collections.abc import Iterable
 
-# How like a name must be to be offered, from 0 to 1 (difflib's ratio).
+# The least similarity of a name that is suggested, from 0 to 1 (difflib's ratio).
 _CUTOFF = 0.5
 
 
 class UserError(ValueError):
-    """A mistake the user can mend, in one line: what was given, what is allowed, closest match.
+    """A mistake that the user can correct.
 
-    It is a `ValueError`, so that callers of the library need not know of the class.
+    The message is one line: what was given, what is allowed and the closest match. The class is a
+    `ValueError`, so that users of the library can catch it without knowing this class.
     """
 
 
@@ -23,19 +23,19 @@ class TrainingDiverged(Exception):
 
 
 class SweepFailed(Exception):
-    """Some runs of a sweep failed, the others were run all the same; the message names those."""
+    """Some runs of a sweep failed; the message names them. All other runs are finished."""
 
 
 class Interrupted(Exception):
-    """The process was told to stop and did so once its state was saved; it may be started again."""
+    """The process was told to stop, and stopped after saving its state. It can be started again."""
 
 
 class PeerLost(Exception):
-    """Another process of the same run has ended; all of them may be started again."""
+    """Another process of the same run has ended. All processes of the run can be started again."""
 
 
 def one_line(error: object) -> str:
-    """What an exception says, in one line of at most 200 characters; else the name of its class.
+    """An exception's message in one line of at most 200 characters; its class's name if empty.
 
     Example:
         >>> one_line(ValueError("a sentence\\nover two lines")), one_line(EOFError())
@@ -45,7 +45,9 @@ def one_line(error: object) -> str:
 
 
 def closest_name(given: str, allowed: Iterable[str]) -> str | None:
-    """Returns the allowed name most like the given one, letter case aside; None if none is like it.
+    """Returns the allowed name that is most similar to a given one, or None if none is similar.
+
+    Upper and lower case count as equal.
 
     Example:
         >>> closest_name("Restnet20", ["resnet20", "resnet32", "vgg11"])
@@ -54,7 +56,8 @@ def closest_name(given: str, allowed: Iterable[str]) -> str | None:
     given = given.lower()
 
     def likeness(name: str) -> tuple[float, int]:
-        # Of equally like names the one with more letters in place: resnet2O is not resnet32.
+        # Among equally similar names, the one with more letters in the same place is preferred:
+        # resnet20 rather than resnet32 for resnet2O.
         name = name.lower()
         in_place = sum(a == b for a, b in zip(name, given, strict=False))
         return difflib.SequenceMatcher(None, name, given).ratio(), in_place
@@ -64,15 +67,15 @@ def closest_name(given: str, allowed: Iterable[str]) -> str | None:
 
 
 def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:
-    """Builds the error for a name that is not one of those allowed. The caller raises it.
+    """Builds the error for a name that is not among the allowed names. The caller raises it.
 
     Args:
         kind: What the name stands for, e.g. "pool".
         given: What the user wrote.
-        allowed: Every valid name, in the order in which they are to be listed.
+        allowed: All valid names, in the order in which the message lists them.
 
     Returns:
-        An error whose message names the closest match, where there is one, and all valid names.
+        An error whose message names the closest match, if there is one, and all valid names.
 
     Example:
         >>> print(unknown_name("pool", "flexpol", ["avg", "flexpool"]))

@@ -37,15 +37,15 @@ def restore_workdir(
     """Restores a checkpoint of a run; writes nothing.
 
     Args:
-        workdir: of a run; its config.json says what model and data these are.
+        workdir: folder of the run; its config.json describes the model and the data.
         step: ``"best"``, ``"latest"`` or the number of a saved step.
-        config: replaces the workdir's, for another folder or batch size; it must describe the same
-            model and data.
-        dataset: what `flexpool_jax.train` was given, if it was given one.
+        config: config to use instead of the workdir's, for example with another data folder or
+            batch size; it must describe the same model and data.
+        dataset: the data set that was passed to `flexpool_jax.train`, if one was passed.
 
     Raises:
-        UserError: there is no such workdir or step, the checkpoint is damaged or of another run,
-            or the config or the data are not those of the run.
+        UserError: there is no such workdir or step, the checkpoint is damaged or belongs to another
+            run, or the config or the data are not those of the run.
     """
 
     def load(workdir: Path, config: ConfigDict) -> tuple[Dataset, Identity]:
@@ -66,17 +66,18 @@ def evaluate(
     """Evaluates a checkpoint on the test split; arguments and errors as for `restore_workdir`.
 
     Args:
-        workdir: for `restore_workdir`, as the next three are.
-        step: likewise.
-        config: likewise.
-        dataset: likewise.
-        resize: side in pixels of the images that it is evaluated at; None for those that it was
-            trained at. See `at_resolution`.
+        workdir: see `restore_workdir`.
+        step: see `restore_workdir`.
+        config: see `restore_workdir`.
+        dataset: see `restore_workdir`.
+        resize: side in pixels to which the test images are resized, see `at_resolution`; None keeps
+            the size that the network was trained with.
 
     Returns:
-        ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats), ``accuracy`` in
-        [0, 1], the metrics of `flexpool_jax.scoring`, ``accuracy_per_class``, and ``resize`` if it
-        is given; written to the workdir's evaluation.json as well, where that can be done.
+        A report with ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats),
+        ``accuracy`` in [0, 1], the metrics of `flexpool_jax.scoring`, ``accuracy_per_class``, and
+        ``resize`` if it is given. The report is also written to the workdir's evaluation.json, if
+        that is possible.
     """
     restored = restore_workdir(workdir, step, config, dataset)
     asked = {"the checkpoint's step": restored.step, "--resize": resize}
@@ -100,7 +101,7 @@ def evaluate(
         with processes.writable(restored.workdir) as folder:
             files.write_json(folder / EVALUATION_FILE, report)
     except OSError as error:
-        # The folder may be another user's, or its disk full: the result is returned all the same.
+        # The folder may be another user's, or the disk full: the report is returned in any case.
         print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)
     return report
 
@@ -108,19 +109,20 @@ def evaluate(
 def at_resolution(restored: Restored, side: int) -> Restored:
     """Prepares a restored checkpoint for test images of side × side pixels.
 
-    The images that the network was trained at are resized once more, and the weights of every pool
-    with a ``w_fp`` are resampled to the new maps; everything else stays as it was trained.
+    The test images, which have the size of training, are resized once more, and the weights of
+    every pool with a ``w_fp`` are resampled to the new feature maps. All other weights stay as they
+    were trained.
 
     Args:
-        restored: from `restore_workdir`.
+        restored: result of `restore_workdir`.
         side: height and width of the images in pixels.
 
     Returns:
         The same checkpoint, with the resized test split and without training images.
 
     Raises:
-        UserError: the network cannot take such images, or has other weights that depend on their
-            size, as behind the pool ``flatten``.
+        UserError: the network cannot take images of this size, or has other weights whose shape
+            depends on the size, such as the classifier after the pool ``flatten``.
     """
     config = copy.deepcopy(restored.setup.config)
     config.pool_reg = 0.0  # Nothing is trained: whether Eq. 2 would be stable does not matter.

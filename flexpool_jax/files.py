@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and reads JSON files and users' paths."""
+"""Writes files completely or not at all, reads JSON files, and expands users' paths."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from flexpool_jax.errors import UserError, one_line
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with `~` and `~name` read as a shell reads them; an unknown name stays as it is.
+    """Expands `~` and `~name` in a path as a shell does; an unknown name stays as it is.
 
     Example:
         >>> expanded("~no_such_user/run").as_posix()
         '~no_such_user/run'
     """
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's raises where the name is unknown)
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's method raises for an unknown name)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader meets the old content or the new one, never a part.
+    """Writes a file so that a reader sees either the old or the new content, never a part.
 
     Args:
-        path: in an existing folder.
-        content: all of it.
+        path: path of the file, in an existing folder.
+        content: whole content of the file.
 
     Raises:
-        OSError: it cannot be written, and names the path; the old file stays.
+        OSError: the file cannot be written; the error names the path, and the old file stays.
 
     Example:
         >>> import tempfile
@@ -49,7 +49,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def writing_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for `write_whole` piece by piece; an error in the block keeps the old content.
+    """Opens a file to be written piece by piece, with the guarantee of `write_whole`.
+
+    If the block raises an error, the old file stays.
 
     Example:
         >>> import tempfile
@@ -75,22 +77,22 @@ def writing_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; see `to_json`."""
+    """Writes a JSON file completely or not at all; see `to_json`."""
     write_whole(path, (to_json(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
-    """Reads a JSON file that holds an object, such as one of a workdir's.
+    """Reads a JSON file that holds an object, such as a workdir's config.json.
 
     Args:
-        path: of the file.
-        names: that the object must have.
+        path: path of the file.
+        names: names of the fields that the object must have.
 
     Returns:
-        The object; None where there is no such file.
+        The object; None if there is no such file.
 
     Raises:
-        UserError: it cannot be read, or does not hold such an object.
+        UserError: the file cannot be read, is not a JSON object, or lacks a field of ``names``.
 
     Example:
         >>> import tempfile
@@ -119,7 +121,7 @@ def read_json(path: Path, names: Collection[str] = ()) -> dict[str, Any] | None:
 
 
 def read_json_if_whole(path: Path) -> dict[str, Any]:
-    """Reads a JSON file as `read_json` does; empty where there is none that can be read."""
+    """Reads a JSON file as `read_json` does; returns {} if the file is missing or damaged."""
     try:
         return read_json(path) or {}
     except UserError:
@@ -127,7 +129,7 @@ def read_json_if_whole(path: Path) -> dict[str, Any]:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds ``sha256``, a digest of all the rest, to what is to be written as JSON.
+    """Returns the fields of a JSON object with ``sha256`` added, a digest of all fields.
 
     Example:
         >>> seal_holds(sealed({"accuracy": 0.9})), seal_holds({**sealed({"a": 1}), "a": 2})
@@ -137,7 +139,7 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seal_holds(value: Mapping[str, Any]) -> bool:
-    """Whether what was read is what `sealed` was given; true where there is no ``sha256``."""
+    """Whether the fields still match the digest of `sealed`; True if there is no ``sha256``."""
     rest = {name: part for name, part in value.items() if name != "sha256"}
     return value.get("sha256", _digest(rest)) == _digest(rest)
 
@@ -147,11 +149,11 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Converts a value to JSON. Numbers that are not finite become null, which JSON has.
+    """Converts a value to JSON. NaN and infinity, which JSON does not have, become null.
 
     Args:
-        value: mappings and sequences of strings and numbers, those of NumPy and JAX included.
-        indent: of nested values; None writes one line.
+        value: mappings and sequences of strings and numbers, including those of NumPy and JAX.
+        indent: number of spaces before nested values; None writes one line.
 
     Example:
         >>> to_json({"loss": float("nan"), "weights": (0.1, 0.9)})
@@ -161,7 +163,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value in the types that JSON has."""
+    """Converts a value to the types that JSON has."""
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -173,7 +175,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives an OSError the name of the file that it is about; errors of open files have none."""
+    """Adds a file's name to each OSError; errors from writing to an open file have no name."""
     try:
         yield
     except OSError as error:

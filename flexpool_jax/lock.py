@@ -1,4 +1,4 @@
-"""Locks that the operating system drops with the process that holds them."""
+"""File locks that the operating system releases when the process that holds them ends."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import filelock
 from flexpool_jax.errors import UserError
 
 LOCK_FILE = ".lock"
-# What file systems without such locks answer: some mounts of Lustre and NFS.
+# Errors from file systems without such locks, such as some mounts of Lustre and NFS.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def hold(path: Path, danger: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds a lock, and removes its file at the end.
+    """Holds a lock, and removes the lock's file at the end.
 
-    On a file system without locks it says so and continues without one.
+    On a file system without locks, prints a message and continues without a lock.
 
     Args:
-        path: The lock's file; its folder exists.
-        danger: What a second process could do without a lock, for messages.
-        wait: Whether to wait, and say so, while another process holds it.
+        path: Path of the lock's file, in an existing folder.
+        danger: Activity that the lock protects, for messages, such as "writing to the same file".
+        wait: Whether to print a message and wait while another process holds the lock.
 
     Raises:
-        filelock.Timeout: Another living process holds it, and ``wait`` is False.
-        OSError: The file cannot be made.
+        filelock.Timeout: Another living process holds the lock, and ``wait`` is False.
+        OSError: The lock's file cannot be created.
 
     Example:
         >>> import tempfile
@@ -54,7 +54,8 @@ def hold(path: Path, danger: str, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is still held: filelock notices, and nobody else's lock is removed.
+        # The file is removed while the lock is still held, so that another process's lock is never
+        # removed. filelock notices in a waiting process that the file is gone, and tries again.
         path.unlink(missing_ok=True)
         lock.release()
 
@@ -63,10 +64,10 @@ def hold(path: Path, danger: str, *, wait: bool = False) -> Iterator[None]:
 def hold_workdir(workdir: Path) -> Iterator[None]:
     """Creates the workdir and keeps other processes from training in it.
 
-    The lock's file stays; it says which process holds or held it.
+    The lock's file stays afterwards; it names the process that holds or held the lock.
 
     Raises:
-        UserError: Another living process holds it, or it cannot be written to.
+        UserError: Another living process holds the lock, or the workdir cannot be written to.
         OSError: The disk is full.
     """
     path = workdir / LOCK_FILE
@@ -84,7 +85,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
             raise
         raise UserError(f"--workdir={workdir}: {error.filename}: {error.strerror}") from error
     try:
-        # For the message to a process that is refused; a full disk may keep it from being written.
+        # The text is for the message to a process that is refused. It is left out on a full disk.
         with contextlib.suppress(OSError):
             path.write_text(f"{os.getpid()} on {socket.gethostname()}")
         yield
@@ -93,7 +94,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path, danger: str, *, blocking: bool = False) -> filelock.BaseFileLock:
-    # The fallback, a lock that consists in the file's existence, would outlive a killed process.
+    # filelock's fallback is held as long as the file exists, and would outlive a killed process.
     lock = filelock.FileLock(path, mode=0o644, fallback_to_soft=False)
     try:
         lock.acquire(blocking=blocking)

@@ -1,7 +1,7 @@
-"""The training objective: Eq. 4 on one classifier, Eq. 3 over all of them, plus pool_reg × Eq. 2.
+"""The training objective: Eq. 4 for one classifier, Eq. 3 over all classifiers, pool_reg × Eq. 2.
 
-It needs JAX, Optax and nothing else of this project but Eq. 2's value, which is handed in, so that
-each part can be used, and is logged, on its own.
+The equations are those of the paper below. This module needs only JAX and Optax: the value of Eq. 2
+is an argument of `total_loss`. Each part can be used, and is logged, on its own.
 
 Reference: Ali, Alsuwaidi, Khan, "FlexPooling with Simple Auxiliary Classifiers in Deep Networks",
 VISAPP 2023, section 3.2.
@@ -21,21 +21,21 @@ Array = jax.Array
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
-    """Categorical cross-entropy, Eq. 4, averaged over the batch.
+    """Categorical cross-entropy (Eq. 4 of the paper), averaged over the batch.
 
     Args:
         logits: ``[B, num_classes]``, floating; computed in float32 or better.
         labels: int ``[B]``, each in ``[0, num_classes)``.
-        label_smoothing: in [0, 1): this share of each label's probability is spread evenly over
-            all classes (Szegedy et al. 2016, arXiv 1512.00567, section 7). The paper has 0.
+        label_smoothing: share, in [0, 1), of each label's probability that is spread evenly over
+            all classes (Szegedy et al. 2016, arXiv 1512.00567, section 7). The FlexPool paper does
+            not use label smoothing.
 
     Returns:
         A scalar in nats.
 
     Raises:
-        ValueError: the shapes do not fit, or a label is outside ``[0, num_classes)``; under
-            ``jit`` and other transformations, where labels have no values yet, the latter is not
-            seen.
+        ValueError: the shapes do not match, or a label is outside ``[0, num_classes)``. The labels
+            are not checked under ``jit`` and other transformations, where they have no values yet.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,15 +65,15 @@ def _check_labels(labels: Array, logits_shape: tuple[int, ...]) -> None:
 
 
 def check_sac_weights(weights: Sequence[float], num_stages: int) -> None:
-    """Checks the condition that the paper puts on Eq. 3's weights: λ1 < λ2 < … < λn.
+    """Checks the paper's condition on the weights of Eq. 3: λ1 < λ2 < … < λn.
 
     Args:
         weights: one λ per stage, first stage first.
         num_stages: n, the number of classifiers.
 
     Raises:
-        ValueError: another number of weights, or weights that are not finite, are negative or do
-            not strictly increase.
+        ValueError: the number of weights is not n, or the weights are not finite, are negative or
+            do not strictly increase.
 
     Example:
         >>> check_sac_weights((0.1, 0.2, 0.7), num_stages=3)
@@ -98,10 +98,12 @@ def sac_loss(
     weights: Sequence[float],
     label_smoothing: float = 0.0,
 ) -> Array:
-    """The loss of Simple Auxiliary Classifiers, Eq. 3: ``Σ_s λ_s · L(stage_logits[s], labels)``.
+    """The SAC loss, Eq. 3 of the paper: ``Σ_s λ_s · L(stage_logits[s], labels)``.
+
+    SAC stands for Simple Auxiliary Classifiers; L is `cross_entropy`.
 
     Args:
-        stage_logits: one ``[B, num_classes]`` per stage, from the first to the last.
+        stage_logits: logits ``[B, num_classes]`` of each stage, from the first to the last.
         labels: int ``[B]``.
         weights: λ, one per stage, strictly increasing; the paper's are (0.1, 0.2, 0.7).
         label_smoothing: see `cross_entropy`.
@@ -136,18 +138,18 @@ def total_loss(
     """The whole objective: Eq. 3 (Eq. 4 without auxiliary classifiers) + pool_reg × Eq. 2.
 
     Args:
-        logits: the last classifier's, ``[B, num_classes]``.
+        logits: logits of the last classifier, ``[B, num_classes]``.
         labels: int ``[B]``.
-        aux_logits: the auxiliary classifiers', first stage first; empty without SAC.
+        aux_logits: logits of the auxiliary classifiers, first stage first; empty without SAC.
         sac_weights: λ of Eq. 3, one per auxiliary classifier and one for the last.
         label_smoothing: see `cross_entropy`.
-        regularizer: the value of Eq. 2, `flexpool_jax.pooling.flexpool_regularizer`.
-        pool_reg: its coefficient.
+        regularizer: the value of Eq. 2, see `flexpool_jax.pooling.flexpool_regularizer`.
+        pool_reg: coefficient of Eq. 2.
 
     Returns:
-        The scalar to minimise, and its parts, unweighted: ``cross_entropy`` (of the last
-        classifier), ``cross_entropy_stage<s>`` for each auxiliary one, ``sac`` (Eq. 3, if used) and
-        ``regularizer`` (Eq. 2).
+        The scalar to minimise, and its unweighted parts: ``cross_entropy`` (of the last
+        classifier), ``cross_entropy_stage<s>`` for each auxiliary classifier, ``sac`` (Eq. 3, if
+        used) and ``regularizer`` (Eq. 2).
 
     Raises:
         ValueError: see `check_sac_weights`.

@@ -1,4 +1,4 @@
-"""FlexPool for Flax NNX, with the parameter and the numbers of the linen module of that name."""
+"""FlexPool for Flax NNX, with the same parameter and the same results as the linen module."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class FlexPool(nnx.Module):
     The parameter ``w_fp`` is float32 ``[H, W, C]`` and starts at 1/(H·W), so that the layer begins
     as global average pooling. `flexpool_jax.flexpool_regularizer` and
     `flexpool_jax.resize_flexpool` take the model's ``nnx.state``. See
-    `flexpool_jax.pooling.FlexPool` for the source and its relatives.
+    `flexpool_jax.pooling.FlexPool` for the source and related layers.
 
     Args:
         shape: (H, W, C) of the feature maps.
         constraint: ``None`` uses w_fp as it is, ``"softmax"`` its softmax over positions.
-        rngs: not used, since the start is not random; NNX's layers all take it.
+        rngs: not used, since the initial weights are not random. All NNX layers take this argument.
 
     Raises:
-        ValueError: unknown constraint, a shape that is not three positive sizes, or feature maps of
-            another shape.
+        ValueError: the constraint is unknown, the shape is not three positive sizes, or the feature
+            maps have another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,6 +55,6 @@ class FlexPool(nnx.Module):
         self.w_fp = nnx.Param(jnp.full(tuple(shape), 1 / (shape[0] * shape[1]), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Pools a floating feature map ``[B, H, W, C]``; the result has its dtype."""
+        """Pools a floating feature map ``[B, H, W, C]`` to ``[B, C]`` of the same dtype."""
         w = self.w_fp[...]
         return flex_pool(x, softmax_weights(w) if self.constraint == "softmax" else w)

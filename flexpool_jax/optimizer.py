@@ -29,7 +29,7 @@ def _warmup_cosine(learning_rate: float, total_steps: int, warmup_steps: int) ->
     return optax.warmup_cosine_decay_schedule(first, learning_rate, warmup_steps, total_steps)
 
 
-# Name: a function of learning_rate, total_steps and warmup_steps.
+# Each value is a function of learning_rate, total_steps and warmup_steps.
 SCHEDULES: Mapping[str, Callable[[float, int, int], optax.Schedule]] = {
     "onecycle": _onecycle,
     "cosine": lambda rate, total, warmup: optax.cosine_decay_schedule(rate, total),
@@ -44,26 +44,27 @@ SCHEDULES: Mapping[str, Callable[[float, int, int], optax.Schedule]] = {
 def make_schedule(
     name: str, learning_rate: float, total_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """The learning rate as a function of the step.
+    """Returns the learning rate as a function of the step.
 
     ``onecycle`` (the paper, section 4.1; Smith & Topin 2017, arXiv 1708.07120): cosine from
     learning_rate/25 up to learning_rate over the first 30 % of the steps, then down to a
-    ten-thousandth of where it began, PyTorch's defaults. ``cosine``: half a cosine from
-    learning_rate to 0. ``warmup_cosine``: in a straight line up to learning_rate over
-    warmup_steps, then half a cosine to 0. ``step``: divided by 10 after 50 % and again after 75 %
+    ten-thousandth of the initial rate; these are PyTorch's defaults. ``cosine``: half a cosine from
+    learning_rate to 0. ``warmup_cosine``: a straight line up to learning_rate over warmup_steps,
+    then half a cosine to 0. ``step``: learning_rate, divided by 10 after 50 % and again after 75 %
     of the steps (He et al. 2015, section 4.2). ``constant``: learning_rate.
 
     Args:
         name: one of `SCHEDULES`.
-        learning_rate: its largest value.
-        total_steps: of the whole training, at least 1.
-        warmup_steps: of ``warmup_cosine``, below total_steps; the others do not use it.
+        learning_rate: largest learning rate.
+        total_steps: number of steps of the whole training, at least 1.
+        warmup_steps: number of warm-up steps of ``warmup_cosine``, below total_steps; the other
+            schedules do not use it.
 
     Returns:
         A function from the step (int scalar) to the rate (float scalar).
 
     Raises:
-        UserError: unknown name.
+        UserError: the name is unknown.
 
     Example:
         >>> round(float(make_schedule("onecycle", 0.1, 100)(30)), 4)
@@ -78,8 +79,8 @@ def make_schedule(
 
 def _is_optimizer(name: str, value: Any) -> bool:
     """Whether a public name of Optax is an optimizer that needs nothing but a learning rate."""
-    # scale_by_... are parts of optimizers. The weights that schedule_free_... is to be evaluated
-    # with are in its state, where evaluation does not look for them.
+    # scale_by_... are parts of optimizers. schedule_free_... keeps the weights that should be
+    # evaluated in its state, where evaluation does not look for them.
     if name.startswith(("_", "scale_by_", "schedule_free_")):
         return False
     if not inspect.isfunction(value) and not isinstance(value, functools.partial):
@@ -109,14 +110,14 @@ def _leaf_name(path: tuple[Any, ...]) -> Any:
 
 
 def is_decayed(params: Any, decay_pool: bool = False) -> Any:
-    """Which leaves weight decay acts on: the kernels of convolutions and dense layers.
+    """Marks the leaves that weight decay acts on: the kernels of convolutions and dense layers.
 
-    Norm parameters and biases are left out as is usual; ``w_fp`` is, since decay pulls it to 0
-    where Eq. 2 pulls its sums to 1.
+    Norm parameters and biases are left out, as is usual. ``w_fp`` is left out because decay pulls
+    it to 0, while Eq. 2 of the FlexPool paper pulls its sums to 1.
 
     Args:
         params: a tree of parameters.
-        decay_pool: whether it acts on ``w_fp`` as well.
+        decay_pool: whether weight decay acts on ``w_fp`` as well.
 
     Returns:
         A tree of bools of the same structure.
@@ -139,7 +140,7 @@ def _scale_w_fp(tx: optax.GradientTransformation, scale: float) -> optax.Gradien
 
 
 def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
-    """Scales gradients whose global norm is larger down to `norm`; the state is that of `tx`."""
+    """Limits the global norm of the gradients to `norm`; the state is that of `tx`."""
     clip = optax.clip_by_global_norm(norm)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -150,7 +151,7 @@ def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransf
 
 
 def _add(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The sum of the first part's updates and those that the others make of zeros."""
+    """Adds the updates of all parts: the first part gets the gradients, all others get zeros."""
 
     def init(params: Any) -> Any:
         return tuple(part.init(params) for part in parts)
@@ -176,14 +177,14 @@ def _from_optax(
     mask: Callable[[Any], Any],
     kwargs: Mapping[str, Any],
 ) -> optax.GradientTransformation:
-    """An optimizer of Optax, with its own weight decay where that can be kept off some weights."""
+    """Builds an optimizer of Optax; its own weight decay is used if it takes a mask of weights."""
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
     decays = [p for p in parameters if "weight_decay" in p and not p.endswith("mask")]
     masks = [p for p in parameters if p in ("mask", "weight_decay_mask")]
     taken = sorted({*decays, *masks, "learning_rate"} & set(kwargs))
     if taken:
         raise UserError(f"{', '.join(taken)}: set by optimizer.weight_decay and learning_rate")
-    # Of several decays, as in muon, the mask reaches only one.
+    # An optimizer with several weight decays, such as muon, applies the mask to only one of them.
     maskable = len(decays) == 1 and bool(masks)
     own = weight_decay if maskable else 0.0
     options: dict[str, Any] = {**dict.fromkeys(decays, own), **dict.fromkeys(masks, mask), **kwargs}
@@ -213,26 +214,26 @@ def make_optimizer(
     Args:
         name: one of `OPTIMIZERS`.
         schedule: from `make_schedule`.
-        momentum: of ``sgd``; the others take theirs, if any, from kwargs.
-        weight_decay: coefficient; acts on kernels only (`is_decayed`).
+        momentum: momentum of ``sgd``; the other optimizers take their own, if any, from kwargs.
+        weight_decay: coefficient of weight decay, which acts on kernels only (see `is_decayed`).
         weight_decay_kind: ``"l2"`` adds weight_decay·w to the gradient (PyTorch's
             ``weight_decay``); ``"decoupled"`` shrinks w by rate·weight_decay apart from the
             gradient (AdamW; Loshchilov & Hutter 2019, arXiv 1711.05101). Optimizers that have a
-            maskable weight decay of their own, such as ``adamw``, ``lion`` and ``lamb``, use that
-            one instead.
+            weight decay of their own with a mask, such as ``adamw``, ``lion`` and ``lamb``, use
+            their own instead.
         decay_pool: whether weight decay acts on ``w_fp`` as well.
-        clip_norm: gradients whose norm over all parameters is larger are scaled down to it,
-            ahead of everything else; 0 leaves them as they are.
-        pool_learning_rate_scale: multiplies the updates of every ``w_fp``, and so its learning
+        clip_norm: largest norm of the gradients over all parameters; larger gradients are scaled
+            down to this norm before everything else. 0 turns clipping off.
+        pool_learning_rate_scale: factor on the updates of every ``w_fp``, and so on its learning
             rate.
-        kwargs: further keywords of the optimizer, plain values.
+        kwargs: further keyword arguments of the optimizer, as plain values.
 
     Returns:
         An Optax gradient transformation.
 
     Raises:
-        UserError: unknown optimizer or kind, or the optimizer does not take these keywords or
-            cannot train with gradients alone.
+        UserError: the optimizer or the kind of weight decay is unknown, or the optimizer does not
+            take these keyword arguments or needs more than gradients to train.
 
     Example:
         >>> import optax
@@ -247,7 +248,8 @@ def make_optimizer(
     mask = functools.partial(is_decayed, decay_pool=decay_pool)
     try:
         if name in ("adam", "sgd"):
-            # Optax's own have another state than this project's first release had.
+            # The states of `optax.adam` and `optax.sgd` differ from those of this project's first
+            # release.
             if name == "adam":
                 direction = optax.scale_by_adam(**kwargs)
             else:
@@ -256,26 +258,26 @@ def make_optimizer(
                 optax.add_decayed_weights(weight_decay * (weight_decay_kind == kind), mask=mask)
                 for kind in WEIGHT_DECAY_KINDS
             )
-            # All four, even where one does nothing: the state's tree must not depend on the
-            # coefficients, or a run could not continue with others.
+            # All four transformations, even if one does nothing: the state's tree must not depend
+            # on the coefficients, or a run could not continue with other coefficients.
             tx = optax.chain(l2, direction, decoupled, optax.scale_by_learning_rate(schedule))
         else:
             tx = _from_optax(name, schedule, weight_decay, weight_decay_kind, mask, kwargs)
         if name not in ("adam", "sgd") or kwargs:
             _try(tx)
-    except Exception as error:  # Whatever an optimizer raises at values that it cannot take.
+    except Exception as error:  # Optimizers raise many kinds of errors.
         given = f" with {kwargs}" if kwargs else ""
         reason = " ".join(str(error).split())
         raise UserError(f"optimizer {name!r} cannot be used{given}: {reason}") from error
-    # Around the optimizer and not in a chain with it: states of the first release have no link for
-    # either, and both may change in the middle of a run.
+    # Clipping and scaling wrap the optimizer instead of being chained with it: states of the first
+    # release have no entry for them, and both settings may change in the middle of a run.
     if clip_norm:
         tx = _clip(tx, clip_norm)
     return _scale_w_fp(tx, pool_learning_rate_scale)
 
 
 def _try(tx: optax.GradientTransformation) -> None:
-    """Traces an update of a few weights, which shows whether gradients are all that it needs."""
+    """Traces an update of a few weights; raises an error if gradients alone are not enough."""
     params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 2))}, "dense": {"kernel": jnp.zeros((2, 2))}}
     state = jax.eval_shape(tx.init, params)
     jax.eval_shape(tx.update, params, state, params)

@@ -1,4 +1,4 @@
-"""FlexPool, Eq. 2 that constrains it, and the global pools it is compared with.
+"""FlexPool, the regularizer that constrains it, and the global pools it is compared with.
 
 Every pool maps a feature map ``[B, H, W, C]`` to one vector per example: ``[B, C]``, except for
 `flatten`. `POOLS` holds them by name, and `register_pool` adds to it. This file needs JAX and Flax
@@ -43,9 +43,9 @@ def _check_weights(
     ),
     axes: str = "HWC",
 ) -> None:
-    """Says what to do when parameters [H, W, C] meet a feature map of another shape.
+    """Raises a ValueError with a remedy if parameters [H, W, C] do not fit a feature map.
 
-    `axes` are those along which the parameters differ; along the others they have length 1.
+    `axes` are the axes along which the parameters vary; along the other axes they have length 1.
     """
     sizes = zip("HWC", x_shape[1:], strict=True)
     needed = tuple(size if axis in axes else 1 for axis, size in sizes)
@@ -78,7 +78,7 @@ def flex_pool(x: Array, w: Array) -> Array:
         ``[B, C]`` of x's dtype.
 
     Raises:
-        ValueError: x is not four-dimensional, or H, W, C of the two differ.
+        ValueError: x is not four-dimensional, or H, W, C of x and w differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,8 +94,8 @@ def flex_pool(x: Array, w: Array) -> Array:
 def softmax_weights(w_fp: Array) -> Array:
     """Softmax over the positions of each channel: positive weights that sum to 1.
 
-    This is the pool of the authors' released code (github.com/aliman80/FlexPoolU); Eq. 2 is zero
-    by construction, and a constant w_fp gives average pooling.
+    The authors' released code pools with these weights (github.com/aliman80/FlexPoolU). Eq. 2 of
+    these weights is zero by construction, and a constant w_fp results in average pooling.
 
     Args:
         w_fp: ``[H, W, C]``, floating.
@@ -117,18 +117,19 @@ class FlexPool(nn.Module):
     The parameter ``w_fp`` is float32 ``[H, W, C]``, whatever the dtype of the feature map, and
     starts at 1/(H·W) everywhere: at step 0 the layer *is* global average pooling.
 
-    Two relatives are older, and in `POOLS` as controls. Global depthwise convolution (`GDConv`;
-    Chen et al. 2018, "MobileFaceNets", arXiv 1804.07573) is the same function with a random start.
+    Two related layers are older; `POOLS` holds them as controls. Global depthwise convolution
+    (`GDConv`; Chen et al. 2018, "MobileFaceNets", arXiv 1804.07573) computes the same function, but
+    its weights are initialised at random.
     Spatially weighted pooling with one mask (`FlexPoolShared`; Hu et al. 2017, IEEE Transactions on
     Intelligent Transportation Systems 18(11), 3147-3156) has one map of weights for all channels.
 
     Attributes:
         constraint: ``None`` uses w_fp as it is (Eq. 2, `flexpool_regularizer`, pulls each channel's
-            sum to 1); ``"softmax"`` uses `softmax_weights` of it.
+            sum to 1); ``"softmax"`` uses ``softmax_weights(w_fp)``.
 
     Raises:
-        ValueError: unknown constraint, an input that is not ``[B, H, W, C]``, or one whose H, W, C
-            differ from those the weights were made for.
+        ValueError: the constraint is unknown, the input is not ``[B, H, W, C]``, or its H, W, C
+            differ from those for which the weights were created.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -161,7 +162,7 @@ class FlexPool(nn.Module):
 def _stored_weights(
     pool: nn.Module, x: Array, start: nn.initializers.Initializer, axes: str = "HWC"
 ) -> Array:
-    """The parameter w_fp of a pool, float32, of length 1 along the axes that share a weight."""
+    """Creates or reads a pool's parameter w_fp, float32, of length 1 along axes not in `axes`."""
     _check_feature_map(x)
     owner = f"{type(pool).__name__}'s weights"
     if pool.has_variable("params", "w_fp"):
@@ -173,22 +174,22 @@ def _stored_weights(
 
 
 def _average_start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An initializer: the weights of global average pooling."""
+    """An initializer that returns the weights of global average pooling."""
     return jnp.full(shape, 1.0 / (shape[0] * shape[1]), dtype)
 
 
 class GDConv(nn.Module):
-    """Global depthwise convolution: FlexPool's weighted sum with a random start.
+    """Global depthwise convolution: FlexPool's weighted sum with random initial weights.
 
     Chen, Liu, Gao & Han 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face
     Verification on Mobile Devices" (arXiv 1804.07573), section 3.1: a depthwise convolution whose
-    kernel is as large as the map, without bias, in the place of global average pooling. The
-    parameter ``w_fp``, float32 ``[H, W, C]``, starts as the kernel of such a convolution does in
-    Flax: LeCun-normal with a fan-in of H·W, hence mean 0 and variance 1/(H·W). The paper names no
-    start; against FlexPool only the start differs.
+    kernel is as large as the map, without bias, instead of global average pooling. The parameter
+    ``w_fp``, float32 ``[H, W, C]``, is initialised as Flax initialises the kernel of such a
+    convolution: LeCun-normal with a fan-in of H·W, hence mean 0 and variance 1/(H·W). The
+    MobileFaceNets paper names no initialiser. Only the initial weights differ from FlexPool.
 
     Raises:
-        ValueError: as `FlexPool`.
+        ValueError: see `FlexPool`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -199,7 +200,7 @@ class GDConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # Flax takes the last axis but one for the inputs, and so the fan-in of [H, W, C] for H·W.
+        # Flax takes the last axis but one as the input axis, so the fan-in of [H, W, C] is H·W.
         return flex_pool(x, _stored_weights(self, x, nn.initializers.lecun_normal()))
 
     @nn.nowrap
@@ -218,7 +219,7 @@ class FlexPoolShared(nn.Module):
     starts at 1/(H·W), so that the layer begins as global average pooling.
 
     Raises:
-        ValueError: as `FlexPool`; the number of channels may change.
+        ValueError: see `FlexPool`; but the number of channels may change.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -242,12 +243,13 @@ class FlexPoolShared(nn.Module):
 class ChannelScale(nn.Module):
     """Average pooling with a learned factor for each channel: ``y[b, c] = s[c] · mean(x[b, c])``.
 
-    FlexPool with weights that are constant over positions. A dense layer can absorb the factor, so
-    what this pool changes is the optimisation alone: a control for FlexPool's spatial weights (this
-    project's, not the paper's). The parameter ``w_fp`` is float32 ``[1, 1, C]`` and starts at 1.
+    This is FlexPool with weights that are constant over positions. The dense layer after the pool
+    can absorb the factor, so this pool changes only the optimisation. It is a control for
+    FlexPool's spatial weights, from this project and not from the paper. The parameter ``w_fp`` is
+    float32 ``[1, 1, C]`` and starts at 1.
 
     Raises:
-        ValueError: as `FlexPool`; the size of the map may change.
+        ValueError: see `FlexPool`; but the size of the map may change.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -276,7 +278,7 @@ def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
-    """Every w_fp of a tree, with the path of what holds it, such as "head/pool/"."""
+    """Every w_fp of a tree, with the path of the module that holds it, such as "head/pool/"."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = _names(path)
@@ -291,17 +293,18 @@ def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
 def flexpool_regularizer(params: Any) -> Array:
     """Eq. 2 of the paper, summed over every FlexPool block in a tree of parameters.
 
-    ``R = Σ_k (Σ_ij w_fp[i, j, k] − 1)²``. Where channels share one map there is one sum, and where
-    a channel has one factor that is its sum. It constrains the weights as they are stored, so it is
-    meant for ``FlexPool(constraint=None)``; with the softmax constraint it holds by construction.
+    ``R = Σ_k (Σ_ij w_fp[i, j, k] − 1)²``. If all channels share one map, there is one sum. If a
+    channel has a single factor, its sum is the factor. R constrains the weights as they are stored,
+    so it is meant for ``FlexPool(constraint=None)``. With the softmax constraint, the sums of the
+    weights that are used are 1 by construction.
 
     Args:
-        params: any pytree, such as linen's parameters or an ``nnx.State``; its leaves named
-            ``w_fp`` are float ``[H, W, C]``, with a length of 1 where weights are shared; all
-            others are ignored.
+        params: any pytree, such as linen's parameters or an ``nnx.State``. Its leaves named
+            ``w_fp`` are float ``[H, W, C]``, of length 1 along the axes that share a weight. All
+            other leaves are ignored.
 
     Returns:
-        A float32 scalar (float64 for float64 weights), 0.0 where there is no ``w_fp``.
+        A float32 scalar (float64 for float64 weights), 0.0 if there is no ``w_fp``.
 
     Raises:
         ValueError: a ``w_fp`` is not three-dimensional.
@@ -320,21 +323,21 @@ def flexpool_regularizer(params: Any) -> Array:
 def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:
     """Describes the weights of every FlexPool in a tree of parameters by a few numbers.
 
-    For each parameter ``PATH/w_fp``, with the weights w [H, W, C] and the channels' sums s:
+    For each parameter ``PATH/w_fp``, with weights w [H, W, C] and the sum s[k] of each channel k:
 
-    - ``PATH/sum_mean`` and ``PATH/sum_sd``: mean and standard deviation of s. Eq. 2 pulls all of it
-      to 1.
+    - ``PATH/sum_mean`` and ``PATH/sum_sd``: mean and standard deviation of s. Eq. 2 pulls every
+      s[k] to 1.
     - ``PATH/negative_share``: the share of weights below 0.
-    - ``PATH/deviation_share``: ``Σ (w[i, j, k] − s[k] / (H · W))² / Σ w²``, how much of the weights
-      depends on the position: 0 for average pooling.
+    - ``PATH/deviation_share``: ``Σ (w[i, j, k] − s[k] / (H · W))² / Σ w²``, the share of Σ w² that
+      depends on the position; 0 for average pooling.
 
     Args:
         params: any pytree, as for `flexpool_regularizer`.
-        pool: one of `POOLS`; its `effective_weights` are described. None describes the parameters
+        pool: one of `POOLS`, whose `effective_weights` are described. None describes the parameters
             as they are stored.
 
     Returns:
-        Float32 scalars by name; empty where there is no ``w_fp``. It may be jitted.
+        Float32 scalars by name; empty if there is no ``w_fp``. The function can be jitted.
 
     Raises:
         ValueError: a ``w_fp`` is not three-dimensional, or the pool is unknown.
@@ -365,9 +368,10 @@ def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:
 def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
     """Resamples FlexPool weights to feature maps of another resolution.
 
-    Bilinear in position; each channel keeps the sum of its weights, so that features keep their
-    scale. For fine-tuning or evaluating at a resolution other than the trained one. For a softmax
-    pool give it `softmax_weights` and store the logarithm of the result.
+    The weights are interpolated bilinearly over positions. Each channel keeps the sum of its
+    weights, so that features keep their scale. Use this function to fine-tune or evaluate at
+    another resolution than that of training. For a softmax pool use `resize_flexpool` with its
+    constraint.
 
     Args:
         w_fp: ``[H, W, C]``, floating.
@@ -387,8 +391,8 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
     """
     if w_fp.ndim != 3 or min(size) < 1:
         raise ValueError(f"needs weights [H, W, C] and a size >= 1; got {w_fp.shape}, {size}")
-    # Resized as a density and scaled by the change of area: exact for constant weights, and
-    # free of the division by a sum that may be zero.
+    # The weights are resized as a density and scaled by the change of area. This is exact for
+    # constant weights, and does not divide by a sum, which may be zero.
     height, width, channels = w_fp.shape
     resized = jax.image.resize(w_fp, (*size, channels), "bilinear")
     resized = resized * (height * width / (size[0] * size[1]))
@@ -399,23 +403,24 @@ def resample_weights(w_fp: Array, size: tuple[int, int]) -> Array:
 def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = None) -> Any:
     """Resamples every ``w_fp`` of a tree of parameters to feature maps of another size.
 
-    Bilinear in position, as `resample_weights`; each channel keeps the sum of its weights, so that
-    features keep their scale. Weights whose map keeps its size stay as they are, bit for bit.
+    The weights are interpolated bilinearly over positions, as in `resample_weights`. Each channel
+    keeps the sum of its weights, so that features keep their scale. Weights whose map keeps its
+    size stay as they are, bit for bit.
 
     Args:
         params: any pytree, such as linen's parameters or variables, or an ``nnx.State``; its leaves
-            named ``w_fp`` are float ``[H, W, C]``, with a length of 1 where weights are shared.
+            named ``w_fp`` are float ``[H, W, C]``, of length 1 along the axes that share a weight.
         like: a tree of the same names with the new shapes: arrays, `jax.ShapeDtypeStruct` or tuples
             of ints, e.g. ``jax.eval_shape(model.init, key, images)["params"]``.
-        constraint: that of the pools. ``"softmax"`` resamples `softmax_weights` of w_fp and stores
-            their logarithm: the weights used stay positive, and each channel's sum stays 1.
+        constraint: constraint of the pools. ``"softmax"`` resamples ``softmax_weights(w_fp)`` and
+            stores their logarithm: the weights used stay positive, and each channel's sum stays 1.
 
     Returns:
-        The same tree with the resampled weights, of their dtype; all other leaves are those given.
+        The same tree with the resampled weights, in their dtype. All other leaves are unchanged.
 
     Raises:
-        ValueError: a ``w_fp`` is not in `like`, or has another number of channels there; another
-            leaf has another shape there; or the constraint is unknown.
+        ValueError: a ``w_fp`` is not in `like`, or has another number of channels there; a leaf
+            with another name has another shape in `like`; or the constraint is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -492,9 +497,10 @@ def max_pool(x: Array) -> Array:
 def flatten(x: Array) -> Array:
     """No pooling: all positions and channels side by side, ``[B, H, W, C]`` to ``[B, H·W·C]``.
 
-    The classifier after it has a weight for every position, channel and class, where FlexPool's has
-    rank one per channel. As in VGG (Simonyan & Zisserman 2015, arXiv 1409.1556), whose first dense
-    layer takes the whole map.
+    The classifier after this pool has a weight for every position, channel and class. For a single
+    channel, these weights form a matrix of positions and classes, which has rank one with FlexPool.
+    VGG (Simonyan & Zisserman 2015, arXiv 1409.1556) flattens too: its first dense layer takes the
+    whole map.
 
     Example:
         >>> import jax.numpy as jnp
@@ -525,9 +531,10 @@ def lse_pool(x: Array, r: float = 5.0) -> Array:
     """Log-sum-exp pooling, ``log(mean(exp(r · x))) / r`` (Pinheiro & Collobert 2015).
 
     "From Image-level to Pixel-level Labeling with Convolutional Networks", arXiv 1411.6228: the
-    average for r → 0, the maximum for r → ∞, and at most log(H·W)/r below the maximum. The default
-    makes that 0.83 for maps of 8×8, less than the standard deviation of 1 that a BatchNorm gives
-    its channels: near enough to the maximum to differ from the average, and still smooth.
+    average for r → 0, the maximum for r → ∞, and at most log(H·W)/r below the maximum. With the
+    default r, log(H·W)/r is 0.83 for maps of 8×8. That is less than 1, the standard deviation of a
+    channel after BatchNorm: the result is near enough to the maximum to differ from the average,
+    and still smooth.
 
     Example:
         >>> import jax.numpy as jnp
@@ -543,7 +550,7 @@ def soft_pool(x: Array) -> Array:
     """SoftPool over the whole map: the mean weighted by the softmax of the values themselves.
 
     Stergiou, Poppe & Kalliatakis 2021, "Refining activation downsampling with SoftPool",
-    arXiv 2101.00440, Eqs. 1 and 2, each channel by itself.
+    arXiv 2101.00440, Eqs. 1 and 2, for each channel separately.
 
     Example:
         >>> import jax.numpy as jnp
@@ -559,13 +566,13 @@ def gem_pool(x: Array, p: Array | float, epsilon: float = 1e-6) -> Array:
     """Generalised mean, ``mean(max(x, ε)^p)^(1/p)`` (Radenović, Tolias & Chum 2018).
 
     "Fine-tuning CNN Image Retrieval with No Human Annotation", arXiv 1711.02512, Eq. 3: the
-    average for p = 1, the maximum for p → ∞. It is computed from logarithms, since ε^p leaves
+    average for p = 1, the maximum for p → ∞. The mean is computed from logarithms, since ε^p leaves
     float32's range from p = 7 on.
 
     Args:
         x: ``[B, H, W, C]``, floating; values below epsilon count as epsilon.
         p: the exponent, a scalar other than 0.
-        epsilon: above 0.
+        epsilon: smallest value, above 0.
 
     Returns:
         ``[B, C]`` of x's dtype.
@@ -593,7 +600,7 @@ class GlobalPool(nn.Module):
     """A pool without parameters as a Flax module: ``[B, H, W, C]`` to ``[B, C]``.
 
     Attributes:
-        function: such as `avg_pool` or `max_pool`.
+        function: the pool, such as `avg_pool` or `max_pool`.
     """
 
     function: Callable[[Array], Array]
@@ -607,7 +614,7 @@ class GeMPool(nn.Module):
     """`gem_pool` with one learned exponent, float32 ``p`` of shape ``[]``.
 
     Attributes:
-        p_init: where it starts; 3 as in the paper.
+        p_init: initial value of p; 3 as in the paper of `gem_pool`.
     """
 
     p_init: float = 3.0
@@ -624,11 +631,11 @@ class AttentionPool(nn.Module):
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
     (arXiv 2103.00020), section 2.4. The tokens are every position and their mean, each with a
     learned embedding; all of them are keys and values. The number of heads is the largest divisor
-    of C that is at most C/64. Computed in float32, returned in x's dtype.
+    of C that is at most C/64. The result is computed in float32 and returned in x's dtype.
 
     Raises:
-        ValueError: an input that is not ``[B, H, W, C]``, or one whose H, W, C differ from those
-            the embeddings were made for.
+        ValueError: the input is not ``[B, H, W, C]``, or its H, W, C differ from those for which
+            the embeddings were created.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -657,7 +664,7 @@ class AttentionPool(nn.Module):
         return attention(tokens[:, :1], tokens)[:, 0].astype(x.dtype)
 
 
-#: Every global pool by name, registered ones included: what builds its Flax module.
+#: Every global pool by name, including registered ones; each value builds the pool's Flax module.
 POOLS: dict[str, Callable[..., nn.Module]] = {
     "avg": functools.partial(GlobalPool, avg_pool),
     "max": functools.partial(GlobalPool, max_pool),
@@ -675,8 +682,8 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
     "flatten": functools.partial(GlobalPool, flatten),
 }
 
-# Words of a config's variant that are not names in `POOLS`: the field that each of them sets, and
-# to which value; None where the config file chooses it.
+# Words of a config's variant that are not names in `POOLS`. Each word maps to the field that it
+# sets and to the field's value; None if the config file chooses the value.
 VARIANT_WORDS: Mapping[str, tuple[str, str | None]] = {
     "softmax": ("pool", "flexpool_softmax"),
     "reg": ("pool_reg", None),
@@ -695,14 +702,14 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
 
     Returns:
         A decorator for a function ``[B, H, W, C] -> [B, C]``, or for a `flax.linen.Module` class
-        that maps the same. A module whose parameter is called ``w_fp``, ``[H, W, C]`` or with a
-        length of 1 where weights are shared, takes part in Eq. 2. One with a method
-        ``effective_weights(w_fp, shape)`` tells the function of that name what it multiplies by.
+        that maps the same shapes. A module takes part in Eq. 2 if it has a parameter ``w_fp`` of
+        shape ``[H, W, C]``, of length 1 along the axes that share a weight. If it has a method
+        ``effective_weights(w_fp, shape)``, the function `effective_weights` calls this method.
 
     Raises:
-        ValueError: the name is not such a word, has another meaning in a variant, or is taken by
-            another pool; or what is decorated is not a function or module class. The same
-            definition may come again, as when a notebook's cell is run twice.
+        ValueError: the name holds other characters, has another meaning in a variant, or is taken
+            by another pool; or the decorated object is neither a function nor a module class. The
+            same definition may be registered again, as when a notebook's cell is run twice.
 
     Example:
         >>> import jax.numpy as jnp
@@ -738,18 +745,18 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
 
 
 def _origin(entry: Any) -> tuple[Any, ...]:
-    """Where an entry is written; running its definition again makes a new object."""
+    """Where an entry is defined; running its definition again creates a different object."""
     if isinstance(entry, functools.partial):
         return (*map(_origin, (entry.func, *entry.args)), *sorted(entry.keywords.items()))
     return getattr(entry, "__module__", None), getattr(entry, "__qualname__", entry)
 
 
 def create_pool(pool: str, **module_fields: Any) -> nn.Module:
-    """The global pool of that name, as a Flax module ``[B, H, W, C] -> [B, C]``.
+    """Creates the global pool of a name, as a Flax module ``[B, H, W, C] -> [B, C]``.
 
     Args:
-        pool: one of `POOLS`; ``"flatten"`` alone gives ``[B, H·W·C]``.
-        **module_fields: passed to the module, such as Flax's ``name``.
+        pool: one of `POOLS`; only ``"flatten"`` returns ``[B, H·W·C]``.
+        **module_fields: fields of the module, such as Flax's ``name``.
 
     Raises:
         ValueError: unknown name.
@@ -764,7 +771,7 @@ def create_pool(pool: str, **module_fields: Any) -> nn.Module:
 
 
 def has_weights(pool: str) -> bool:
-    """Whether a pool has weights that it learns: a parameter ``w_fp``, wherever in its tree.
+    """Whether a pool has a parameter ``w_fp`` anywhere in its tree of parameters.
 
     Raises:
         ValueError: unknown pool.
@@ -773,7 +780,7 @@ def has_weights(pool: str) -> bool:
         >>> has_weights("flexpool_softmax"), has_weights("attention")
         (True, False)
     """
-    # Traced, so that no device is taken up.
+    # Traced only, so that nothing is computed on a device.
     variables = jax.eval_shape(
         lambda: create_pool(pool).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))
     )
@@ -781,7 +788,7 @@ def has_weights(pool: str) -> bool:
 
 
 def regularizer_applies(pool: str) -> bool:
-    """Whether Eq. 2 can constrain a pool: it has a ``w_fp`` and uses it as it is stored.
+    """Whether Eq. 2 can constrain a pool: it has a ``w_fp``, and uses ``w_fp`` as it is stored.
 
     Raises:
         ValueError: unknown pool.
@@ -798,21 +805,21 @@ def effective_weights(
 ) -> Array | None:
     """The weights by which a pool with learned weights multiplies a feature map.
 
-    ``flex_pool(x, effective_weights(pool, params, x.shape[1:]))`` is what the pool computes from
-    x: FlexPool's own weights, their softmax, the one map repeated for all channels, or the factor
-    of a channel over H·W.
+    The pool computes ``flex_pool(x, effective_weights(pool, params, x.shape[1:]))`` from x. The
+    effective weights are w_fp itself, the softmax of w_fp, the one map repeated for all channels,
+    or the factor of each channel divided by H·W.
 
     Args:
         pool: one of `POOLS`.
-        params: of that pool alone, such as ``{"w_fp": w}``.
+        params: parameters of that pool alone, such as ``{"w_fp": w}``.
         shape: (H, W, C) of the feature map.
 
     Returns:
-        ``[H, W, C]`` of w_fp's dtype; None for a pool that is not a sum with learned weights, or
-        that does not tell (see `register_pool`).
+        ``[H, W, C]`` of w_fp's dtype; None for a pool that has no method ``effective_weights`` (see
+        `register_pool`), such as a pool without learned weights.
 
     Raises:
-        ValueError: unknown pool, or weights that do not fit the shape.
+        ValueError: the pool is unknown, or the weights do not fit the shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -823,7 +830,7 @@ def effective_weights(
         True
     """
     module = create_pool(pool)
-    # Not one that is inherited: a class derived from FlexPool may compute something else.
+    # An inherited method does not count: a class derived from FlexPool may compute something else.
     if "effective_weights" not in vars(type(module)):
         return None
     weights: Array = module.effective_weights(params["w_fp"], shape)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def resolve(entry: str | Callable[..., Any], package: str) -> Callable[..., Any]:
-    """Imports a function or class where it is given as ``"module:name"``, a module of the package.
+    """Returns a function or class; imports it if it is given as ``"module:name"`` of the package.
 
     Example:
         >>> resolve("registry:default_sac_weights", "flexpool_jax.models")(3)
@@ -21,7 +21,7 @@ def resolve(entry: str | Callable[..., Any], package: str) -> Callable[..., Any]
 
 
 def is_same_definition(one: Any, other: Any) -> bool:
-    """Whether two functions are written in one place, as when a notebook's cell is run twice.
+    """Whether two functions come from the same definition, as when a notebook's cell runs twice.
 
     Example:
         >>> def define():

@@ -1,7 +1,7 @@
-"""Metrics of a classifier beside its accuracy, computed from the probabilities that it gives.
+"""Metrics of a classifier besides accuracy, computed from the probabilities that it predicts.
 
-``labels`` are int [N] and ``probabilities`` floating [N, K] throughout. `METRICS` holds those that
-are one number, which every evaluation computes; `register_metric` adds to them.
+``labels`` are int [N] and ``probabilities`` floating [N, K] throughout. `METRICS` holds the metrics
+that return one number. Every evaluation computes them; `register_metric` adds a metric.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flexpool_jax.registration import is_same_definition
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 NUM_BINS = 15
-# With fewer classes the five most probable ones are right too easily to say anything.
+# With fewer classes the true class is among the five most probable ones too easily.
 MIN_CLASSES_FOR_TOP5 = 20
 
-#: Every metric by name, registered ones included.
+#: All metrics by name, including registered ones.
 METRICS: dict[str, Metric] = {}
-# What the lines of metrics.jsonl and evaluation.json hold besides.
+# The other names in metrics.jsonl and evaluation.json, which a metric cannot have.
 _TAKEN = (
     *("step", "epoch", "split", "loss", "accuracy", "accuracy_per_class", "images_per_second"),
     *("examples", "resize"),
@@ -38,11 +38,11 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
     probabilities, NumPy arrays that it may not write to.
 
     Args:
-        name: what files and reports call it: letters, digits and underscores. Where it ends in
-            "accuracy", reports show per cent.
+        name: name of the metric in files and reports: letters, digits and underscores. If it ends
+            in "accuracy", reports show per cent.
 
     Raises:
-        UserError: another metric has the name, or it is not a name.
+        UserError: another metric has this name, or the name is not allowed.
 
     Example:
         >>> @register_metric("mean_confidence")
@@ -68,7 +68,7 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Computes every registered metric; top-5 accuracy from 20 classes on.
+    """Computes every registered metric; top-5 accuracy only if there are at least 20 classes.
 
     Raises:
         UserError: a metric fails or does not return a number.
@@ -97,7 +97,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """The probabilities of logits [N, K], in float64: classes keep their order, ties included.
+    """Converts logits [N, K] to float64 probabilities; classes keep their order, including ties.
 
     Example:
         >>> softmax(np.float32([[0, 0], [800, 0]])).tolist()
@@ -126,7 +126,8 @@ def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> flo
     """
     classes, label = np.arange(probabilities.shape[1]), labels[:, None]
     own = np.take_along_axis(probabilities, label, axis=1)
-    # Not "above": a NaN is before everything, so that an example with NaNs is not counted as right.
+    # "Not at most" instead of "above", so that a NaN counts as more probable than the true class:
+    # an example with NaNs is not counted as correct.
     before = ~(probabilities <= own) | ((probabilities == own) & (classes < label))
     return float(np.mean(before.sum(axis=1) < k))
 
@@ -135,10 +136,10 @@ class Bin(NamedTuple):
     """The examples whose confidence is in one interval.
 
     Attributes:
-        low, high: low < confidence <= high.
-        images: how many there are.
-        confidence: their mean confidence; None for none.
-        accuracy: the share of them that is predicted correctly; None for none.
+        low, high: bounds of the interval: low < confidence <= high.
+        images: number of these examples.
+        confidence: mean confidence of these examples; None if there are none.
+        accuracy: share of these examples that is predicted correctly; None if there are none.
     """
 
     low: float
@@ -151,10 +152,10 @@ class Bin(NamedTuple):
 def calibration_bins(
     labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
 ) -> list[Bin]:
-    """Sorts examples into equally wide intervals of confidence, the highest probability.
+    """Sorts examples by confidence, their highest probability, into equally wide intervals.
 
-    The interval b of n is ((b − 1) / n, b / n]: what a reliability diagram shows (Guo, Pleiss, Sun
-    & Weinberger 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599).
+    Interval b of n is ((b − 1) / n, b / n]. A reliability diagram shows these intervals (Guo,
+    Pleiss, Sun & Weinberger 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599).
 
     Example:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25]])
@@ -181,8 +182,8 @@ def calibration_error(
 ) -> float:
     """The expected calibration error, ``Σ_b n_b / N · |accuracy_b − confidence_b|``, in [0, 1].
 
-    Over 15 equally wide bins of confidence by default; Guo et al. 2017, Eq. 3. See
-    `calibration_bins`.
+    The sum is over 15 equally wide bins of confidence by default, see `calibration_bins`. The
+    formula is Eq. 3 of Guo et al. 2017, who are cited there.
 
     Example:
         >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
@@ -198,7 +199,7 @@ def calibration_error(
 
 
 def accuracy_per_class(labels: np.ndarray, probabilities: np.ndarray) -> list[float | None]:
-    """The share of each class's examples that are predicted as it; None for a class without any.
+    """The share of each class's examples that is predicted correctly; None if there are none.
 
     Example:
         >>> accuracy_per_class(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]]))
@@ -210,7 +211,7 @@ def accuracy_per_class(labels: np.ndarray, probabilities: np.ndarray) -> list[fl
 
 
 def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Counts examples: int64 [K, K], a row for each class and a column for each prediction.
+    """Counts examples: int64 [K, K], a row for each true class, a column for each predicted one.
 
     Example:
         >>> confusion_matrix(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]])).tolist()

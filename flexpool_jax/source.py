@@ -1,4 +1,4 @@
-"""Names the code that a run was made with: a hash of its files, the commit, packages' versions."""
+"""Identifies the code of a run: a hash of its files, the commit and the packages' versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import flexpool_jax
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 _PACKAGE = Path(__file__).resolve().parent
-# A copied or installed package may stand without the project's configs beside it.
+# A copied or installed package may lie without the project's configs beside it.
 _FOLDERS = (_PACKAGE, _PACKAGE.parent / "configs")
 
 
@@ -44,7 +44,7 @@ def source_hash() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit that is checked out; None where the package is not in its own git repository."""
+    """The checked-out commit; None if the package is not in its own git repository."""
     command = ["git", "-C", str(_PACKAGE.parent), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -56,7 +56,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those whose change may change a result.
+    """The versions of Python, of this package and of the packages that may affect a result.
 
     Example:
         >>> list(versions())[:3]

@@ -1,4 +1,4 @@
-"""Restores a checkpoint of a run, with its data or, from the workdir alone, without them."""
+"""Restores a checkpoint of a run, with the data set or from the workdir alone."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint, and what it takes to use it.
+    """A checkpoint, and the set-up that is needed to use it.
 
     Attributes:
-        workdir: absolute.
-        step: of the checkpoint.
+        workdir: absolute path of the run's folder.
+        step: step of the checkpoint.
         setup: config, data set, model and compiled steps.
         variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
     """
@@ -52,13 +52,14 @@ def restore(
     """Restores a checkpoint of a run; writes nothing.
 
     Args:
-        workdir: of a run.
+        workdir: folder of the run.
         step: ``"best"``, ``"latest"`` or the number of a saved step.
-        config: replaces the workdir's; it must describe the same model and data.
-        identify: gives the data of a workdir and config, and what run the checkpoint must be of.
+        config: config to use instead of the workdir's; it must describe the same model and data.
+        identify: function from the workdir and the config to the data set and the identity of the
+            run; a checkpoint of another run is refused.
 
     Raises:
-        UserError: there is no such workdir or step, or a file is damaged or of another run.
+        UserError: there is no such workdir or step, or a file is damaged or belongs to another run.
     """
     workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
@@ -80,17 +81,17 @@ def restore(
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained network, and what it takes to use it on other images.
+    """A trained network, with everything that is needed to classify other images.
 
     Attributes:
-        workdir: absolute.
-        step: of the checkpoint.
-        config: of the run.
-        model: from `flexpool_jax.create_model`.
+        workdir: absolute path of the run's folder.
+        step: step of the checkpoint.
+        config: config of the run.
+        model: the Flax module, from `flexpool_jax.create_model`.
         variables: ``params`` and ``batch_stats``, NumPy arrays on the host.
-        class_names: a logit's index is one of its class.
+        class_names: names of the classes, in the order of the logits.
         image_shape: (H, W, C) of the images that the model takes.
-        mean, std: float32 [C], of images / 255.
+        mean, std: float32 [C], mean and standard deviation that normalise images / 255.
     """
 
     workdir: Path
@@ -105,14 +106,17 @@ class Trained:
 
     @property
     def preprocess(self) -> Callable[[Array], Array]:
-        """Turns uint8 images [B, H, W, C] into what the model takes."""
+        """A function that turns uint8 images [B, H, W, C] into the input of the model."""
         return make_normalise(self.mean, self.std, jnp.dtype(self.config.dtype))
 
     def probabilities(self, variables: Mapping[str, Any], images: Array) -> Array:
         """Maps uint8 images [B, H, W, C] to the classes' probabilities, float32 [B, K].
 
-        It is compiled by the caller, who says with which variables: `variables`, or the same on a
-        device.
+        The function is not compiled: wrap it in `jax.jit`.
+
+        Args:
+            variables: ``variables`` of this object, or the same arrays on a device.
+            images: uint8 [B, H, W, C].
         """
         logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
         return jax.nn.softmax(logits)
@@ -126,13 +130,13 @@ def load_trained(
     """Restores a checkpoint of a run with the help of its data.json; writes nothing.
 
     Args:
-        workdir: of a run.
+        workdir: folder of the run.
         step: ``"best"``, ``"latest"`` or the number of a saved step.
-        config: replaces the workdir's; it must describe the same model and data.
+        config: config to use instead of the workdir's; it must describe the same model and data.
 
     Raises:
         UserError: there is no such workdir or step, there is no data.json, or a file is damaged or
-            of another run.
+            belongs to another run.
 
     Example:
         >>> trained = load_trained("runs/digits")  # doctest: +SKIP
@@ -157,7 +161,7 @@ def load_trained(
 
 
 def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset, Identity]:
-    """The data set and run that a workdir's data.json and run.json describe."""
+    """Returns the data set and the identity that a workdir's data.json and run.json describe."""
     data = files.read_json(workdir / DATA_FILE)
     if data is None:
         raise UserError(
@@ -170,7 +174,7 @@ def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset
 
 
 def _described(data: dict[str, Any], path: Path) -> Dataset:
-    """A data set as data.json describes it. Its images are black and take no memory."""
+    """Builds the data set that data.json describes. Its images are black and take no memory."""
     try:
         height, width, channels = map(int, data["image_shape"])
         class_names = tuple(map(str, data["class_names"]))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -15,6 +14,7 @@ from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
 from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
+from flexpool_jax.scoring import Bin
 
 # Blue below and red above a light middle: distinct with every common kind of colour blindness.
 DIVERGING = "RdBu_r"
@@ -80,7 +80,8 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
     Each row has one scale, centred at 0, so that its two maps can be compared.
     """
     rows = min(_EVIDENCE_ROWS, len(evidence.positions))
-    with drawn(path, 6.4, 1.9 * rows + 0.6) as figure:
+    names = _shortened(names)
+    with drawn(path, 6.4, 1.9 * rows + 0.6, {"axes.titlesize": 8}) as figure:
         panels = figure.subplots(rows, 3, squeeze=False)
         for row in range(rows):
             index = evidence.positions[row]
@@ -112,6 +113,11 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
         )
 
 
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Class names of at most 24 characters."""
+    return [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+
+
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draws the confusion matrix [K, K], a row for each class and a column for each prediction."""
     count = len(names)
@@ -126,7 +132,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         )
         axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix: images")
         if count <= _MAX_NAMED:
-            shown = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+            shown = _shortened(names)
             axes.set_xticks(range(count), shown, rotation=90)
             axes.set_yticks(range(count), shown)
         if count <= _MAX_NAMED // 2:
@@ -142,23 +148,33 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         bar.minorticks_off()
 
 
-def draw_reliability(bins: Sequence[Mapping[str, Any]], error: float, path: Path) -> None:
+def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
     """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds.
 
     Args:
-        bins: the fields of each `flexpool_jax.scoring.Bin`.
+        bins: bins of confidence, from `flexpool_jax.scoring.calibration_bins`.
         error: the expected calibration error.
         path: path of the PNG.
     """
-    used = [found for found in bins if found["images"]]
-    confidences, accuracies = ([found[key] for found in used] for key in ("confidence", "accuracy"))
-    lows, counts = ([found[key] for found in bins] for key in ("low", "images"))
+    used = [found for found in bins if found.images]
     with drawn(path, 4.8, 5.2) as figure:
         axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
         axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", label="perfectly calibrated")
-        axes.plot(confidences, accuracies, "o-", color=COLOURS[1], label="this network")
+        axes.plot(
+            [found.confidence for found in used],
+            [found.accuracy for found in used],
+            "o-",
+            color=COLOURS[1],
+            label="this network",
+        )
         axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title(f"Reliability; expected calibration error {error:.4f}")
         axes.legend()
-        below.bar(lows, counts, width=1 / len(bins), align="edge", color=COLOURS[1])
+        below.bar(
+            [found.low for found in bins],
+            [found.images for found in bins],
+            width=1 / len(bins),
+            align="edge",
+            color=COLOURS[1],
+        )
         below.set(xlabel="confidence", ylabel="images")

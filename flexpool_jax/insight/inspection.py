@@ -288,7 +288,9 @@ def _write_pictures(
         figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
     figures.draw_confusion(confusion, names, folder / "confusion.png")
     figures.draw_reliability(
-        report["calibration"], report["metrics"]["calibration_error"], folder / "reliability.png"
+        [scoring.Bin(**fields) for fields in report["calibration"]],
+        report["metrics"]["calibration_error"],
+        folder / "reliability.png",
     )
     tiles = [
         Tile(

@@ -29,14 +29,13 @@ def run_over(
     program = steps.pmap_eval_step(step)
     replicated = replicate(inputs)
     parts = feed.once(batch_size)
-    found = [jax.device_get(program(replicated, feed.data, part)) for part in parts]
-    sums = {
-        name: np.stack([sums[name] for sums, _ in found]).sum(axis=0, dtype=np.float64)
-        for name in found[0][0]
-    }
-    examples = {
+    totals: dict[str, np.ndarray] = {}
+    found: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        sums, examples = jax.device_get(program(replicated, feed.data, part))
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
         # [devices, examples of a device, ...] of each batch.
-        name: np.concatenate([np.concatenate(part[name]) for _, part in found])[: len(feed)]
-        for name in found[0][1]
-    }
-    return sums, examples
+        for name, value in examples.items():
+            found.setdefault(name, []).append(np.concatenate(value))
+    return totals, {name: np.concatenate(values)[: len(feed)] for name, values in found.items()}

@@ -30,7 +30,8 @@ def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, f
 
     Yields:
         The split, the step, the epoch and the other numbers by name, for each line. Incomplete
-        lines, lines without a step or an epoch, and values that are not finite are left out.
+        lines, lines without a split, a step or an epoch, and values that are not finite are left
+        out.
     """
     try:
         lines = (workdir / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
@@ -45,8 +46,9 @@ def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, f
             found = {name: finite(value) for name, value in row.items()}
             numbers = {name: number for name, number in found.items() if number is not None}
             step, epoch = numbers.pop("step", None), numbers.pop("epoch", None)
-            if step is not None and epoch is not None:
-                yield str(row.get("split")), step, epoch, numbers
+            split = row.get("split")
+            if isinstance(split, str) and step is not None and epoch is not None:
+                yield split, step, epoch, numbers
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:

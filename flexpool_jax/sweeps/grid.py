@@ -105,7 +105,8 @@ e.g. 0,1,2
 def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell]:
     """Lists the runs of a sweep, all of them checked.
 
-    Seeds are the outermost loop: a sweep that is stopped early leaves complete tables of fewer seeds.
+    Seeds are the outermost loop: a sweep that is stopped early leaves complete tables of fewer
+    seeds.
 
     Args:
         config: A sweep's config.
