@@ -2,12 +2,17 @@
 
     python -m benchmarks.agreement
 
-ResNet20 with FlexPool, Eq. 2 and SAC, batch 128. The gradient of the first step: the norm of its
-difference over the norm of the CPU's. The first 20 losses: their largest relative difference. The
-CPU computes in float32, the accelerator in float32 with exact and with default products (TF32 on
-NVIDIA's) and in bfloat16. Then a short run on digits that is stopped by SIGTERM and started again,
-beside two undisturbed ones: on a CPU all three are equal; on a GPU the two show how far rounding
-alone leads. Exit status 1 if a difference is above its limit. Without an accelerator everything is
+The first part trains ResNet20 with FlexPool, Eq. 2 of the paper and SAC at batch 128, and measures
+two differences to the CPU: of the gradient of the first step (the norm of the difference divided by
+the norm of the CPU's gradient), and of the first 20 losses (the largest relative difference). The
+CPU computes in float32; the accelerator in float32 with exact products, in float32 with default
+products (TF32 on NVIDIA GPUs), and in bfloat16.
+
+The second part trains two undisturbed runs on digits, and one that is stopped by SIGTERM and
+resumed. On a CPU all three are equal; on a GPU the difference of the undisturbed runs is the effect
+of rounding alone.
+
+The exit status is 1 if a difference is above its limit. Without an accelerator everything is
 computed on the CPU.
 """
 
@@ -36,19 +41,20 @@ CONTESTANTS = (
     Contestant("float32", {"dtype": "float32"}),
     Contestant("bfloat16", {"dtype": "bfloat16"}),
 )
-# Of the gradient and of the losses. On a CPU the order of sums alone moves the gradient by 2e-3.
+# Limits of the differences of the gradient and of the losses. On a CPU, the order of sums alone
+# changes the gradient by 2e-3.
 LIMITS = {
     "float32, exact products": (1e-2, 1e-3),
     "float32": (5e-2, 1e-2),
     "bfloat16": (3e-1, 5e-2),
 }
-# Of the test accuracy of a resumed run, in points, beyond what two undisturbed runs differ by.
+# How much more than two undisturbed runs a resumed run may differ in test accuracy, in points.
 RESUME_LIMIT = 2.0
 RUN = ("--config.dataset.image_size=16", "--config.num_epochs=4", "--config.tensorboard=False")
 
 
 def work(dtype: str, batch: int, count: int, file: str) -> None:
-    """Is a worker: writes losses and gradient to a file, and answers with the device's kind."""
+    """Runs as a worker: writes losses and gradient to `file`; answers with the device's kind."""
     import jax
 
     from benchmarks import ours
@@ -93,7 +99,7 @@ def compare(batch: int, count: int) -> bool:
 
 
 def resume() -> bool:
-    """Prints the ends of two undisturbed runs and of one that was stopped."""
+    """Prints the results of two undisturbed runs and a resumed one; returns whether they agree."""
     config = "configs/digits.py:flexpool,reg"
     ends: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -4,13 +4,13 @@
     python -m benchmarks.ahead_of_time --cuda=CUDA
 
 No GPU is needed: XLA compiles for the one that h100.txtpb describes. The step is the one that
-`set_up` builds on a GPU, and the numbers are of one turn of the loop over the steps of a dispatch:
+`set_up` builds on a GPU. The numbers are for one iteration of the loop over a dispatch's steps:
 
-- launches: kernels and library calls; "small" are those that move less than 1 MB, for which the
-  launch itself takes longer than the work.
-- convolutions: those of them that call cuDNN; there is no card to try its algorithms on, so they
-  are its defaults.
-- bytes: what each launch reads and writes, operands and results; a cache may spare some of them.
+- launches: kernels and library calls; "small" ones move less than 1 MB, so that the launch itself
+  takes longer than the work.
+- convolutions: launches that call cuDNN. Its algorithms cannot be measured without a card, so XLA
+  chooses the defaults.
+- bytes: the bytes of all operands and results of the launches; a cache may save some of them.
 - scratch: memory that the program holds beside its arguments and results.
 - ms by bytes, ms by FLOPs: at the peaks of the card (3.35 TB/s; 989 TFLOP/s in bfloat16, 495 in
   float32, whose products are TF32 by JAX's default). The step takes at least the larger one, and
@@ -36,7 +36,7 @@ BYTES_PER_SECOND = 3.35e12
 FLOPS_PER_SECOND = {"bfloat16": 989e12, "float32": 495e12}
 SMALL = 1_000_000
 
-# What of a compiled program starts nothing on the device.
+# Operations of a compiled program that start nothing on the device.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("copy-done", "async-done", "iota"),
@@ -47,7 +47,7 @@ _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
 
 
 class Launch(NamedTuple):
-    """One kernel or library call: its operation, its call's target, and the bytes it moves."""
+    """One kernel or library call: its operation, the target of a custom call, the bytes moved."""
 
     operation: str
     target: str
@@ -55,7 +55,7 @@ class Launch(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """A line of a computation: the type of its result as text, and what follows the operation."""
+    """A line of a computation: the result's type as text, the operation, the text after it."""
 
     shape: str
     operation: str
@@ -63,7 +63,7 @@ class Instruction(NamedTuple):
 
 
 def computations(hlo: str) -> dict[str, dict[str, Instruction]]:
-    """The instructions of each computation in XLA's text of a compiled program."""
+    """Parses XLA's text of a compiled program: the instructions of each computation, by name."""
     found: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] = {}
     for line in hlo.splitlines():
@@ -75,7 +75,7 @@ def computations(hlo: str) -> dict[str, dict[str, Instruction]]:
 
 
 def size_of(shape: str, but: str = "") -> int:
-    """The bytes of an array or a tuple of arrays, but for arrays of one type.
+    """Returns the bytes of an array or a tuple of arrays; does not count arrays of type `but`.
 
     Example:
         >>> size_of("(f32[2,3]{1,0}, u8[100]{0})"), size_of("(f32[2,3]{1,0}, u8[100]{0})", but="u8")
@@ -90,7 +90,7 @@ def size_of(shape: str, but: str = "") -> int:
 
 
 def launches(found: dict[str, dict[str, Instruction]], name: str) -> Iterator[Launch]:
-    """What a computation starts on the device, that of the computations it calls included."""
+    """Yields the launches of a computation, and those of the computations that it calls."""
     instructions = found[name]
     for shape, operation, rest in instructions.values():
         called = re.search(r"(?:to_apply|calls)=%?([\w.\-]+)", rest)
@@ -108,7 +108,7 @@ def launches(found: dict[str, dict[str, Instruction]], name: str) -> Iterator[La
 
 
 def loop_body(found: dict[str, dict[str, Instruction]]) -> str:
-    """The name of the largest body of a loop: the step."""
+    """Returns the name of the largest loop body, which is the training step."""
     bodies = {
         match[1]
         for instructions in found.values()
@@ -120,7 +120,7 @@ def loop_body(found: dict[str, dict[str, Instruction]]) -> str:
 
 
 def pmap_for(device: Any) -> Callable[..., Any]:
-    """A `jax.pmap` for a device that can only be compiled for, which that of JAX does not take."""
+    """Returns a `jax.pmap` for a device that is only a compilation target, unlike JAX's own."""
     import jax
     from jax.sharding import Mesh, PartitionSpec
 
@@ -147,7 +147,7 @@ def pmap_for(device: Any) -> Callable[..., Any]:
 
 
 def compile_step(device: Any, variant: str, batch: int, steps: int) -> Any:
-    """The compiled program of a dispatch for ResNet20, as `set_up` makes it on a GPU."""
+    """Compiles a dispatch of training steps of ResNet20, as `set_up` builds it on a GPU."""
     import jax
     import numpy as np
 
@@ -157,7 +157,7 @@ def compile_step(device: Any, variant: str, batch: int, steps: int) -> Any:
     from flexpool_jax.training.setup import set_up
     from flexpool_jax.training.steps import DeviceSplit
 
-    # Two batches: a gather counts as if it read all of the images.
+    # Only two batches of images, since a gather counts as if it read all images.
     images, labels = np.zeros((2 * batch, 32, 32, 3), np.uint8), np.zeros(2 * batch, np.int32)
     split, mean = Split(images, labels), np.full(3, 0.5, np.float32)
     dataset = Dataset("cifar10", split, split, tuple("0123456789"), mean, mean)
@@ -175,7 +175,7 @@ def compile_step(device: Any, variant: str, batch: int, steps: int) -> Any:
 
 
 def row(name: str, compiled: Any, batch: int, dtype: str) -> list[str]:
-    """A line of the table."""
+    """Returns a row of the table."""
     found = computations(compiled.as_text())
     step = list(launches(found, loop_body(found)))
     moved = sum(launch.moved for launch in step)

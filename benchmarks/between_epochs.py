@@ -2,11 +2,12 @@
 
     python -m benchmarks.between_epochs
 
-No accelerator is needed: the device here only takes time. A dispatch takes as long as an H100 is
-expected to need for 50 steps of ResNet20 in bfloat16 (ahead_of_time), or ten times as long, and its
-results come back when that time is over; the host does all of its real work on a real state: it
-evaluates, logs, hashes and saves every epoch. "In turn" is the order that a CPU keeps, and that
-accelerators had before 2026-11-24. The first two epochs, which compile, are not counted.
+No accelerator is needed: the device is simulated and only waits. A dispatch takes as long as an
+H100 is expected to need for 50 steps of ResNet20 in bfloat16 (see ahead_of_time), or ten times as
+long; its results are available after this time. The host does all of its real work on a real
+state: it evaluates, logs, hashes and saves every epoch. In the order "in turn", it does so before
+the next epoch is dispatched, as on a CPU (and on accelerators before 2026-11-24). In the order
+"next epoch first", it does so afterwards. The first two epochs, which compile, are not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ EVAL_BATCH_SECONDS = 0.002
 
 
 class Later:
-    """A result that is there when the device has done what it was told before."""
+    """A result that is available when the simulated device has finished its work."""
 
     def __init__(self, value: Any, ready: float) -> None:
         self._value, self._ready = value, ready
@@ -41,7 +42,7 @@ class Later:
 
 
 class Device:
-    """Takes time, one thing after the other, and notes how long it had nothing to do.
+    """A simulated device: does one piece of work after another, and records its idle time.
 
     Attributes:
         waits: seconds without work before the steps of each dispatch, in order.
@@ -57,7 +58,7 @@ class Device:
         self._free = max(now, self._free) + seconds
 
     def train_steps(self, state: Any, data: Any, part: Any, key: Any) -> Any:
-        """In the place of `Setup.train_steps`."""
+        """Replaces `Setup.train_steps`."""
         import numpy as np
 
         self._work(self._dispatch_seconds)
@@ -69,18 +70,18 @@ class Device:
         return dataclasses.replace(state, step=state.step + steps), values
 
     def eval_step(self, variables: Any, data: Any, part: Any) -> Any:
-        """In the place of `Setup.eval_step`."""
+        """Replaces `Setup.eval_step`."""
         import numpy as np
 
         self._work(EVAL_BATCH_SECONDS)
         logits = Later(np.ones((*part.shape, 10), np.float32), self._free)
-        # Each epoch is a new best, so that each is saved.
+        # The accuracy rises with every epoch, so that every epoch is a new best and is saved.
         correct = len(self.waits)
         return {"loss": 1.0, "correct": correct}, {"logits": logits}
 
 
 def waits(dispatch_seconds: float, in_turn: bool, epochs: int, workdir: Path) -> list[float]:
-    """The device's seconds without work before each epoch's steps but the first two's."""
+    """Trains; returns the device's idle seconds before each epoch except the first two."""
     import jax
     import numpy as np
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.convolutions
 
-The 3×3 convolutions within ResNet20's three stages and their two gradients, each a program of its
-own: as this project computes them with oneDNN, as it does without, as lax does, and PyTorch eager
-with channels_last. In GFLOP/s of useful work, 2·9·C² per pixel of the result.
+Measures the 3×3 convolutions of ResNet20's three stages and their two gradients, each as a separate
+program: in this project with oneDNN, in this project without oneDNN, in lax, and in PyTorch (eager,
+channels_last). The unit is GFLOP/s of useful work, which is 2·9·C² FLOP per pixel of the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
 
 
 def build(module: str, **options: Any) -> tuple[Call, float]:
-    """A contestant's convolution, and the GFLOP of it."""
+    """Returns a contestant's convolution, and the GFLOP of a call."""
     call = importlib.import_module(f"benchmarks.{module}").convolution(**options)
     side, channels = options["side"], options["channels"]
     return call, 2 * 9 * options["batch"] * (side * channels) ** 2 / 1e9

@@ -5,11 +5,11 @@
         -- --config.dataset.raw_dir=FOLDER
     python -m benchmarks.epoch --config=configs/cifar10.py --epochs=100 -- --config.dtype=bfloat16
 
-First `launch.py` as a user starts it, from its start to its end: imports, compilation (from a warm
-cache), training, evaluation, checkpoints, logs. Then the same training with every dispatch of
-steps watched: a dispatch that begins when the one before it is done has left the
-device waiting, for data or whatever else the host did in between. Waiting between two epochs is
-told apart: there the model is evaluated and saved. What follows `--` goes to launch.py.
+First measures `launch.py` as a user starts it, from start to end: imports, compilation (from a warm
+cache), training, evaluation, checkpoints, logs. Then repeats the training and observes every
+dispatch of steps: if a dispatch begins after the previous one has ended, the device has waited, for
+data or for other work of the host. Waiting between two epochs, where the model is evaluated and
+saved, is counted separately. Arguments after `--` are passed to launch.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks import launches, report, workers
 
 
 class Watch:
-    """Wraps `Setup.train_steps`, and notes when each dispatch began and when its steps ended."""
+    """Wraps `Setup.train_steps`, and records when each dispatch began and when its steps ended."""
 
     def __init__(self, train_steps: Any) -> None:
         self._train_steps = train_steps
@@ -54,11 +54,11 @@ class Watch:
             self.ended.append(time.perf_counter())
 
     def shares(self, dispatches_per_epoch: int) -> tuple[float, float]:
-        """The device's waiting inside epochs, as a share, and between two, in seconds each."""
+        """Returns the share of waiting inside epochs, and the mean seconds between two epochs."""
         while len(self.ended) < len(self.began):
             time.sleep(0.01)
         waits, between, busy = 0.0, [], 0.0
-        # The first dispatch holds compilation.
+        # The first dispatch includes compilation.
         for index in range(1, len(self.began)):
             wait = max(0.0, self.began[index] - self.ended[index - 1])
             if index % dispatches_per_epoch == 0:
@@ -70,7 +70,7 @@ class Watch:
 
 
 def watch(arguments: Sequence[str]) -> None:
-    """Is a worker: launch.py's training with `Watch` in it; answers with `Watch.shares`."""
+    """Runs as a worker: launch.py's training with `Watch`; answers with `Watch.shares`."""
     launch = importlib.import_module("launch")
     run = importlib.import_module("flexpool_jax.training.run")
     watched: list[tuple[Watch, int]] = []

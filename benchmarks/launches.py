@@ -1,4 +1,4 @@
-"""Runs of launch.py as a user starts them, watched from outside."""
+"""Starts launch.py as a user does, and observes the runs from outside."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LAUNCH = Path(__file__).parents[1] / "launch.py"
 
 
 class LaunchFailed(Exception):
-    """launch.py ended with an error; the message is its last line."""
+    """launch.py ended with an error; the message is the last line of its standard error."""
 
 
 def command(config: str, workdir: Path, flags: Sequence[str]) -> list[str]:
-    """What the user types."""
+    """Returns the command that a user would type."""
     return [sys.executable, str(LAUNCH), f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 def launch(config: str, workdir: Path, flags: Sequence[str]) -> float:
-    """Runs to the end, and returns the seconds from start to end.
+    """Runs launch.py to its end, and returns the seconds from start to end.
 
     Raises:
-        LaunchFailed: it did not end well.
+        LaunchFailed: the exit status of launch.py is not 0.
     """
     started = time.perf_counter()
     done = subprocess.run(
@@ -40,10 +40,10 @@ def launch(config: str, workdir: Path, flags: Sequence[str]) -> float:
 
 
 def seconds_to_first_step(config: str, workdir: Path, flags: Sequence[str]) -> float:
-    """Starts a run and kills it as soon as its first step stands in metrics.jsonl.
+    """Starts a run, kills it after its first step, and returns the seconds until that step.
 
     Raises:
-        LaunchFailed: it ended before that.
+        LaunchFailed: the run ended before its first step was in metrics.jsonl.
     """
     flags = [*flags, "--config.log_every_steps=1", "--config.steps_per_dispatch=1"]
     started = time.perf_counter()
@@ -67,13 +67,13 @@ def seconds_to_first_step(config: str, workdir: Path, flags: Sequence[str]) -> f
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl so far."""
+    """Returns the complete lines of metrics.jsonl so far."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def cache_flag(folder: Path) -> str:
-    """The flag that keeps compiled programs in this folder; no variable may say otherwise."""
+    """Returns the flag for a compile cache in `folder`; deletes the variable that overrides it."""
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     return f"--config.compilation_cache={folder}"

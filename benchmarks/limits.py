@@ -2,17 +2,19 @@
 
     python -m benchmarks.limits
 
-Counts both from the shapes, measures the machine's peaks (a large matrix product, a large copy, by
-JAX and by PyTorch, the better of the two), and prints the time that they make possible.
+Counts both from the shapes, measures the machine's peaks (the better of JAX and PyTorch for a large
+matrix product and for a large copy), and prints the least time that these peaks allow.
 
-FLOPs: a convolution is 2·k²·C_in·C_out per output pixel, three times in training (result, input
-gradient, kernel gradient; the first layer needs no input gradient). Everything else is below 2 %.
+FLOPs: a convolution takes 2·k²·C_in·C_out per output pixel, and three times this in training
+(result, input gradient, kernel gradient; the first layer needs no input gradient). Everything else
+is below 2 %.
 
-Bytes: each of these is a pass over a layer's input (in), or its output (out), since BatchNorm
-must know its sums before it can go on, and a batch is larger than any cache. Forward: convolution
-in + out, sums out, normalise 2 out, residual 1 out in every second layer. Backward: sums 2 out
-(BatchNorm's input and the gradient), input gradient of BatchNorm 3 out, input gradient of the
-convolution out + in, kernel gradient out + in. The ReLU's mask is counted as one more pass.
+Bytes: the counts below are passes over a layer's input (in) or its output (out). They are separate
+passes, since BatchNorm must know its sums before it can normalise, and a batch is larger than any
+cache. Forward: convolution in + out, sums out, normalise 2 out, residual 1 out in every second
+layer. Backward: sums 2 out (BatchNorm's input and the gradient), input gradient of BatchNorm 3 out,
+input gradient of the convolution out + in, kernel gradient out + in. The ReLU's mask is counted as
+one more pass.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ PASSES_IN, PASSES_OUT = 3, 12.5
 
 
 def convolutions() -> Iterator[tuple[int, int, int, int]]:
-    """ResNet20's on 32×32×3: (side of the input, its channels, side of the output, features)."""
+    """Yields (input side, input channels, output side, features) of ResNet20's convolutions."""
     yield 32, 3, 32, 16
     side, channels = 32, 16
     for stage, features in enumerate((16, 32, 64)):
@@ -39,7 +41,7 @@ def convolutions() -> Iterator[tuple[int, int, int, int]]:
 
 
 def training_flops() -> float:
-    """Of one image.
+    """Returns the FLOPs of a training step for one image.
 
     Example:
         >>> round(training_flops() / 1e6)
@@ -52,7 +54,7 @@ def training_flops() -> float:
 
 
 def training_bytes(itemsize: int) -> float:
-    """Of one image."""
+    """Returns the bytes that a training step moves for one image."""
     total = 0.0
     for side_in, channels, side_out, features in convolutions():
         total += PASSES_IN * side_in**2 * channels + PASSES_OUT * side_out**2 * features
@@ -60,7 +62,7 @@ def training_bytes(itemsize: int) -> float:
 
 
 def build(library: str, what: str, dtype: str) -> tuple[Call, float]:
-    """A call of a large matrix product or copy, and its FLOPs or its bytes."""
+    """Returns a call of a large matrix product or copy, and the FLOPs or bytes of the call."""
     size = 16384 if workers.has_gpu() else 4096
     length = 2**30 if workers.has_gpu() else 2**27
     itemsize = 2 if dtype == "bfloat16" else 4
@@ -78,7 +80,7 @@ def _jax(what: str, dtype: str, size: int, length: int) -> Call:
         product = jax.jit(lambda x: x @ x)
         return lambda: jax.block_until_ready(product(x))
     x = jnp.ones(length, dtype)
-    # Into a donated array, whose pages are there: it is the memory's speed that is asked for.
+    # Writes into a donated array, whose pages exist: only the speed of memory is measured.
     negative = jax.jit(lambda x, y: -x, donate_argnums=1, keep_unused=True)
     y = jnp.zeros(length, dtype)
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.memory
 
-ResNet20 on 32×32×3 and SGD with momentum. On a CPU: the peak of the resident set, over the whole
-life of the process (imports and compilation included) and over the steps alone, after warm-up. On
-a GPU: the peak of the bytes that JAX's or PyTorch's allocator handed out.
+Trains ResNet20 on 32×32×3 by SGD with momentum. On a CPU it measures the peak of the resident set,
+over the whole life of the process (imports and compilation included) and over the steps alone,
+after warm-up. On a GPU it measures the peak of the bytes that JAX's or PyTorch's allocator has in
+use.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def _peak_on_gpu(module: str) -> int:
 
 
 def work(module: str, **options: Any) -> None:
-    """Trains for a few steps and answers with the peaks, in bytes."""
+    """Runs as a worker: trains for a few steps, and answers with the peaks in bytes."""
     call, _ = train_step.build(module, **options)
     for _ in range(workers.WARM_UP_CALLS):
         call()
     life = 0
     if not workers.has_gpu():
         life = peak_resident()
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current value
     for _ in range(STEPS):
         call()
     steps = _peak_on_gpu(module) if workers.has_gpu() else peak_resident()

@@ -24,7 +24,7 @@ IMAGE_SHAPE = (32, 32, 3)
 MEAN, STD = np.full(3, 0.5), np.full(3, 0.25)
 NUM_CLASSES = 10
 NUM_IMAGES = 10_000
-# What configs/default.py leads to on accelerators: many steps between two looks at the losses.
+# As with configs/default.py on accelerators: many steps in one dispatch.
 ACCELERATOR_STEPS = 50
 
 
@@ -73,14 +73,16 @@ def train(
     sac: bool = False,
     cpu_kernels: bool = True,
 ) -> tuple[Call, float]:
-    """The pmapped training step as a run makes it: gather, augment, normalise, update.
+    """Returns a call of the training step of a run, and its number of images.
+
+    The step gathers, augments, normalises and updates, as in a run.
 
     Args:
-        batch: images a step over all devices.
+        batch: number of images in a step, over all devices.
         dtype: compute dtype.
         pool: the name of a pool.
-        sac: whether with auxiliary classifiers.
-        cpu_kernels: False takes Flax's own layers on a CPU.
+        sac: whether the network has auxiliary classifiers.
+        cpu_kernels: whether to use this project's kernels on a CPU, or else Flax's own layers.
     """
     count, devices = steps_per_call(), jax.local_device_count()
     run, state, key = _program(dtype, pool, sac)
@@ -98,12 +100,12 @@ def train(
 
 
 def first_steps(batch: int, dtype: str, count: int) -> tuple[list[float], list[np.ndarray]]:
-    """The losses of the first steps of `train`'s run with SAC, and the gradient of the very first.
+    """Returns the losses of the first steps with FlexPool and SAC, and the first step's gradient.
 
     Args:
-        batch: images a step over all devices.
+        batch: number of images in a step, over all devices.
         dtype: compute dtype.
-        count: steps.
+        count: number of steps.
 
     Returns:
         `count` losses, and the leaves of the gradient.
@@ -116,13 +118,13 @@ def first_steps(batch: int, dtype: str, count: int) -> tuple[list[float], list[n
         chosen = random.integers(0, len(data.labels), batch, np.int32).reshape(shape)
         state, metrics = run(state, data, chosen, key)
         losses.append(float(metrics["loss"][0]))
-        # Momentum starts at zero, so that after one step it is the gradient.
+        # Momentum starts at zero, so that after one step the momentum is the gradient.
         gradient = gradient or [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state)]
     return losses, gradient
 
 
 def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
-    """The pmapped evaluation of one batch; on accelerators of many, waited for together."""
+    """Returns a call that evaluates one batch (many on accelerators), and its number of images."""
     model = create_model("resnet20", num_classes=NUM_CLASSES, pool="flexpool", dtype=dtype)
     eval_step = steps.make_eval_step(model, normalise=make_normalise(MEAN, STD, jnp.dtype(dtype)))
     run: Callable[..., Any] = steps.pmap_eval_step(eval_step)
@@ -143,14 +145,14 @@ def evaluate(batch: int, dtype: str) -> tuple[Call, float]:
 
 
 def convolution(by: str, form: str, batch: int, side: int, channels: int) -> Call:
-    """A 3×3 convolution that keeps its shape, or one of its gradients.
+    """Returns a call of a 3×3 convolution that keeps the shape, or of one of its gradients.
 
     Args:
         by: "conv" or "xla_conv" of `flexpool_jax.cpu.convolution`, or "lax".
         form: "forward", "input gradient" or "kernel gradient".
-        batch: images.
-        side: of an image.
-        channels: of an image and of the result.
+        batch: number of images.
+        side: side of an image in pixels.
+        channels: number of channels of an image and of the result.
     """
     padding = ((1, 1), (1, 1))
 

@@ -1,7 +1,7 @@
 """The peer that a Flax user writes first: flax's layers, average pooling, one jitted step.
 
-Its batch lies on the device already, floating and augmented: what this project's own step does
-about data is left out of the peer's time.
+Its batch is on the device already, in floating point and augmented: the peer's time does not
+include the work on data that this project's step does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PlainResNet20(nn.Module):
 
 
 def train(batch: int, dtype: str) -> tuple[Call, float]:
-    """A jitted step with a donated state."""
+    """Returns a call of jitted steps with a donated state, and its number of images."""
     model, tx = PlainResNet20(jnp.dtype(dtype)), optax.sgd(0.05, momentum=0.9)
     images = jax.random.normal(jax.random.key(0), (batch, *IMAGE_SHAPE))
     labels = jax.random.randint(jax.random.key(1), (batch,), 0, NUM_CLASSES)

@@ -1,10 +1,10 @@
 """The PyTorch peer: the same ResNet20 with average pooling, at its best known settings.
 
-channels_last, the fused optimiser, and where compiled `torch.compile` of network and loss
-("max-autotune" with CUDA graphs on GPUs, constants folded for inference on CPUs). On GPUs
-bfloat16 is autocast, and cuDNN chooses its algorithms by measurement. The batch lies on the device
-already, floating and augmented: what this project's own step does about data is left out of the
-peer's time.
+The peer uses channels_last and the fused optimiser. If compiled, it uses `torch.compile` for
+network and loss ("max-autotune" with CUDA graphs on GPUs, constants folded for inference). bfloat16
+means autocast, and cuDNN chooses its algorithms by measurement. The batch is on the device already,
+in floating point and augmented: the peer's time does not include the work on data that this
+project's step does.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _wait(device: str) -> None:
 
 
 def train(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
-    """A training step with SGD and momentum."""
+    """Returns a call of training steps with SGD and momentum, and its number of images."""
     device, count, model, images, labels = _prepare(batch)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, fused=True)
 
@@ -100,7 +100,7 @@ def train(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
 
 
 def evaluate(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
-    """The predicted classes and their loss, in eval mode and without gradients."""
+    """Returns a call of evaluations (loss and correct predictions), and its number of images."""
     device, count, model, images, labels = _prepare(batch)
     model.eval()
 
@@ -126,7 +126,7 @@ def evaluate(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
 
 
 def convolution(form: str, batch: int, side: int, channels: int) -> Call:
-    """A 3×3 convolution that keeps its shape, or one of its gradients."""
+    """Returns a call of a 3×3 convolution that keeps the shape, or of one of its gradients."""
     last = torch.channels_last
     x = torch.randn(batch, channels, side, side).to(memory_format=last)
     kernel = torch.randn(channels, channels, 3, 3).to(memory_format=last)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.pools
 
-Every pool, forward and backward (with respect to the map and the parameters), against average
-pooling, on maps of 8×8×64 (the last stage of a ResNet20), 16×16×256 and 7×7×2048 (of a ResNet50).
-Average pooling must read the map once and write its gradient once; FlexPool must read the map once
-more, for the gradient of its weights: 3 passes for 2, a ratio of 1.5, is what memory bandwidth
-alone gives. All are JAX programs and are timed in turns in one process.
+Compares every pool with average pooling, forward and backward (with respect to the map and the
+parameters), on maps of 8×8×64 (the last stage of a ResNet20), 16×16×256 and 7×7×2048 (of a
+ResNet50). Average pooling must read the map once and write the map's gradient once. FlexPool must
+read the map once more, for the gradient of its weights. So memory bandwidth alone leads to 3 passes
+instead of 2, a ratio of 1.5. All pools are JAX programs, timed in turns in one process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFERENCE = "avg"
 
 
 def forward_and_backward(pool: str, x: jax.Array) -> Callable[[], Any]:
-    """A call that pools x and takes the gradient of a random functional of the result."""
+    """Returns a call that pools x, and computes the gradients for a random cotangent."""
     module = create_pool(pool)
     variables = module.init(jax.random.key(0), x[:1])
 
@@ -44,7 +44,7 @@ def forward_and_backward(pool: str, x: jax.Array) -> Callable[[], Any]:
 
 
 def seconds_in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """The median seconds of a few calls each, in each round."""
+    """Returns, for each name and round, the median seconds of five calls."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in range(rounds + 1):
         for name, call in calls.items():
@@ -53,13 +53,13 @@ def seconds_in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[s
                 started = time.perf_counter()
                 call()
                 times.append(time.perf_counter() - started)
-            if round_number:  # The first one compiles and warms up.
+            if round_number:  # The first round compiles and warms up.
                 seconds[name].append(statistics.median(times))
     return seconds
 
 
 def work(names: list[str], rounds: int, dtype: str) -> None:
-    """Is the worker: answers for each shape with its seconds."""
+    """Runs as the worker: answers for each shape with its seconds."""
     for shape in SHAPES:
         # A GPU needs more than a CPU before the work outweighs starting a kernel.
         batch = 16 * shape[0] if workers.has_gpu() else shape[0]

@@ -1,4 +1,4 @@
-"""What every benchmark's table has in common: the machine, the versions, medians and ratios."""
+"""Prints the tables of the benchmarks: the machine, the versions, medians and ratios."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
 
 def machine() -> str:
-    """CPU, GPU if there is one, memory, versions, shared settings and load, in lines."""
+    """Returns lines about CPU, GPU (if any), memory, versions, shared settings and load."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -56,7 +56,7 @@ def print_table(
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """``median (lowest–highest)``.
+    """Formats values as ``median (lowest–highest)``.
 
     Example:
         >>> spread([3.0, 1.0, 2.0])
@@ -67,7 +67,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 
 def ratios(rounds: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) -> list[float]:
-    """Each round's median over the peer's median in the same round.
+    """Returns each round's median divided by the peer's median in the same round.
 
     Example:
         >>> ratios([[2.0, 4.0], [6.0]], [[1.0], [2.0]])
@@ -82,12 +82,12 @@ def ratios(rounds: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) -
 def rate_rows(
     rates: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str], peer: str
 ) -> list[list[str]]:
-    """Rows of ``name, rate, ratio to the peer's rate in the same round``.
+    """Returns rows of ``name, rate, ratio to the peer's rate in the same round``.
 
     Args:
-        rates: from `benchmarks.workers.race`.
-        names: of every contestant; who is missing from rates failed.
-        peer: whose rate is 1.
+        rates: rates from `benchmarks.workers.race`.
+        names: names of all contestants; those that are missing in ``rates`` have failed.
+        peer: name of the contestant with the ratio 1.
     """
     rows = []
     for name in names:

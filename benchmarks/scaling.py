@@ -3,10 +3,10 @@
     python -m benchmarks.scaling                    # batch 32 ... 4096 against PyTorch
     python -m benchmarks.scaling --devices 1 2 4 8  # one batch over so many devices
 
-ResNet20 on 32×32×3, the step of `benchmarks.train_step`. Each batch size is raced against PyTorch
-by itself. The devices of a CPU are simulated: they share its cores, so that sharing a batch can
-only lose, and the ratio says how much synchronising statistics and gradients costs. On GPUs they
-are as many of the machine's.
+Measures the step of `benchmarks.train_step`: ResNet20 on 32×32×3. Each batch size is a separate
+race against PyTorch. The devices of a CPU are simulated: they share its cores, so that dividing a
+batch among them can only be slower, and the ratio shows the cost of synchronising statistics and
+gradients. With GPUs, the devices are the machine's GPUs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _on_devices(count: int) -> dict[str, str]:
 
 
 def over_batches(arguments: argparse.Namespace) -> None:
-    """A row for each batch size."""
+    """Measures and prints a row for each batch size."""
     peer = "PyTorch, torch.compile" if workers.has_gpu() else PEER
     rows = []
     for batch in arguments.batch:
@@ -47,7 +47,7 @@ def over_batches(arguments: argparse.Namespace) -> None:
 
 
 def over_devices(arguments: argparse.Namespace) -> None:
-    """A row for each number of devices, all of them raced against one device."""
+    """Measures and prints a row for each number of devices, with the ratio to the first number."""
     names = {f"{count}": count for count in arguments.devices}
     for batch in arguments.batch:
         shared = {"module": "ours", "batch": batch, "dtype": arguments.dtype}
@@ -62,7 +62,7 @@ def over_devices(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measures what was asked for."""
+    """Measures over batch sizes or, with --devices, over numbers of devices."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--devices", type=int, nargs="+")

@@ -4,10 +4,10 @@
     python -m benchmarks.startup --config=configs/fashion_mnist.py \\
         -- --config.dataset.raw_dir=FOLDER
 
-`launch.py` as a user starts it, until the first step stands in metrics.jsonl: imports, data set
-(prepared before), model, compilation, one step. Cold: an empty compile cache; warm: the one that
-the cold start left. Beside it the time of the imports alone, which no program of this kind can do
-without. What follows `--` goes to launch.py.
+Measures `launch.py` as a user starts it, until its first step is in metrics.jsonl: imports, data
+set (already prepared), model, compilation, one step. A cold start has an empty compile cache; a
+warm start has the cache that the cold start left. For comparison, the imports alone are measured,
+too, which every such program needs. Arguments after `--` are passed to launch.py.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
     taskset -c 0 python -m benchmarks.streaming
 
-Three tables, for one core. How many photographs of ImageNet's size a core reads a second: a second
-of its own time, so that other programs on the machine do not count. The memory of a run with all
-images on the device and with streamed ones; its network is a single convolution, so that most of
-its time is reading. And the share of the time that ResNet20 waits for streamed images of 32 pixels.
-Images are noise of all scales, of the compressed size of photographs.
+Prints three tables, for one core:
+
+- how many photographs of ImageNet's size the core reads per second of its CPU time, in which other
+  programs on the machine do not count;
+- the memory of a run with all images on the device, and of a run with streamed images. Its network
+  is a single convolution, so that most of its time is reading;
+- the share of the time that ResNet20 waits for streamed images of 32 pixels.
+
+Images are noise at all scales, and their compressed size is that of photographs.
 """
 
 from __future__ import annotations
@@ -29,13 +33,13 @@ from flexpool_jax.data import images
 
 CLASSES = 10
 TEST_IMAGES = 1000
-# Different images; more would not be read otherwise.
+# The number of different images; more of them would not change how images are read.
 DISTINCT = 100
 SECONDS = 10.0
 
 
 def photograph(random: np.random.Generator, height: int, width: int) -> bytes:
-    """A JPEG file of noise whose coarse scales are the stronger ones, as in photographs."""
+    """Returns a JPEG file of noise that is stronger at coarse scales, as in photographs."""
     pixels = np.full((height, width, 3), 128.0)
     for level in range(8):
         side = (max(1, width >> level), max(1, height >> level))
@@ -50,13 +54,13 @@ def photograph(random: np.random.Generator, height: int, width: int) -> bytes:
 
 
 def photographs(height: int, width: int) -> list[bytes]:
-    """`DISTINCT` JPEG files."""
+    """Returns `DISTINCT` different JPEG files."""
     random = np.random.default_rng(0)
     return [photograph(random, height, width) for _ in range(DISTINCT)]
 
 
 def read_rate() -> list[str]:
-    """A row: what a core decodes, resizes and cuts out a second of its own time."""
+    """Returns a row: images that a core decodes, resizes and crops per second of CPU time."""
     files = photographs(375, 500)
     fit = images.Fit(256, crops=True)
     count, started = 0, time.process_time()
@@ -70,7 +74,7 @@ def read_rate() -> list[str]:
 
 
 def prepare(folder: str, count: int, side: int) -> str:
-    """Prepares a data set of so many training images, and returns its name."""
+    """Prepares a data set of `count` training images of `side` pixels, and returns its name."""
     from flexpool_jax.data.prepare import prepare
     from flexpool_jax.data.registry import Contents, Example, Source
 
@@ -99,7 +103,7 @@ def prepare(folder: str, count: int, side: int) -> str:
 
 
 def work(folder: str, count: int, side: int, placement: str, model: str, epochs: int) -> None:
-    """Trains on a prepared set; answers with the peak of memory, the rate and the waiting."""
+    """Runs as a worker: trains on a prepared set; answers with peak memory, rate and waiting."""
     from flax import linen as nn
 
     from configs import default
@@ -129,7 +133,7 @@ def work(folder: str, count: int, side: int, placement: str, model: str, epochs:
 
 
 def measure(**options: Any) -> list[str]:
-    """The cells of a run in a process of its own, after one that decodes and compiles."""
+    """Returns the cells of a run in its own process, after a run that decodes and compiles."""
     for attempt in range(2):
         worker = workers.Worker("benchmarks.streaming", Contestant(str(attempt), options))
         try:

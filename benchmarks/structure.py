@@ -2,9 +2,10 @@
 
     python -m benchmarks.structure
 
-Functions and files: those of this project that `launch.py` runs through, from its start to the
-dispatch of the first update, with prepared data. Lambdas and comprehensions count with the function
-that contains them. Lines: of the package, without docstrings, comments and blank lines.
+Functions and files are those of this project that `launch.py` runs, from its start to the dispatch
+of the first update, with prepared data. Lambdas and comprehensions count as part of the function
+that contains them. Lines are those of launch.py, the package and the configs, without docstrings,
+comments and blank lines.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ OWN = (f"{PACKAGE}/", f"{ROOT}/configs/", f"{ROOT}/launch.py")
 
 
 def functions_before_first_update(*arguments: str) -> set[tuple[str, str]]:
-    """The file and qualified name of each own function that a command runs before its first update.
+    """Returns file and qualified name of each own function that runs before the first update.
 
     Args:
-        arguments: of launch.py.
+        arguments: command-line arguments of launch.py.
     """
     import jax
 
@@ -68,7 +69,7 @@ def functions_before_first_update(*arguments: str) -> set[tuple[str, str]]:
     return {
         (str(Path(code.co_filename).relative_to(ROOT)), _function(code))
         for code in codes
-        # Of modules and class bodies the code is not optimized.
+        # The code of modules and class bodies does not have this flag.
         if code.co_flags & inspect.CO_OPTIMIZED and not code.co_qualname.startswith("<")
     }
 
@@ -135,7 +136,7 @@ def main() -> None:
 
 
 def _folder(path: Path) -> str:
-    """The subpackage of a file; files beside the subpackages go by their own name."""
+    """The subpackage of a file, or the file's own name if it is in no subpackage."""
     parts = path.relative_to(ROOT).parts
     return "/".join(parts[:2]) if parts[0] == PACKAGE.name else parts[0]
 

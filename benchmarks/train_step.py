@@ -4,11 +4,11 @@
     python -m benchmarks.train_step --compare=pool           # FlexPool costs at most 1.02 × average
     python -m benchmarks.train_step --compare=sac            # SAC costs at most 1.05 × one head
 
-ResNet20 on 32×32×3, SGD with momentum; float32 on CPUs, bfloat16 on GPUs. This project's step is
-the one that a run makes, with FlexPool and Eq. 2, and begins at uint8 images: gather, flip, scale,
-normalise. Its peers have average pooling and a finished batch: `benchmarks.peers_flax` and
-`benchmarks.peers_pytorch` say how they are set up. On a CPU a timed call is one step, on a GPU 50
-steps that are waited for together, scanned in this project.
+Trains ResNet20 on 32×32×3 by SGD with momentum; in float32 on CPUs, in bfloat16 on GPUs. This
+project's step is that of a run with FlexPool and Eq. 2 of the paper. It starts from uint8 images:
+gather, flip, scale, normalise. Its peers have average pooling and start from a finished batch;
+`benchmarks.peers_flax` and `benchmarks.peers_pytorch` describe them. On a CPU a timed call is one
+step. On a GPU it is 50 steps with one wait at the end; in this project they are one scan.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "SAC, three heads": {"module": "ours", "sac": True},
     "one head": {"module": "ours"},
 }
-# What is compared, and with whom: the last name is the one whose rate is 1.
+# For each comparison, its contestants and the name of the one with the ratio 1.
 COMPARISONS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "peers": (PEERS, "PyTorch, eager"),
     "pool": (POOLS, "average pooling"),
@@ -44,7 +44,7 @@ COMPARISONS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
 
 
 def build(module: str, **options: Any) -> tuple[Call, float]:
-    """A contestant's training step, from the module of that name."""
+    """Returns the training step of a contestant in benchmarks.`module`, and its images."""
     return importlib.import_module(f"benchmarks.{module}").train(**options)
 
 

@@ -1,8 +1,9 @@
-"""Contestants in processes of their own, measured in turns: A B C, A B C, ...
+"""Measures contestants in separate processes and in turns: A B C, A B C, ...
 
-A process each, so that thread pools and allocators do not meet; turns, so that whatever else the
-machine does falls on all of them alike. A program starts itself again as each contestant's worker,
-which builds what is timed, calls it until it is warm, and then waits to be asked.
+Separate processes keep thread pools and allocators apart. Turns distribute the effects of other
+programs on the machine over all contestants. A benchmark starts its own program again for each
+contestant, as a worker. The worker builds the call that is timed, warms it up, and then waits for
+requests.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Calls are blocking, and each does this much work, for instance a number of images.
+# `Build` returns a blocking call and the work of each call, for instance a number of images.
 Call = Callable[[], Any]
 Build = Callable[..., tuple[Call, float]]
 
@@ -30,7 +31,7 @@ WARM_UP_CALLS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """What is measured: a name for the table, `build`'s arguments, and environment variables."""
+    """A contestant: its name in the table, the arguments of `build`, environment variables."""
 
     name: str
     options: Mapping[str, Any]
@@ -39,7 +40,7 @@ class Contestant:
 
 @functools.cache
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU; asked without JAX, which would take the GPU's memory."""
+    """Whether there is an NVIDIA GPU. JAX is not used, since it would allocate the GPU's memory."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except OSError:
@@ -48,20 +49,20 @@ def has_gpu() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """What every contestant gets alike: huge pages, and room beside the others on a GPU."""
+    """Environment variables of all contestants: huge pages, and on a GPU a share of its memory."""
     shared = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    # JAX takes 75 % of a GPU at once by default, and the next contestant would find none left.
+    # By default JAX allocates 75 % of a GPU's memory at once, and the next contestant would fail.
     return {**shared, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"} if has_gpu() else shared
 
 
 def _python(contestant: Contestant) -> str:
-    """The interpreter: on GPUs JAX and PyTorch may want CUDA libraries of different versions."""
+    """The interpreter; PyTorch may need another one, with other versions of CUDA libraries."""
     torch = "torch" in contestant.name.lower()
     return os.environ.get("PYTORCH_PYTHON", sys.executable) if torch else sys.executable
 
 
 class WorkerFailed(Exception):
-    """A contestant did not get as far as an answer; the message is its last line."""
+    """A worker ended without an answer; the message is the last line of its standard error."""
 
 
 class Worker:
@@ -69,7 +70,7 @@ class Worker:
 
     Args:
         program: the module to start again, such as ``benchmarks.train_step``.
-        contestant: who this is.
+        contestant: the contestant that the worker measures.
     """
 
     def __init__(self, program: str, contestant: Contestant) -> None:
@@ -90,7 +91,7 @@ class Worker:
         )
 
     def answer(self) -> Any:
-        """Waits for the next answer."""
+        """Waits for the next answer; raises `WorkerFailed` if the worker ends without one."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(_ANSWER):
@@ -120,13 +121,13 @@ def race(
 
     Args:
         program: the module that calls `serve` in its workers.
-        contestants: in the order of their turns.
-        rounds: turns of each.
-        seconds: length of a turn; it holds one call at least.
+        contestants: the contestants, in the order of their turns.
+        rounds: number of turns of each contestant.
+        seconds: length of a turn, in which at least one call is made.
 
     Returns:
-        For each name and round the work done per second by each call. Who failed is missing, and
-        said on standard error.
+        For each name and round the work per second of each call. Contestants that could not be
+        built or warmed up are missing; their errors are printed on standard error.
     """
     workers: dict[str, Worker] = {}
     rates: dict[str, list[list[float]]] = {}
@@ -153,24 +154,25 @@ def race(
 
 
 def worker_options() -> dict[str, Any] | None:
-    """The options of the contestant that this process is a worker for, if it is one."""
+    """The options of this process's contestant; None if this process is not a worker."""
     return json.loads(sys.argv[2]) if sys.argv[1:2] == [_WORKER_FLAG] else None
 
 
 def reply(answer: Any) -> None:
-    """Answers from a worker."""
+    """Sends an answer from a worker to the process that started it."""
     print(_ANSWER + json.dumps(answer), flush=True)
 
 
 def serve(build: Build, options: Mapping[str, Any]) -> None:
-    """Is a worker of `race`: builds, warms up, then times calls as often as it is asked to."""
+    """Runs as a worker of `race`: builds and warms up a call, then times it at each request."""
     call, work = build(**options)
     for _ in range(WARM_UP_CALLS):
         call()
     reply("warm")
     for line in sys.stdin:
-        # While others had their turns the system took unused memory back; the first call has to ask
-        # for it again: a second, for a step of batch 1000 on a virtual machine. Runs do not pause.
+        # This call is not timed. During the turns of others the system takes back unused memory. A
+        # step of batch 1000 on a virtual machine needs a second to allocate this memory again. A
+        # real run does not pause.
         call()
         rates: list[float] = []
         end = time.perf_counter() + json.loads(line)
