@@ -1,25 +1,25 @@
-"""Every field of a config, what it means, and why its default is what it is.
+"""All fields of a config, with their meanings, defaults and the reasons for the defaults.
 
     python launch.py --config=configs/default.py:flexpool,reg --workdir=runs/default
 
-The other files here start from this one and change what their experiment changes. Where the paper
-(FlexPooling with Simple Auxiliary Classifiers in Deep Networks, VISAPP 2023) gives a value, that
-value is the default, and the comment names the section; where it is silent, the comment says what
-was chosen instead. A field is set on the command line by `--config.FIELD=VALUE`, e.g.
-`--config.sac.weights=0.05,0.1,0.85`.
+The other configs start from these defaults and change only some fields. Below, "the paper" is
+FlexPooling with Simple Auxiliary Classifiers in Deep Networks, VISAPP 2023, and sections and
+equations are those of this paper. If the paper gives a value, that value is the default, and the
+comment names the section. If not, the comment explains the choice. To set a field on the command
+line, write `--config.FIELD=VALUE`, e.g. `--config.sac.weights=0.05,0.1,0.85`.
 """
 
 from ml_collections import ConfigDict
 
 from flexpool_jax.configuration import variants
 
-# The coefficient of Eq. 2 that the variant `reg` switches on. The paper does not give it. A later
-# sweep on held-out training images confirmed 0.1: no other value differed by about one point or
-# more, and 0.1 was the weakest that kept the sums of the weights within one per cent of 1
-# (docs/reproduction.md).
+# Coefficient of Eq. 2 that the variant `reg` sets. The paper does not give the value. A later sweep
+# on held-out training images confirmed 0.1: the accuracy with other values differed by less than
+# about one point, and 0.1 was the smallest value with which the sums of the weights stayed within
+# one per cent of 1 (docs/reproduction.md).
 DEFAULT_POOL_REG = 0.1
 
-# Section 4.4.1: "using drop out of 0.25".
+# Dropout rate that the variant `dropout` sets. Section 4.4.1: "using drop out of 0.25".
 DEFAULT_DROPOUT_RATE = 0.25
 
 
@@ -27,183 +27,202 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the paper's settings with the variant's changes, e.g. "flexpool,reg,dropout,sac"."""
     config = ConfigDict()
 
-    # Every random number (initial weights, order, augmentation, dropout) derives from this one.
+    # Seed of all random numbers: initial weights, order of examples, augmentation and dropout.
     config.seed = 0
 
-    # The network, by name. Sections 4.1 and 4.3: ResNet20, "we may use any other network".
+    # Name of the network. Sections 4.1 and 4.3: ResNet20, "we may use any other network".
     config.model = "resnet20"
-    # False: conv, BatchNorm, ReLU (He et al. 2015). True: BatchNorm after ReLU and convolutions
-    # with biases, as in the authors' released code. Only the CIFAR ResNets have it.
+    # False: conv, BatchNorm, ReLU (He et al. 2015). True: BatchNorm after ReLU, and convolutions
+    # with biases, as in the authors' released code. For the CIFAR ResNets only.
     config.norm_after_relu = False
-    # False: parameter-free shortcuts (option A of He et al. 2015, their choice for CIFAR). True:
-    # 1x1 convolutions and norms where the shape changes (option B), as in many published weights.
-    # Only the CIFAR ResNets have the choice.
+    # False: shortcuts without parameters (option A of He et al. 2015, their choice for CIFAR).
+    # True: a 1x1 convolution and BatchNorm where the shape changes (option B), as in many published
+    # weights. For the CIFAR ResNets only.
     config.projection_shortcuts = False
-    # What turns the last stage's map [H, W, C] into a vector [C]: flexpool is the paper's (section
-    # 3), flexpool_softmax the released code's, avg the baseline of both tables. All of them are in
-    # flexpool_jax/pooling.py, each with its source.
+    # Name of the pool, which turns the last stage's map [H, W, C] into a vector [C]. flexpool is
+    # the pool of the paper (section 3), flexpool_softmax that of the released code, and avg the
+    # baseline of both tables. flexpool_jax/pooling.py has all pools, with their sources.
     config.pool = "flexpool"
-    # The coefficient of Eq. 2 in the loss; 0 leaves the weights unconstrained ("FlexPool"), the
-    # variant `reg` sets it ("FlexPool + Reg"). For pools with weights that are used as they are:
-    # flexpool, flexpool_shared, gdconv, channel_scale, or one of your own with a w_fp.
+    # Coefficient of Eq. 2 in the loss. 0 does not constrain the weights ("FlexPool"); the variant
+    # `reg` sets it ("FlexPool + Reg"). Only for pools that use their weights w_fp directly:
+    # flexpool, flexpool_shared, gdconv, channel_scale, or a registered pool with a w_fp.
     config.pool_reg = 0.0
-    # Multiplies the updates of the pool's weights w_fp, and so their learning rate. Adam moves each
-    # weight by about the learning rate whatever its size, and these start at 1/(H*W): a scale of
-    # 1/(H*W), 0.0204 for maps of 7x7, moves them in proportion. 1: as all other weights (the
-    # paper names no rate for them). For pools with w_fp only.
+    # Factor on the learning rate of the pool's weights w_fp. Adam changes each weight by about the
+    # learning rate, whatever the size of the weight, and w_fp starts at 1/(H*W). With the factor
+    # 1/(H*W), which is 0.0204 for maps of 7x7, the changes of w_fp are in proportion to its size.
+    # 1: the same rate as for all other weights (the paper names no other rate). Only for pools with
+    # a w_fp.
     config.pool_learning_rate_scale = 1.0
-    # Probability of dropping an entry of the pooled vector ahead of its classifier. The variant
-    # `dropout` sets the paper's 0.25 (section 4.4.1); where it acts is this project's choice.
+    # Probability that dropout sets an entry of the pooled vector to 0, before the classifier. The
+    # variant `dropout` sets the paper's 0.25 (section 4.4.1). The place where dropout acts is this
+    # project's choice.
     config.dropout_rate = 0.0
 
-    # A safetensors file whose weights training starts from: this project's own, as --mode=export
-    # writes it, or PyTorch's as scripts/convert_torch.py makes it (docs/portable.md). Empty: random
-    # weights (the paper's).
+    # Path of a safetensors file with the initial weights: a file of this project, from
+    # --mode=export, or one from PyTorch, made by scripts/convert_torch.py (docs/portable.md).
+    # Empty: random weights, as in the paper.
     config.init_from = ""
-    # backbone: only what follows the backbone is trained, its pools and classifiers; BatchNorm uses
-    # its running statistics and does not update them. Empty: everything is trained.
+    # backbone: only the pools and classifiers after the backbone are trained; BatchNorm uses its
+    # running statistics and does not update them. Empty: everything is trained.
     config.freeze = ""
 
-    # Simple Auxiliary Classifiers: each stage's map is pooled and classified too (section 3.2).
+    # Simple Auxiliary Classifiers: the map of each stage is pooled and classified (section 3.2).
     config.sac = ConfigDict()
     config.sac.enabled = False
-    # The weight of each stage's loss in Eq. 3, first stage first; the last head is the one that
-    # predicts. They must strictly increase and sum to 1. Section 4.1: 0.1, 0.2 and 0.7. Left at
-    # these, a model with another number of stages gets as many by the same rule: 0.7 for the last,
-    # the rest in proportion 1 : 2 : 3 : ... (0.03, 0.06, 0.09, 0.12, 0.7 for the five of a VGG).
-    # config.json has the weights that were used.
+    # Weight of each stage's loss in Eq. 3, first stage first; the last stage's classifier predicts.
+    # The weights must strictly increase and sum to 1. Section 4.1: 0.1, 0.2 and 0.7. If this field
+    # has this default and the model has another number of stages, the weights follow the same rule:
+    # 0.7 for the last stage, and 0.3 in proportion 1 : 2 : 3 : ... for the earlier stages (0.03,
+    # 0.06, 0.09, 0.12, 0.7 for the five stages of a VGG). config.json has the weights in use.
     config.sac.weights = (0.1, 0.2, 0.7)
 
     config.dataset = ConfigDict()
-    # One of flexpool_jax/data/registry.py (digits, fashion_mnist, ..., image_folder, npz), a
-    # registered one, or any TFDS set prepared as ArrayRecord under data_dir. Default: the first
-    # row of both tables.
+    # Name of a data set in flexpool_jax/data/registry.py (digits, fashion_mnist, ..., image_folder,
+    # npz), of a registered data set, or of any TFDS data set that is prepared as ArrayRecord under
+    # data_dir. Default: the first row of both tables.
     config.dataset.name = "cifar10"
-    # Where prepared data sets live; TFDS's own folder, so that what it prepared is found.
+    # Folder of the prepared data sets. The default is TFDS's folder, where data sets that TFDS
+    # prepared are found.
     config.dataset.data_dir = "~/tensorflow_datasets"
-    # A folder with files downloaded by hand, the image folder or the .npz file. Empty: download.
+    # Path of the folder with files downloaded by hand, of the image folder or of the .npz file.
+    # Empty: the files are downloaded.
     config.dataset.raw_dir = ""
-    # Side in pixels to which images are resized; 0 leaves it to the data set.
+    # Side in pixels to which images are resized. 0: the data set's default, which is 32 for digits
+    # and tiny_imagenet, and the stored size for the others.
     config.dataset.image_size = 0
-    # stretch: to a square, whatever an image's proportions. crop: the short side is resized to
-    # image_size, and the middle of the long side is kept (torchvision's Resize and CenterCrop); an
-    # image_folder is then stored as the JPEG bytes that it has, and resized when it is read.
+    # stretch: images are resized to a square, whatever their proportions. crop: the short side is
+    # resized to image_size, and the middle square is cut out (torchvision's Resize and CenterCrop).
+    # With crop, an image_folder is prepared in its original size, and resized when it is read.
     config.dataset.resize = "stretch"
-    # Above 0, the network sees the middle of each image, so many pixels a side: of the test images,
-    # and of the training images unless augment.random_resized_crop cuts from the whole of them.
+    # If above 0, a square of this side in pixels is cut from the middle of each test image, and of
+    # each training image unless augment.random_resized_crop is set. 0: the whole image.
     config.dataset.center_crop = 0
-    # device: all images lie in the memory of each device (on a CPU, of the machine), decoded once.
-    # stream: each batch is read from the prepared files and decoded by threads while the devices
-    # compute, so that memory is bounded; arrays (npz, registered sets) are streamed from memory.
-    # auto: device where all images take at most a quarter of the memory, else stream. The memory is
-    # that of a device or of the machine, whichever is smaller; several devices of a CPU share it.
-    # Both give the same batches, bit by bit.
+    # device: all images are decoded once and are in the memory of each device (on a CPU, of the
+    # machine). stream: threads read and decode each batch from the prepared files while the devices
+    # compute, so that little memory is needed; arrays (npz, registered data sets) are streamed from
+    # memory. auto: device if all images take at most a quarter of the memory, else stream. This
+    # memory is that of a device or of the machine, whichever is smaller; if a CPU has several
+    # devices, it is the machine's memory divided by their number. The batches are the same, bit by
+    # bit, in both cases.
     config.dataset.placement = "auto"
-    # This fraction of the training split (stratified, seeded) stands in for the test split: for
-    # choosing values without looking at test images. 0: the official splits (section 4.4).
+    # Fraction of the training split (of each class, drawn with the seed) that is used in place of
+    # the test split, to choose values without using test images. 0: the official splits (section
+    # 4.4).
     config.dataset.holdout = 0.0
-    # Images / 255 are normalised with this mean and standard deviation, one number a channel.
-    # Empty: with those of the training images. With init_from they must be those that the weights
-    # were trained with; files of this project name theirs.
+    # Mean and standard deviation, one number for each channel, by which images are normalised after
+    # division by 255. Empty: those of the training images. With init_from, they must be those that
+    # the weights were trained with; if empty, they are read from a file of this project.
     config.dataset.mean = ()
     config.dataset.std = ()
 
-    # Images a step, over all devices together. Section 4.2: 1000.
+    # Number of images of a step, over all devices. Section 4.2: 1000.
     config.batch_size = 1000
-    # A step's images are run through the network in so many parts, one after the other, whose
-    # gradients are averaged: for batches whose activations do not fit into memory. Without
-    # BatchNorm and dropout the step is the same; BatchNorm normalises each part by the part's own
-    # statistics, and updates the running ones once for each part.
+    # Number of parts into which a step's images are divided. The parts are computed one after the
+    # other, and their gradients are averaged: for batches whose activations do not fit into memory.
+    # Without BatchNorm and dropout, the result of the step is the same as with 1. BatchNorm
+    # normalises each part by the part's own statistics, and updates its running statistics after
+    # each part.
     config.grad_accum_steps = 1
-    # Section 4.2: 100.
+    # Number of epochs. Section 4.2: 100.
     config.num_epochs = 100
-    # Images an evaluation step; the result does not depend on it.
+    # Number of images of an evaluation step, which does not change the result.
     config.eval_batch_size = 1000
 
     config.optimizer = ConfigDict()
-    # adam (section 4.2), sgd, or any other optimizer of optax and optax.contrib that needs only
-    # gradients and a learning rate: adamw, lion, lamb, muon, rmsprop, ...
+    # Name of the optimizer: adam (section 4.2), sgd, or any other optimizer of optax and
+    # optax.contrib that needs only gradients and a learning rate: adamw, lion, lamb, muon, ...
     config.optimizer.name = "adam"
-    # Further keywords of the optimizer, with plain values, e.g. --config.optimizer.kwargs.b1=0.95.
-    # They are Optax's own names; those of adam are scale_by_adam's, those of sgd trace's.
+    # Further keyword arguments of the optimizer, e.g. --config.optimizer.kwargs.b1=0.95. The names
+    # are Optax's: those of scale_by_adam for adam, those of trace for sgd, else those of the
+    # optimizer.
     config.optimizer.kwargs = ConfigDict()
-    # SGD's momentum; the other optimizers do not use it.
+    # Momentum of sgd; the other optimizers do not use this field.
     config.optimizer.momentum = 0.9
-    # The paper names no weight decay, hence none. Biases and BatchNorm are never decayed.
+    # Coefficient of weight decay, which never acts on biases and BatchNorm. The paper names no
+    # weight decay: 0.
     config.optimizer.weight_decay = 0.0
-    # l2: added to the gradient, ahead of momentum or Adam. decoupled: subtracted from the weights
-    # beside the step, scaled by the rate, as in AdamW. Optimizers with a weight decay of their own
-    # that can be masked (adamw, lion, lamb, ...) use that one, whatever this says.
+    # l2: the decay is added to the gradient, before momentum or Adam. decoupled: the decay, times
+    # the learning rate, is subtracted from the weights apart from the gradient, as in AdamW. This
+    # field has no effect on optimizers that have their own weight decay with a mask (adamw, lion,
+    # lamb, ...).
     config.optimizer.weight_decay_kind = "l2"
-    # Whether weight decay acts on w_fp too: it pulls the weights to 0, Eq. 2 their sums to 1.
+    # Whether weight decay also acts on w_fp. Decay pulls the weights to 0; Eq. 2 pulls the sums of
+    # the weights to 1.
     config.optimizer.decay_pool = False
-    # Gradients whose norm over all parameters is larger are scaled down to it; 0 is off.
+    # Largest norm of the gradient over all parameters; a larger gradient is scaled down to this
+    # norm. 0 is off.
     config.optimizer.clip_norm = 0.0
-    # The rate, at its highest. Sections 4.1 and 4.2: 0.1.
+    # Highest learning rate of the schedule. Sections 4.1 and 4.2: 0.1.
     config.learning_rate = 0.1
-    # onecycle (section 4.1): up to learning_rate over the first 30 % of the steps, then down to
-    # almost nothing. cosine: down along a half cosine. warmup_cosine: up in a straight line over
-    # warmup_epochs, then down along a half cosine. constant. step: divided by ten at one half and
-    # at three quarters of the steps (He et al. 2015).
+    # Schedule of the learning rate. onecycle (section 4.1): up to learning_rate over the first 30 %
+    # of the steps, then down to almost 0. cosine: down to 0 along a half cosine. warmup_cosine: up
+    # in a straight line over warmup_epochs, then down to 0 along a half cosine. constant: always
+    # learning_rate. step: divided by ten after one half and again after three quarters of the steps
+    # (He et al. 2015).
     config.schedule = "onecycle"
-    # For warmup_cosine only.
+    # Number of warm-up epochs; for the schedule warmup_cosine only.
     config.warmup_epochs = 0
 
-    # Above 0, evaluation uses an exponential moving average of the weights: after each step,
-    # average = ema_decay * average + (1 - ema_decay) * weights, from the initial weights on. It
-    # covers about the last 1 / (1 - ema_decay) steps. BatchNorm's running statistics are used as
-    # they are. Checkpoints, and pool_weights.npz, then hold the averages. 0 is off.
+    # If above 0, evaluation uses an exponential moving average of the weights. It starts with the
+    # initial weights; after each step, average = ema_decay * average + (1 - ema_decay) * weights.
+    # The average covers about the last 1 / (1 - ema_decay) steps. BatchNorm's running statistics
+    # are not averaged again. Checkpoints also hold the average, and pool_weights.npz holds it in
+    # place of the weights. 0 is off.
     config.ema_decay = 0.0
 
-    # Share of each label's probability that is spread over all classes in the training loss (label
-    # smoothing). The paper has none.
+    # Label smoothing: share of each label's probability that is spread over all classes in the
+    # training loss. The paper does not use it: 0.
     config.label_smoothing = 0.0
 
-    # What the network computes in, float32 or bfloat16. Parameters, statistics, the pool's
-    # weights and the losses are float32 in either case.
+    # Compute dtype of the network, float32 or bfloat16. Parameters, statistics and losses, and the
+    # weighted sum of the pool, are float32 in both cases.
     config.dtype = "float32"
-    # On a GPU XLA adds some sums in whatever order comes first, so that two runs differ in the last
-    # bits. True: in a fixed order, with kernels that are not chosen by their speed; slower. A CPU
-    # always gives the same bits. Not for models that pool by the maximum over windows.
+    # False: on a GPU, XLA computes some sums in a varying order, so that two runs differ in the
+    # last bits. True: the order is fixed, and kernels are not chosen by measuring their speed; this
+    # is slower, and models with max pooling over windows raise an error. On a CPU, the bits are
+    # always the same.
     config.deterministic = False
-    # Whether batch statistics are averaged over the devices; then a run on eight devices follows
-    # the same loss curve as on one. False spares the communication.
+    # Whether BatchNorm's batch statistics are averaged over the devices. True: a run on eight
+    # devices follows the same loss curve as on one device. False saves the communication.
     config.sync_batch_norm = True
 
-    # Drawn anew for every image and epoch, on the device. Section 4.2: "random flipping, scaling".
+    # Random augmentation of the training images, drawn on the device for every image and epoch.
+    # Section 4.2: "random flipping, scaling".
     config.augment = ConfigDict()
-    # Mirror left and right with probability one half.
+    # Whether images are mirrored left to right with probability one half.
     config.augment.flip = True
-    # Resize by a factor from this range, then crop or pad back to size; (1, 1) is off. The paper
-    # gives no range.
+    # Range of a random factor by which images are resized, and then cropped or padded to their
+    # size. (1, 1) is off. The paper gives no range.
     config.augment.scale = (0.8, 1.2)
-    # Pad by so many pixels on each side and crop back at a random place; 0 is off.
+    # Number of pixels of padding on each side, before a random crop to the image's size. 0 is off.
     config.augment.crop = 0
-    # Cut out a random part and resize it: its share of the area is from this range, the ratio of
-    # its sides from 3/4 to 4/3 (torchvision's RandomResizedCrop, whose range is 0.08,1); in the
-    # place of scale and crop. Empty is off. The result has dataset.center_crop pixels a side, or as
-    # many as the images have.
+    # Range of the share of the image's area that is cut out at random and resized, with a ratio of
+    # width to height from 3/4 to 4/3: torchvision's RandomResizedCrop, whose default range is
+    # 0.08,1. It replaces scale and crop. Empty is off. The side of the result is
+    # dataset.center_crop, or that of the images if center_crop is 0.
     config.augment.random_resized_crop = ()
 
-    # Super classing (section 4.2): train so many epochs on superclasses, then replace the head and
-    # train num_epochs on the classes. 0 is off; the paper's value is 10.
+    # Super classing (section 4.2): number of epochs of training on superclasses. Then the head is
+    # replaced, and training continues for num_epochs on the classes. 0 is off; the paper has 10.
     config.superclass = ConfigDict()
     config.superclass.epochs = 0
-    # A file that maps classes to superclasses. Empty: the data set's own (cifar100 has them).
+    # Path of a file that maps classes to superclasses. Empty: the superclasses of the data set,
+    # such as those of cifar100.
     config.superclass.mapping = ""
 
-    # How often the test split is evaluated, and how often the state is saved. A state that is the
-    # best so far waits in memory for the next save, and is saved with it.
+    # Number of epochs between evaluations on the test split, and between saved checkpoints. A state
+    # with the best accuracy so far stays in memory until the next checkpoint is due; both are then
+    # saved.
     config.eval_every_epochs = 1
     config.checkpoint_every_epochs = 1
-    # How often a step's losses are written to metrics.jsonl.
+    # Number of steps between lines with the losses of a step in metrics.jsonl.
     config.log_every_steps = 50
-    # Steps that one call hands to the device. 0 chooses: one on CPU; on accelerators about as many
-    # as log_every_steps, but not more than take three seconds.
+    # Number of steps that one call runs on the device. 0 chooses the number: one on a CPU; on
+    # accelerators about log_every_steps, but not more than take three seconds.
     config.steps_per_dispatch = 0
-    # Whether TensorBoard files are written beside metrics.jsonl.
+    # Whether TensorBoard files are written, in addition to metrics.jsonl.
     config.tensorboard = True
-    # Where XLA keeps compiled programs between runs; empty: nowhere.
+    # Folder in which XLA caches compiled programs for later runs. Empty: no cache.
     config.compilation_cache = "~/.cache/flexpool_jax/xla"
 
     # From here on a misspelt field is an error, not a new field.
@@ -212,20 +231,20 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def apply_variant(config: ConfigDict, variant: str) -> ConfigDict:
-    """Changes a config as the argument after the colon says, and returns it.
+    """Applies a variant, the argument after the colon, to a config in place and returns the config.
 
-    The name of a pool chooses it (`softmax` is flexpool_softmax; without a pool it stays as it is),
-    `reg` sets `pool_reg`, `dropout` sets `dropout_rate`, `sac` switches the auxiliary classifiers
-    on. FIELD=VALUE sets any field as on the command line; `reg=V` is short for `pool_reg=V`.
+    The name of a pool sets `pool` (`softmax` is flexpool_softmax), `reg` sets `pool_reg`, `dropout`
+    sets `dropout_rate`, and `sac` switches the auxiliary classifiers on. FIELD=VALUE sets any field
+    as on the command line; `reg=V` is short for `pool_reg=V`.
 
     Args:
-        config: The config to change in place.
+        config: The config to change.
         variant: Words separated by commas, in any order; empty changes nothing.
 
     Raises:
-        UserError: For an unknown word, a field that is set more than once, or a value that its
-            field cannot hold. `reg` with a pool that Eq. 2
-            cannot constrain is refused by `flexpool_jax.configuration.resolve`.
+        UserError: A word is unknown, a field is set more than once, or a value has the wrong type.
+            Values and combinations of fields, such as `reg` with a pool that Eq. 2 cannot
+            constrain, are checked later by `flexpool_jax.configuration.resolve`.
 
     Example:
         >>> config = get_config("flexpool,reg,dropout,sac")

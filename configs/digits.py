@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/digits.py:flexpool,reg --workdir=runs/digits
 
-Nothing is downloaded, and two CPU cores need a few minutes: the experiment to try first.
+Nothing is downloaded, and training takes a few minutes on two CPU cores: try this config first.
 """
 
 from ml_collections import ConfigDict
@@ -15,10 +15,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default.get_config()
     config.dataset.name = "digits"
 
-    # 1,438 training images make barely one step of the paper's 1000; 64 makes 22 an epoch.
+    # The paper's batch of 1000 would make one step per epoch of 1,438 images; a batch of 64 makes
+    # 22 steps.
     config.batch_size = 64
     config.num_epochs = 12
-    # The paper's 0.1 goes with its batch; at 64 images a step Adam wants less.
+    # The paper's rate of 0.1 is for batches of 1000; Adam needs a lower rate for batches of 64.
     config.learning_rate = 0.01
 
     # No flips: a mirrored digit is not a valid digit.

@@ -4,9 +4,10 @@
     python launch.py --mode=sweep --config=configs/evidence.py:e1,avg=RATE,flexpool=RATE \\
         --workdir=sweeps/evidence/e1
 
-The argument names one of `DESIGNS` and, where its columns need them, the two peak rates that E0
-selected: avg's serves every pool without spatial weights, flexpool's every pool with them. They are
-an argument so that this file is the same before and after E0. docs/evidence.md is the protocol.
+The argument contains the name of one of `DESIGNS` and, except for designs with fixed rates, the two
+peak learning rates that E0 selected. The rate of avg is used for all pools without spatial weights,
+and the rate of flexpool for all pools with spatial weights. The rates are arguments, so that this
+file is the same before and after E0. docs/evidence.md is the protocol.
 """
 
 from ml_collections import ConfigDict
@@ -16,15 +17,15 @@ from flexpool_jax.errors import UserError, unknown_name
 
 _E0_RATES = ("0.003", "0.01", "0.03")
 
-# Their columns train at flexpool's rate, all others at avg's.
+# Pools with spatial weights, which train at the rate of flexpool; all others train at that of avg.
 _SPATIAL_POOLS = ("flexpool", "flexpool_shared", "gdconv")
 
-# Designs that say their rates themselves.
+# Designs with fixed rates, which take no rates in the argument.
 _WITHOUT_RATES = ("e0", "e0_paper", "e6_sgd")
 
 _FASHION: dict[str, object] = {"datasets": ("fashion_mnist",), "overrides": "batch_size=125"}
 _TINY: dict[str, object] = {"datasets": ("tiny_imagenet",), "overrides": "batch_size=250"}
-# A folder of images is part of the config's digest, so it has the same relative path everywhere.
+# The path of an image folder is part of the config's digest, so it is the same on all machines.
 _CIFAR10_JPEG: dict[str, object] = {
     "datasets": ("image_folder",),
     "overrides": "batch_size=125 dataset.raw_dir=data/cifar10-jpeg",
@@ -35,9 +36,10 @@ _TRAINING_LENGTH: dict[str, object] = {
     "seeds": (0, 1, 2),
 }
 
-# One sweep each: what differs from ten epochs with one classifier and a probe of every run.
+# The sweeps by name. Each entry lists the differences from the defaults: ten epochs, one classifier
+# and a probe of every run.
 DESIGNS: dict[str, dict[str, object]] = {
-    # Which peak rate? On a tenth of the training images: the test images have no say.
+    # Which peak rate? Measured on a tenth of the training images; test images are not used.
     "e0": {
         **_FASHION,
         "columns": tuple(
@@ -62,7 +64,7 @@ DESIGNS: dict[str, dict[str, object]] = {
         "columns": ("avg", "avg+dropout", "flexpool", "flexpool+reg", "flexpool+reg+dropout"),
         "seeds": (0, 1, 2, 3, 4, 5),
     },
-    # Colour images, one classifier and then three.
+    # Colour images, with one classifier (e2) and with three (e3).
     "e2": {
         **_CIFAR10_JPEG,
         "columns": ("avg", "flexpool", "flexpool+reg"),
@@ -74,8 +76,9 @@ DESIGNS: dict[str, dict[str, object]] = {
         "sac": ("on",),
         "seeds": (0, 1, 2, 3, 4),
     },
-    # Which part of FlexPool? The last column moves w_fp 1/49 as fast, at 7×7 positions about as
-    # fast, relative to the start 1/49, as a weight that starts at 1 moves at the full rate.
+    # Which part of FlexPool? In the last column, w_fp has 1/49 of the learning rate. With 7×7
+    # positions w_fp starts at 1/49, so its relative change is that of a weight that starts at 1 and
+    # has the full rate.
     "e4": {
         **_FASHION,
         "columns": (
@@ -87,7 +90,7 @@ DESIGNS: dict[str, dict[str, object]] = {
         ),
         "seeds": (0, 1, 2),
     },
-    # Where the paper claims most.
+    # The data set with the largest gain in the paper (with SAC).
     "e5": {
         **_TINY,
         "columns": ("avg", "avg+dropout", "flexpool+reg+dropout"),
@@ -103,7 +106,7 @@ DESIGNS: dict[str, dict[str, object]] = {
     "e6_2": {**_TRAINING_LENGTH, "num_epochs": 2},
     "e6_5": {**_TRAINING_LENGTH, "num_epochs": 5},
     "e6_20": {**_TRAINING_LENGTH, "num_epochs": 20},
-    # And under a recipe in which Adam moves nothing? The rate is that of He et al. 2015.
+    # And with SGD in place of Adam? The rate is that of He et al. 2015.
     "e6_sgd": {
         **_TRAINING_LENGTH,
         "overrides": "batch_size=125 optimizer.name=sgd learning_rate=0.1 schedule=cosine "
@@ -116,11 +119,10 @@ def get_config(argument: str) -> ConfigDict:
     """Returns one sweep of docs/evidence.md.
 
     Args:
-        argument: "NAME" for a design that says its rates itself, else
-            "NAME,avg=RATE,flexpool=RATE".
+        argument: "NAME" for a design with fixed rates, else "NAME,avg=RATE,flexpool=RATE".
 
     Raises:
-        UserError: For an unknown design, or rates that are missing, superfluous or not numbers.
+        UserError: The design is unknown, or rates are missing, not allowed or not numbers.
 
     Example:
         >>> get_config("e1,avg=0.003,flexpool=0.01").columns[:3]
@@ -156,7 +158,7 @@ def get_config(argument: str) -> ConfigDict:
 
 
 def _rates(argument: str, name: str, words: list[str]) -> tuple[float, float]:
-    """The peak rates out of "avg=RATE" and "flexpool=RATE", in either order."""
+    """Returns the rates of avg and flexpool from "avg=RATE" and "flexpool=RATE", in any order."""
     rates = dict(word.split("=", 1) for word in words if "=" in word)
     try:
         if len(words) == 2 and rates.keys() == {"avg", "flexpool"}:

@@ -1,10 +1,11 @@
-"""He et al. 2015, section 4.2: how the CIFAR ResNets were first trained.
+"""The recipe with which the CIFAR ResNets were first trained: He et al. 2015, section 4.2.
 
     python launch.py --config=configs/he_recipe.py:cifar10 --workdir=runs/he
     python launch.py --config=configs/he_recipe.py:cifar10,flexpool,reg --workdir=runs/he_flexpool
 
-The argument names a data set's config and a variant, in any order (see recipes.py); without a pool
-it is He et al.'s own, `avg`. Published for ResNet20 on CIFAR-10: 91.25 % test accuracy.
+The argument contains the name of a data set's config and the words of a variant, in any order (see
+recipes.py). The default pool is `avg`, as in He et al. Their test accuracy of ResNet20 on CIFAR-10
+is 91.25 %.
 """
 
 from ml_collections import ConfigDict
@@ -22,13 +23,14 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.weight_decay_kind = "l2"
     config.batch_size = 128
-    # Divided by ten at 32k and 48k of 64k iterations: one half and three quarters of the run.
+    # The rate is divided by ten at 32k and 48k of 64k iterations, one half and three quarters.
     config.learning_rate = 0.1
     config.schedule = "step"
     # 64k iterations of 128 over 50,000 images.
     config.num_epochs = 164
 
-    # Four pixels of padding on each side, a random crop and a flip. Digits keep their flip off.
+    # Four pixels of padding on each side, a random crop and a flip. The flip is set by the data
+    # set's config, which switches it off for digits.
     config.augment.scale = (1.0, 1.0)
     config.augment.crop = 4
     return default.apply_variant(config, variant)

@@ -1,9 +1,10 @@
-"""A folder of one's own images: FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or FOLDER/CLASS/*.
+"""A folder of your own images: FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or FOLDER/CLASS/*.
 
     python launch.py --config=configs/image_folder.py:flexpool,reg --workdir=runs/mine \\
         --config.dataset.raw_dir=FOLDER --config.dataset.image_size=32
 
-Section 4.2's settings; `--config.batch_size` wants to be well below the number of images.
+The settings are those of section 4.2 of the paper. If there are few images, set
+`--config.batch_size` well below their number.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant such as "flexpool,reg,dropout,sac"."""
     config = default.get_config()
     config.dataset.name = "image_folder"
-    # Images in a folder differ in size, a network needs them alike; the CIFAR ResNets are built
-    # for small ones.
+    # Images in a folder may differ in size, but a network needs images of one size. The CIFAR
+    # ResNets are designed for 32x32.
     config.dataset.image_size = 32
     return default.apply_variant(config, variant)

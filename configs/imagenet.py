@@ -1,15 +1,15 @@
-"""ImageNet, 1.28 million photographs of a thousand classes, from a folder in its own layout.
+"""ImageNet, 1.28 million photographs of a thousand classes, from a folder of JPEG files.
 
     python launch.py --config=configs/imagenet.py:flexpool,reg --workdir=runs/imagenet \\
         --config.dataset.raw_dir=FOLDER
 
-FOLDER holds train/ and val/ with a folder of JPEG files for each class, as ILSVRC 2012's training
-archive unpacks and as the usual script sorts the validation images. The files are put into
-ArrayRecord shards once, as they are (145 GB). FlexPool has 7x7x2048 weights.
+FOLDER holds train/ and val/, each with one folder of JPEG files per class. The training archive of
+ILSVRC 2012 unpacks in this way, and the usual script sorts the validation images so. The files are
+copied unchanged into ArrayRecord shards once (145 GB). FlexPool has 7x7x2048 weights.
 
-ResNet50 in the recipe of Goyal et al. 2017 (arXiv 1706.02677) for one batch of 256: SGD, rate 0.1
-after five epochs of warm-up, 90 epochs; with the half cosine of He et al. 2019 (arXiv 1812.01187)
-in the place of steps.
+The recipe is that of Goyal et al. 2017 (arXiv 1706.02677) for ResNet50 and batches of 256: SGD, a
+rate of 0.1 after five epochs of warm-up, and 90 epochs. The rate then follows the half cosine of
+He et al. 2019 (arXiv 1812.01187) instead of steps.
 """
 
 from ml_collections import ConfigDict
@@ -23,15 +23,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = "resnet50"
 
     config.dataset.name = "image_folder"
-    # Evaluation sees what torchvision's reference does: the short side at 256, the middle 224.
+    # Evaluation as in torchvision's reference: short side resized to 256, middle 224x224 cut out.
     config.dataset.image_size = 256
     config.dataset.resize = "crop"
     config.dataset.center_crop = 224
-    # Of ImageNet's training images; published weights are trained with these.
+    # Mean and standard deviation of ImageNet's training images, which published weights use.
     config.dataset.mean = (0.485, 0.456, 0.406)
     config.dataset.std = (0.229, 0.224, 0.225)
-    # The random part is cut from the middle square of 256, not from the whole photograph: batches
-    # need images of one size.
+    # The random crop is taken from the middle square of 256x256, not from the whole photograph,
+    # because images of a batch must have one size.
     config.augment.random_resized_crop = (0.08, 1.0)
     config.augment.scale = (1.0, 1.0)
     config.augment.flip = True

@@ -1,10 +1,10 @@
-"""Which weights for the losses of SAC (Eq. 3)? The paper's, those of its authors' release, others.
+"""Sweep over the weights of SAC's losses (Eq. 3): the paper's, the authors' release's and others.
 
     python launch.py --mode=sweep --config=configs/lambda_ablation.py --workdir=sweeps/lambda
     python launch.py --mode=report --workdir=sweeps/lambda
 
-Section 4.1 chose 0.1, 0.2 and 0.7 "after cross validation" and reports no other. To choose weights
-by this sweep, measure on a part of the training split, not on test images:
+Section 4.1 of the paper chose 0.1, 0.2 and 0.7 "after cross validation" and reports no others. To
+choose weights by this sweep, measure on a part of the training split, not on test images:
 `--config.overrides=dataset.holdout=0.1`.
 """
 
@@ -19,14 +19,14 @@ def get_config() -> ConfigDict:
     config.datasets = ("cifar10",)
     config.columns = ("avg", "flexpool+reg")
     config.sac = (
-        # No auxiliary classifiers: what every choice has to beat.
+        # No auxiliary classifiers, the baseline.
         "off",
-        # The paper's, section 4.1.
+        # The weights of the paper, section 4.1.
         "0.1/0.2/0.7",
-        # What the authors' released code uses, and what a comment in it suggests.
+        # The weights in the authors' released code, and those that a comment in it suggests.
         "0.01/0.11/0.88",
         "0.05/0.1/0.85",
-        # Nearly equal parts: the most that λ1 < λ2 < λ3 leaves to the first stages.
+        # Nearly equal weights, the largest for the first stages that λ1 < λ2 < λ3 allows.
         "0.32/0.33/0.35",
     )
     config.seeds = (0, 1, 2)

@@ -1,10 +1,10 @@
-"""Arrays in one file of NumPy's: x_train, y_train, x_test, y_test and, if you like, class_names.
+"""Arrays in one .npz file: x_train, y_train, x_test, y_test and, optionally, class_names.
 
     python launch.py --config=configs/npz.py:flexpool,reg --workdir=runs/mine \\
         --config.dataset.raw_dir=FILE.npz --config.dataset.image_size=32
 
-Images are uint8 [N, H, W, C] or [N, H, W], labels integers [N]. Section 4.2's settings;
-`--config.batch_size` wants to be well below the number of images.
+Images are uint8 [N, H, W, C] or [N, H, W], labels integers [N]. The settings are those of section
+4.2 of the paper. If there are few images, set `--config.batch_size` well below their number.
 """
 
 from ml_collections import ConfigDict

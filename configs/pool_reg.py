@@ -1,10 +1,11 @@
-"""How strongly to pull FlexPool's weights to a sum of 1 (Eq. 2)? From not at all to 10.
+"""Sweep over `pool_reg`, the coefficient that pulls FlexPool's weights to a sum of 1: 0 to 10.
 
     python launch.py --mode=sweep --config=configs/pool_reg.py --workdir=sweeps/pool_reg
     python launch.py --mode=report --workdir=sweeps/pool_reg
 
-The paper gives no value. Accuracy is measured on a quarter of the training split, another quarter
-for each seed: the test split has no say. docs/reproduction.md tells what came out.
+The paper gives no value for this coefficient of its Eq. 2. Accuracy is measured on a quarter of the
+training split, a different quarter for each seed; the test split is not used. docs/reproduction.md
+has the results.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Every pool in the place of FlexPool: is it the learning of weights that helps, and which part?
+"""Sweep over all pools: do learned weights help, and which part of FlexPool matters?
 
     python launch.py --mode=sweep --config=configs/pools.py --workdir=sweeps/pools
     python launch.py --mode=report --workdir=sweeps/pools
 
-The paper compares with average pooling alone; flexpool_jax/pooling.py says where each of the others
-is from. `--config.sac=on` puts each on every stage.
+The paper compares FlexPool with average pooling only; flexpool_jax/pooling.py names the sources of
+the other pools. With `--config.sac=on`, the pool is used on every stage.
 """
 
 from ml_collections import ConfigDict
@@ -26,9 +26,10 @@ def get_config() -> ConfigDict:
         "attention",
         "flexpool",
         "flexpool+reg",
-        # What the authors' released code computes.
+        # The pool of the authors' released code.
         "softmax",
-        # Controls: FlexPool without one of its parts, and a weight for every position and class.
+        # Controls: FlexPool without one of its parts; flatten has weights for every position and
+        # class.
         "channel_scale",
         "flexpool_shared",
         "gdconv",

@@ -1,7 +1,7 @@
-"""How a training recipe takes up any data set's config: shared by the *_recipe.py files.
+"""Combines a training recipe with the config of any data set; used by the *_recipe.py files.
 
-A recipe's argument names a data set's config beside the variant's words, in any order:
-`configs/he_recipe.py:cifar100,flexpool,reg`. Without one it is CIFAR-10.
+The argument of a recipe contains the name of a data set's config and the words of a variant, in any
+order: `configs/he_recipe.py:cifar100,flexpool,reg`. The default data set is CIFAR-10.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from flexpool_jax.configuration import variants
 from flexpool_jax.data.registry import DATASETS
 from flexpool_jax.errors import UserError
 
-# The data sets that have a config beside this file.
+# Names of the data sets that have a config in this folder.
 DATASET_CONFIGS = tuple(
     name for name in DATASETS if Path(__file__).with_name(f"{name}.py").is_file()
 )
@@ -23,10 +23,11 @@ def split_argument(argument: str) -> tuple[ConfigDict, str]:
     """Returns the config of the data set that the argument names, and the words of the variant.
 
     Args:
-        argument: Words separated by commas: at most one of `DATASET_CONFIGS`, the rest a variant.
+        argument: Words separated by commas: at most one of `DATASET_CONFIGS`, and the words of a
+            variant.
 
     Raises:
-        UserError: For a word that is neither, or when two data sets are named.
+        UserError: A word is neither a data set nor a word of a variant, or there are two data sets.
 
     Example:
         >>> config, variant = split_argument("flexpool,cifar100,reg")

@@ -2,20 +2,21 @@
 
     python launch.py --config=configs/release_recipe.py:cifar10,dropout --workdir=runs/release
 
-The argument names a data set's config and a variant, in any order (see recipes.py); without a pool
-it is the release's own, `softmax`. What the release does not fix stays as the paper has it.
+The argument contains the name of a data set's config and the words of a variant, in any order (see
+recipes.py). The default pool is that of the release, `softmax`. Settings that the release does not
+fix are those of the paper.
 
-With `sac` this is the release's multi-scale training of ResNet20; without it, its training with one
-classifier. It departs from the release in these points:
+With `sac`, this is the release's multi-scale training of ResNet20; without `sac`, it is the
+release's training with one classifier. The differences from the release are:
 
-- The release reads folders of images, normalises by ImageNet's mean and deviation, and builds both
-  splits from one folder. Here the data set is prepared as for any other run: official splits, its
-  own mean and deviation.
-- The release has weight decay 1e-4 in some runs and 5e-4 in others; here it is 5e-4. It acts on the
-  kernels of convolutions and dense layers only; PyTorch's SGD decays every parameter it is given.
-- The momentum is constant. PyTorch's OneCycleLR varies it as well unless it is told not to.
+- The release reads folders of images, normalises with ImageNet's mean and standard deviation, and
+  builds both splits from one folder. Here the data set is prepared as for any other run, with the
+  official splits and its own mean and standard deviation.
+- The release has a weight decay of 1e-4 in some runs and of 5e-4 in others; here it is 5e-4. It
+  acts only on the kernels of convolutions and dense layers; PyTorch's SGD decays all parameters.
+- The momentum is constant. PyTorch's OneCycleLR varies the momentum by default.
 - Batch size and number of epochs are those of the data set's config.
-- The release's VGGs are `model=vgg11` to `vgg19`, and want `norm_after_relu=False`.
+- The release's VGGs are `model=vgg11` to `vgg19`, and need `norm_after_relu=False`.
 """
 
 from ml_collections import ConfigDict
@@ -29,10 +30,11 @@ def get_config(argument: str = "") -> ConfigDict:
 
     # BatchNorm after ReLU, convolutions with biases, Kaiming-normal weights.
     config.norm_after_relu = True
-    # A softmax over positions keeps each channel's weights positive and summing to 1, so that
-    # Eq. 2 holds by construction and `reg` needs another pool.
+    # With a softmax over positions, the weights of each channel are positive and sum to 1. The
+    # constraint of Eq. 2 then always holds, and the variant `reg` is allowed only with another
+    # pool, such as `flexpool,reg`.
     config.pool = "flexpool_softmax"
-    # The release's multi-scale run; a comment in it suggests 0.05, 0.1, 0.85.
+    # Weights of the release's multi-scale run; a comment in that code suggests 0.05, 0.1, 0.85.
     config.sac.weights = (0.01, 0.11, 0.88)
 
     config.optimizer.name = "sgd"
@@ -42,6 +44,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.learning_rate = 0.05
     config.schedule = "onecycle"
 
-    # Images are resized to one size and flipped there, not scaled at random.
+    # The release resizes images to one size and flips them, but does not scale them at random.
     config.augment.scale = (1.0, 1.0)
     return default.apply_variant(config, variant)

@@ -112,8 +112,11 @@ class Trained:
     def probabilities(self, variables: Mapping[str, Any], images: Array) -> Array:
         """Maps uint8 images [B, H, W, C] to the classes' probabilities, float32 [B, K].
 
-        This method is not compiled. The caller can compile it, and passes `variables` or a copy of
-        them on a device.
+        The function is not compiled: wrap it in `jax.jit`.
+
+        Args:
+            variables: ``variables`` of this object, or the same arrays on a device.
+            images: uint8 [B, H, W, C].
         """
         logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
         return jax.nn.softmax(logits)

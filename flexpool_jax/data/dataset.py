@@ -183,7 +183,7 @@ def stratified_split(
         and the examples that are drawn.
 
     Raises:
-        UserError: A class has only one example.
+        UserError: The fraction is outside (0, 1), or a class has only one example.
 
     Example:
         >>> labels = np.array([0] * 10 + [1] * 5)
@@ -191,6 +191,8 @@ def stratified_split(
         >>> np.bincount(labels[left]).tolist(), np.bincount(labels[drawn]).tolist()
         ([8, 4], [2, 1])
     """
+    if not 0 < fraction < 1:
+        raise UserError(f"fraction is {fraction}; allowed: above 0 and below 1")
     generator = np.random.default_rng([seed, 0x5711])
     is_drawn = np.zeros(len(labels), bool)
     for label in np.unique(labels):

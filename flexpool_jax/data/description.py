@@ -13,6 +13,7 @@ import numpy as np
 
 from flexpool_jax import files
 from flexpool_jax.data.stored import ARRAYS_PREFIX, CHUNK_BYTES, StoredImages
+from flexpool_jax.errors import UserError
 
 if TYPE_CHECKING:
     from flexpool_jax.data.dataset import Split
@@ -31,6 +32,10 @@ class Description(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     digest: str
+
+
+# By key, for the case that the folder cannot be written to.
+_described: dict[str, Description] = {}
 
 
 def describe(train: Split, test: Split, class_names: Sequence[str]) -> Description:
@@ -55,7 +60,7 @@ def describe(train: Split, test: Split, class_names: Sequence[str]) -> Descripti
         sha.update(np.ascontiguousarray(labels, np.int32).data)
     key = sha.hexdigest()
     path = train.images.folder / f"{ARRAYS_PREFIX}description_{key[:16]}.json"
-    found = _read_description(path, key)
+    found = _described.get(key) or _read_description(path, key)
     if found is None:
         count = len(train) + len(test)
         print(
@@ -69,6 +74,7 @@ def describe(train: Split, test: Split, class_names: Sequence[str]) -> Descripti
             mean, std = found.mean.tolist(), found.std.tolist()
             kept = {"key": key, "mean": mean, "std": std, "digest": found.digest}
             files.write_json(path, files.sealed(kept))
+    _described[key] = found
     return found
 
 
@@ -84,6 +90,11 @@ def _read_description(path: Path, key: str) -> Description | None:
 
 
 def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
+    if train.images.dtype != np.uint8 or test.images.dtype != np.uint8:
+        raise UserError(
+            f"the images are {train.images.dtype} (training) and {test.images.dtype} (test); "
+            "allowed: uint8"
+        )
     # Count how often each of the 256 values occurs in each channel: unlike sums of floating-point
     # values, counts are exact.
     counts = np.zeros((train.images.shape[-1], 256), np.int64)

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable
@@ -206,6 +207,8 @@ def _keep(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
         leftover.unlink()
     with files.writing_whole(path) as file:
         np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
+        # Readable for others who share the folder, whatever the umask.
+        os.fchmod(file.fileno(), 0o664)
 
 
 def _read_labels(

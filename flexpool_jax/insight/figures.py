@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -15,11 +14,12 @@ from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
 from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
+from flexpool_jax.scoring import Bin
 
-# Blue below and red above a light middle; told apart with every common kind of colour blindness.
+# Blue below and red above a light middle: distinct with every common kind of colour blindness.
 DIVERGING = "RdBu_r"
 _NO_GRID = {"axes.grid": False}
-# More numbers than these cannot be read.
+# The largest numbers of channels and of classes that are labelled; more could not be read.
 _MAX_NUMBERED, _MAX_NAMED = 256, 40
 _EVIDENCE_ROWS = 12
 _TAKES, _ADDS = np.array([43, 131, 255], np.uint8), np.array([224, 44, 40], np.uint8)
@@ -29,9 +29,9 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
     """Draws the maps of all channels on one colour scale, centred at 1 / (H · W).
 
     Args:
-        w: [H, W, C]; if all channels share one map, it is drawn once.
-        path: of the PNG.
-        title: of the figure.
+        w: weights [H, W, C]; if all channels share one map, it is drawn once.
+        path: path of the PNG.
+        title: title of the figure.
     """
     w = np.asarray(w, np.float64)
     shared = bool((w == w[..., :1]).all()) and w.shape[2] > 1
@@ -69,7 +69,7 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
 
 
 def _around(centre: float, values: np.ndarray) -> Normalize:
-    """A scale of equal length on both sides of its centre, with all values on it."""
+    """Returns a colour scale that is symmetric about its centre and includes all values."""
     reach = float(np.abs(values - centre).max()) or abs(centre) or 1.0
     return Normalize(centre - reach, centre + reach)
 
@@ -80,7 +80,8 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
     Each row has one scale, centred at 0, so that its two maps can be compared.
     """
     rows = min(_EVIDENCE_ROWS, len(evidence.positions))
-    with drawn(path, 6.4, 1.9 * rows + 0.6) as figure:
+    names = _shortened(names)
+    with drawn(path, 6.4, 1.9 * rows + 0.6, {"axes.titlesize": 8}) as figure:
         panels = figure.subplots(rows, 3, squeeze=False)
         for row in range(rows):
             index = evidence.positions[row]
@@ -96,7 +97,7 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
             ):
                 panel.imshow(picture)
                 shown = evidence.maps[row, place]
-                # Clear where the evidence is 0.
+                # Transparent where the evidence is 0.
                 panel.imshow(
                     np.where(shown[..., None] < 0, _TAKES, _ADDS),
                     alpha=0.85 * np.abs(shown) / reach,
@@ -112,6 +113,11 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
         )
 
 
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Class names of at most 24 characters."""
+    return [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+
+
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draws the confusion matrix [K, K], a row for each class and a column for each prediction."""
     count = len(names)
@@ -121,12 +127,12 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         image = axes.imshow(
             np.where(confusion > 0, confusion, np.nan),
             cmap="Blues",
-            # From below 1, so that a single image is not white.
+            # The scale starts below 1, so that the cell of a single image is not white.
             norm=LogNorm(0.5, max(2, int(confusion.max()))),
         )
         axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix: images")
         if count <= _MAX_NAMED:
-            shown = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+            shown = _shortened(names)
             axes.set_xticks(range(count), shown, rotation=90)
             axes.set_yticks(range(count), shown)
         if count <= _MAX_NAMED // 2:
@@ -142,23 +148,33 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         bar.minorticks_off()
 
 
-def draw_reliability(bins: Sequence[Mapping[str, Any]], error: float, path: Path) -> None:
+def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
     """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds.
 
     Args:
-        bins: the fields of each `flexpool_jax.scoring.Bin`.
+        bins: bins of confidence, from `flexpool_jax.scoring.calibration_bins`.
         error: the expected calibration error.
-        path: of the PNG.
+        path: path of the PNG.
     """
-    used = [found for found in bins if found["images"]]
-    confidences, accuracies = ([found[key] for found in used] for key in ("confidence", "accuracy"))
-    lows, counts = ([found[key] for found in bins] for key in ("low", "images"))
+    used = [found for found in bins if found.images]
     with drawn(path, 4.8, 5.2) as figure:
         axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
         axes.plot([0, 1], [0, 1], color=FAINT, linestyle="--", label="perfectly calibrated")
-        axes.plot(confidences, accuracies, "o-", color=COLOURS[1], label="this network")
+        axes.plot(
+            [found.confidence for found in used],
+            [found.accuracy for found in used],
+            "o-",
+            color=COLOURS[1],
+            label="this network",
+        )
         axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title(f"Reliability; expected calibration error {error:.4f}")
         axes.legend()
-        below.bar(lows, counts, width=1 / len(bins), align="edge", color=COLOURS[1])
+        below.bar(
+            [found.low for found in bins],
+            [found.images for found in bins],
+            width=1 / len(bins),
+            align="edge",
+            color=COLOURS[1],
+        )
         below.set(xlabel="confidence", ylabel="images")

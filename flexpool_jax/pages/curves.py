@@ -1,4 +1,4 @@
-"""Curves of a run: the numbers of its metrics.jsonl, and how many points a page shows of them."""
+"""Curves of a run: reads the numbers of its metrics.jsonl, thins curves and averages them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 
 def finite(value: Any) -> float | None:
-    """A finite number of a JSON file, or None.
+    """Returns a value of a JSON file as a float; None if it is not a finite number.
 
     Example:
         >>> finite(7), finite(float("nan")), finite("7")
@@ -26,11 +26,12 @@ def finite(value: Any) -> float | None:
 
 
 def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, float]]]:
-    """Reads the lines of a run's metrics.jsonl; none where there is no such file.
+    """Reads the lines of a run's metrics.jsonl; yields nothing if there is no such file.
 
     Yields:
-        Split, step, epoch and the other numbers by name. Torn lines, those without a step or an
-        epoch, and values that are null are left out.
+        The split, the step, the epoch and the other numbers by name, for each line. Incomplete
+        lines, lines without a split, a step or an epoch, and values that are not finite are left
+        out.
     """
     try:
         lines = (workdir / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
@@ -45,12 +46,13 @@ def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, f
             found = {name: finite(value) for name, value in row.items()}
             numbers = {name: number for name, number in found.items() if number is not None}
             step, epoch = numbers.pop("step", None), numbers.pop("epoch", None)
-            if step is not None and epoch is not None:
-                yield str(row.get("split")), step, epoch, numbers
+            split = row.get("split")
+            if isinstance(split, str) and step is not None and epoch is not None:
+                yield split, step, epoch, numbers
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """Chooses evenly among points, the first and the last included; six digits of each value.
+    """Chooses evenly spaced points, the first and the last included; rounds to six digits.
 
     Example:
         >>> thinned([(epoch, epoch / 3) for epoch in range(5)], most=3)
@@ -62,7 +64,7 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """The mean of curves at the epochs that all of them have: elsewhere it would jump.
+    """Returns the mean of curves at the epochs that all curves have; elsewhere it would jump.
 
     Example:
         >>> mean_curve([{1: 0.0, 2: 4.0}, {2: 2.0, 3: 1.0}])

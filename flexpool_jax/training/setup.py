@@ -181,7 +181,10 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
             f"config.dataset.mean is {config.dataset.mean!r}, and images of {dataset.name} have "
             f"{dataset.image_shape[2]} channels; allowed: one number for each channel"
         )
-    return dataclasses.replace(dataset, mean=mean, std=std)
+    changed = dataclasses.replace(dataset, mean=mean, std=std)
+    # The cached property's place: the digest of stored images takes a pass over all of them.
+    vars(changed)["digest"] = dataset.digest
+    return changed
 
 
 def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:

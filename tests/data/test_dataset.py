@@ -49,6 +49,18 @@ def test_a_stratified_split_depends_on_the_seed_alone():
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_a_fraction_outside_the_open_interval_is_refused(fraction):
+    with pytest.raises(UserError, match="fraction is"):
+        stratified_split(np.array([0, 0, 1, 1]), fraction, 0)
+
+
+def test_images_that_are_not_bytes_are_refused():
+    images, labels = np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int32)
+    with pytest.raises(UserError, match=r"float32.*allowed: uint8"):
+        describe(Split(images, labels), Split(images, labels), ["one"])
+
+
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(UserError, match="class 1 has 1 training image"):
         stratified_split(np.array([0, 0, 1]), 0.5, 0)

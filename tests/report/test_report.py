@@ -119,6 +119,7 @@ DAMAGE = {
     "text": (lambda result: json.dumps(result | {"final_test_accuracy": "0.9"}), "'0.9'"),
     "null": (lambda result: json.dumps(result | {"final_test_accuracy": None}), "None"),
     "true": (lambda result: json.dumps(result | {"best_test_accuracy": True}), "True"),
+    "per cent": (lambda result: json.dumps(result | {"final_test_accuracy": 91.0}), "91.0"),
     "nan": (lambda result: json.dumps(result | {"final_test_accuracy": float("nan")}), "nan"),
     "deep": (lambda result: "[" * 100_000, "damaged"),
 }
