@@ -50,7 +50,7 @@ def evaluate_split(
 
 
 def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
-    """Hands every batch of a split to the devices; arguments as for `evaluate_split`.
+    """Passes every batch of a split to the devices; arguments as for `evaluate_split`.
 
     On accelerators this function does not wait for the devices, unless the data are streamed. A
     program that is dispatched later runs after the evaluation.

@@ -1,4 +1,4 @@
-"""Hands the examples of a split to the compiled steps, part by part.
+"""Passes the examples of a split to the compiled steps, part by part.
 
 A part is the argument of a compiled step that selects its examples. It holds indices into
 `Feed.data`, the split on the devices; if the split is streamed, it holds the images themselves.

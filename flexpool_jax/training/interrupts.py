@@ -39,10 +39,10 @@ class StopRequest:
         self.agree: Callable[[bool], bool] = bool
 
     def __call__(self, number: int, frame: object) -> None:
-        """Does nothing as Python's signal handler; the watching thread reacts to the signals."""
+        """Python's signal handler. It does nothing: the watching thread reacts to the signals."""
 
     def check(self) -> None:
-        """Raises `Interrupted` if a stop was requested; in all processes of a run at one call."""
+        """Raises `Interrupted` if a stop was requested; all processes raise at the same call."""
         if self.agree(self.requested):
             raise Interrupted("told to stop")
 

@@ -1,6 +1,6 @@
 """Handles what Orbax does not: damaged folders, steps saved twice, and errors of the disk.
 
-A damaged checkpoint is never deleted. It is moved to `DAMAGED_FOLDER`, where it can be inspected.
+Damaged checkpoints are never deleted; they are moved to `DAMAGED_FOLDER` for inspection.
 """
 
 from __future__ import annotations

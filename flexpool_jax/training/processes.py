@@ -127,7 +127,7 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
 
 
 def _leave(error: Mapping[str, Any] | None = None) -> None:
-    """Waits for the other processes and disconnects, since JAX aborts them if process 0 ends first.
+    """Waits for the other processes, then disconnects: JAX aborts processes that outlive process 0.
 
     Args:
         error: record of an error, which the other processes raise at their next exchange.

@@ -99,7 +99,7 @@ class Setup:
 
 
 def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
-    """Builds a run from its config.
+    """Builds the parts of a run from its config and data set.
 
     Args:
         config: result of `flexpool_jax.configuration.resolve`.
@@ -182,13 +182,13 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
             f"{dataset.image_shape[2]} channels; allowed: one number for each channel"
         )
     changed = dataclasses.replace(dataset, mean=mean, std=std)
-    # The cached property's place: the digest of stored images takes a pass over all of them.
+    # Sets the cached property: computing the digest again would read all stored images.
     vars(changed)["digest"] = dataset.digest
     return changed
 
 
 def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
-    """Creates the model, and checks it against the images and Eq. 2 before anything is compiled."""
+    """Creates the model; before compilation, checks that it suits the images and pool_reg."""
     options = {name: True for name in CIFAR_OPTIONS if config[name]}
     model = create_model(
         config.model,

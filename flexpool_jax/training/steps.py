@@ -337,7 +337,7 @@ def pmap_train_step(
     """Returns the program that makes one or more updates on all devices of all processes.
 
     Args:
-        train_step: from `make_train_step`.
+        train_step: result of `make_train_step`.
 
     Returns:
         ``run(state, data, part, key) -> (state, metrics)``. data: replicated, or None. part:
@@ -368,7 +368,7 @@ def pmap_eval_step(
     """Returns the program that evaluates one batch on all devices of all processes.
 
     Args:
-        eval_step: from `make_eval_step`.
+        eval_step: result of `make_eval_step`.
 
     Returns:
         ``run(variables, data, part) -> (sums, examples)``. data: replicated, or None. part: indices
