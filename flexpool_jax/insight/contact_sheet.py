@@ -20,8 +20,8 @@ class Tile(NamedTuple):
     """One image of a contact sheet.
 
     Attributes:
-        image: uint8 [H, W, C] with 1, 3 or 4 channels.
-        captions: pairs of a text and its colour, one a line.
+        image: pixels, uint8 [H, W, C] with 1, 3 or 4 channels.
+        captions: lines below the image, each a pair of a text and its colour.
     """
 
     image: np.ndarray
@@ -31,8 +31,8 @@ class Tile(NamedTuple):
 def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
     """Draws images in rows, each with its captions below it.
 
-    Images are scaled to fit a square of 128 pixels; small ones show their pixels. A caption that is
-    too long loses its middle.
+    Images are scaled to fit a square of 128 pixels; small ones are enlarged by repeating pixels. If
+    a caption is too long, its middle is replaced by "…".
 
     Args:
         tiles: at least one; all with the same number of captions.
@@ -63,7 +63,10 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
 
 
 def scaled(image: np.ndarray, side: int) -> Image.Image:
-    """Scales uint8 [H, W, C] so that its longer side has so many pixels; enlarges by repetition."""
+    """Scales an image, uint8 [H, W, C], to `side` pixels on its longer side.
+
+    It is enlarged by repeating pixels.
+    """
     picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
     factor = side / max(picture.size)
     size = [max(1, round(length * factor)) for length in picture.size]
@@ -73,7 +76,7 @@ def scaled(image: np.ndarray, side: int) -> Image.Image:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
-    # Matplotlib brings it along; it has more alphabets than Pillow's own.
+    # Matplotlib includes this font; it has more alphabets than Pillow's own.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), _FONT_SIZE)
 
 

@@ -14,13 +14,15 @@ class Evidence(NamedTuple):
     """The evidence maps of some images, for the classes that are most probable.
 
     Attributes:
-        positions: int [M], of the images in the split.
-        classes: int [M, n], most probable first; the image's own class is among them.
-        maps: float64 [M, n, H, W].
-        logits: float32 [M, n].
-        bias: float32 [M, n], the part of the logits that belongs to no position.
-        largest_difference: over all M · num_classes logits, between a logit and the sum of its map
-            plus the bias: rounding.
+        positions: indices of the images in the split, int [M].
+        classes: class indices, int [M, n], most probable first; the true class is among them, in
+            the last place if it is not one of the n most probable.
+        maps: evidence maps of these classes, float64 [M, n, H, W].
+        logits: logits of these classes, float32 [M, n].
+        bias: biases of these classes, float32 [M, n]: the part of a logit that belongs to no
+            position.
+        largest_difference: largest difference between a logit and the sum of its map plus its
+            bias, over all M · num_classes logits. The cause is rounding.
     """
 
     positions: np.ndarray
@@ -32,15 +34,15 @@ class Evidence(NamedTuple):
 
 
 def pool_weights(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> Any:
-    """The weights of a pool that is a weighted sum over positions, learned or not.
+    """Returns the weights of a pool that is a weighted sum over positions, learned or not.
 
     Args:
         pool: one of `flexpool_jax.pooling.POOLS`.
-        params: of that pool alone; ``{}`` where it has none.
+        params: parameters of the pool; ``{}`` if it has none.
         shape: (H, W, C) of the feature map.
 
     Returns:
-        [H, W, C]; None for a pool that is not such a sum.
+        The weights [H, W, C]; None for a pool that is not such a sum.
 
     Example:
         >>> float(pool_weights("avg", {}, (2, 2, 3))[0, 0, 0]), pool_weights("max", {}, (2, 2, 3))
@@ -52,11 +54,11 @@ def pool_weights(pool: str, params: Mapping[str, Any], shape: tuple[int, int, in
 
 
 def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> str:
-    """Says why a head's logits are not sums over positions; "" where they are.
+    """Returns the reason why a head's logits are not sums over positions; "" if they are.
 
     Args:
         pool: one of `flexpool_jax.pooling.POOLS`.
-        params: of the head: ``pool``, ``classifier`` and the hidden layers, if any.
+        params: parameters of the head: ``pool``, ``classifier`` and the hidden layers, if any.
         shape: (H, W, C) of the feature map.
 
     Example:
@@ -71,22 +73,22 @@ def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, i
 
 
 def evidence_maps(pool: str, params: Mapping[str, Any], feature_map: np.ndarray) -> np.ndarray:
-    """Splits logits into what each position adds to them.
+    """Splits logits into the contributions of the positions.
 
     ``E[i, j, n] = Σ_k f[i, j, k] · w[i, j, k] · A[k, n]``: f is the feature map, w the pool's
     weights and A the classifier's kernel. Since the logit n is ``Σ_ij E[i, j, n]`` plus the
     classifier's bias, the map is not an approximation. HiResCAM (Draelos & Carin 2020, arXiv
-    2011.08891) equals it here; Grad-CAM does not, since it averages position-dependent weights. Of
-    `flatten`, whose kernel has a row for each position and channel, it is
-    ``E[i, j, n] = Σ_k f[i, j, k] · A[i, j, k, n]``.
+    2011.08891) computes the same map here; Grad-CAM does not, since it averages position-dependent
+    weights. For the pool `flatten`, whose kernel has a row for each position and channel, the map
+    is ``E[i, j, n] = Σ_k f[i, j, k] · A[i, j, k, n]``.
 
     Args:
         pool: one of `flexpool_jax.pooling.POOLS`.
-        params: of the head.
-        feature_map: [B, H, W, C], floating.
+        params: parameters of the head.
+        feature_map: feature map of the last stage, [B, H, W, C], floating.
 
     Returns:
-        float64 [B, H, W, num_classes].
+        The maps, float64 [B, H, W, num_classes].
 
     Raises:
         ValueError: the logits are not sums over positions; see `why_not_exact`.

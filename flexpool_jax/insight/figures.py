@@ -16,10 +16,10 @@ from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
 from flexpool_jax.scoring import Bin
 
-# Blue below and red above a light middle; told apart with every common kind of colour blindness.
+# Blue below and red above a light middle: distinct with every common kind of colour blindness.
 DIVERGING = "RdBu_r"
 _NO_GRID = {"axes.grid": False}
-# More numbers than these cannot be read.
+# The largest numbers of channels and of classes that are labelled; more could not be read.
 _MAX_NUMBERED, _MAX_NAMED = 256, 40
 _EVIDENCE_ROWS = 12
 _TAKES, _ADDS = np.array([43, 131, 255], np.uint8), np.array([224, 44, 40], np.uint8)
@@ -29,9 +29,9 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
     """Draws the maps of all channels on one colour scale, centred at 1 / (H · W).
 
     Args:
-        w: [H, W, C]; if all channels share one map, it is drawn once.
-        path: of the PNG.
-        title: of the figure.
+        w: weights [H, W, C]; if all channels share one map, it is drawn once.
+        path: path of the PNG.
+        title: title of the figure.
     """
     w = np.asarray(w, np.float64)
     shared = bool((w == w[..., :1]).all()) and w.shape[2] > 1
@@ -69,7 +69,7 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
 
 
 def _around(centre: float, values: np.ndarray) -> Normalize:
-    """A scale of equal length on both sides of its centre, with all values on it."""
+    """Returns a colour scale that is symmetric about its centre and includes all values."""
     reach = float(np.abs(values - centre).max()) or abs(centre) or 1.0
     return Normalize(centre - reach, centre + reach)
 
@@ -97,7 +97,7 @@ def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: 
             ):
                 panel.imshow(picture)
                 shown = evidence.maps[row, place]
-                # Clear where the evidence is 0.
+                # Transparent where the evidence is 0.
                 panel.imshow(
                     np.where(shown[..., None] < 0, _TAKES, _ADDS),
                     alpha=0.85 * np.abs(shown) / reach,
@@ -127,7 +127,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
         image = axes.imshow(
             np.where(confusion > 0, confusion, np.nan),
             cmap="Blues",
-            # From below 1, so that a single image is not white.
+            # The scale starts below 1, so that the cell of a single image is not white.
             norm=LogNorm(0.5, max(2, int(confusion.max()))),
         )
         axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix: images")
@@ -152,9 +152,9 @@ def draw_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
     """Draws accuracy against confidence (Guo et al. 2017), and how many images each bin holds.
 
     Args:
-        bins: the fields of each `flexpool_jax.scoring.Bin`.
+        bins: bins of confidence, from `flexpool_jax.scoring.calibration_bins`.
         error: the expected calibration error.
-        path: of the PNG.
+        path: path of the PNG.
     """
     used = [found for found in bins if found.images]
     with drawn(path, 4.8, 5.2) as figure:

@@ -40,7 +40,7 @@ Variables = Mapping[str, Any]
 FOLDER = "inspect"
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
 _MAX_ERRORS, _MAX_IMAGES = 48, 24
-# Of each image's evidence; all classes where there are no more.
+# The largest number of classes for which an image has evidence maps.
 _MAX_CLASSES = 20
 
 
@@ -54,7 +54,7 @@ def inspect_workdir(
     Arguments and errors are those of `flexpool_jax.evaluation.restore_workdir`.
 
     Returns:
-        What inspect.json holds; see docs/inspect.md.
+        The content of inspect.json; see docs/inspect.md.
     """
     started = time.monotonic()
     restored = restore_workdir(workdir, step, config)
@@ -106,7 +106,7 @@ def inspect_workdir(
     }
     files.write_json(folder / REPORT_FILE, report)
     with files.naming(folder):
-        for old in folder.glob("*.png"):  # Of another step, which need not have all of today's.
+        for old in folder.glob("*.png"):  # An earlier inspection may have others.
             old.unlink()
         _write_pictures(folder, report, restored.setup.dataset, pools, evidence, confusion)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
@@ -138,7 +138,7 @@ def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Runs the network over the evaluation split, every example once.
 
     Returns:
-        The logits, float32 [N, num_classes]; and of each stage the mean feature map over the
+        The logits, float32 [N, num_classes]; and for each stage the mean feature map over the
         images, float64 [H, W, C].
     """
     setup = restored.setup
@@ -158,7 +158,7 @@ def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _forward(restored: Restored) -> Any:
-    """A function of variables and uint8 images to float32 logits and all stage maps."""
+    """Returns a function of variables and uint8 images that returns logits and all stage maps."""
     model, dataset = restored.setup.model, restored.setup.dataset
     normalise = make_normalise(dataset.mean, dataset.std, model.dtype)
 
@@ -175,15 +175,16 @@ def _forward(restored: Restored) -> Any:
 def stage_weights(
     model: nn.Module, variables: Variables, mean_maps: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The effective weights of every pool that has learned some: of all stages with SAC.
+    """Returns the effective weights of every pool with learned weights: with SAC, of every stage.
 
     Args:
-        model: from `flexpool_jax.create_model`.
-        variables: its ``params`` are used.
-        mean_maps: one [H, W, C] for each stage, for the shapes.
+        model: model from `flexpool_jax.create_model`.
+        variables: variables of the model; only ``params`` are used.
+        mean_maps: one map [H, W, C] for each stage; only the shapes are used.
 
     Returns:
-        [H, W, C] by the name of the stage, first stage first; empty for pools without weights.
+        Weights [H, W, C] by the name of the stage, first stage first; empty for pools without
+        learned weights.
     """
     params = variables["params"]
     last = list(mean_maps)[-1]
@@ -198,11 +199,11 @@ def stage_weights(
 
 
 def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
-    """Computes the evidence maps of the most confident errors and of one right image per class.
+    """Computes evidence maps of up to 24 images: confident errors and correctly classified ones.
 
     Args:
         restored: the checkpoint and its data.
-        probabilities: of the evaluation split, [N, num_classes].
+        probabilities: the network's probabilities on the evaluation split, [N, num_classes].
     """
     labels = restored.setup.dataset.test.labels
     positions = _choose_images(labels, probabilities)
@@ -231,7 +232,11 @@ def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
 
 
 def _choose_images(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Half of the images wrong, where there are so many; the right ones take turns by class."""
+    """Returns the indices of confident errors, then of correctly classified images.
+
+    At most half of them are errors. The correctly classified images are taken from one class after
+    another, over and over, so that all classes have about the same number.
+    """
     wrong = scoring.confident_errors(labels, probabilities, _MAX_IMAGES // 2)
     right = np.flatnonzero(probabilities.argmax(axis=1) == labels)
     turn = np.zeros(len(right), int)
@@ -246,13 +251,13 @@ def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     """Describes a model's layers for one image.
 
     Args:
-        model: from `flexpool_jax.create_model`.
-        image_shape: (H, W, C).
+        model: model from `flexpool_jax.create_model`.
+        image_shape: (H, W, C) of the image.
 
     Returns:
-        Flax's table of the layers with their shapes, parameters and FLOPs; and the FLOPs of all, a
-        multiplication and an addition counting as two, or None where XLA does not count them. They
-        include the convolutions, which XLA counts only without this project's kernels.
+        Flax's table of the layers with their shapes, parameters and FLOPs; and the FLOPs of the
+        whole model, or None if XLA does not count them. A multiplication and an addition count as
+        two FLOPs. This project's CPU kernels are not used here, since XLA cannot count their FLOPs.
     """
     images = jnp.zeros((1, *image_shape), model.dtype)
     with cpu_kernels(False):
@@ -343,5 +348,5 @@ def _describe_evidence(
 
 
 def report_path(workdir: str | os.PathLike[str]) -> Path:
-    """Where `inspect_workdir` writes its page."""
+    """Returns the path of the page that `inspect_workdir` writes."""
     return Path(workdir) / FOLDER / PAGE_FILE

@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page about a run; inspection.js shows what it is given here."""
+"""Writes one self-contained HTML page about a run; inspection.js displays the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flexpool_jax.insight.evidence import Evidence
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.pages.curves import Point, read_metrics, thinned
 
-# What keeps the page at a few megabytes.
+# Limits that keep the page at a few megabytes.
 _MAX_WEIGHTS, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = 150_000, 400, 160, 24
 
 
@@ -33,17 +33,17 @@ def write_page(
     """Writes the page of an inspection.
 
     Args:
-        path: of the page.
-        workdir: of the run; its metrics.jsonl and probe.json are shown where they are there.
-        report: what inspect.json holds.
+        path: path of the page.
+        workdir: folder of the run; its metrics.jsonl and probe.json are shown if they exist.
+        report: content of inspect.json.
         pools: weights [H, W, C] by stage.
-        evidence: None where there is none.
-        split: the images that were evaluated.
-        summary: the table of layers.
+        evidence: evidence maps; None if there are none.
+        split: images that were evaluated.
+        summary: table of the model's layers.
     """
     shown = {
         **report,
-        # Its maps are given as arrays below.
+        # The maps are written as arrays below.
         "evidence": {k: v for k, v in report["evidence"].items() if k != "images"},
         "errors": [
             error | {"image": data_uri(split.images[error["index"]])}
@@ -67,8 +67,9 @@ def read_curves(workdir: Path) -> list[dict[str, Any]]:
     """Reads every number of a run's metrics.jsonl as a curve.
 
     Returns:
-        ``split``, ``name`` and ``points``, at most 400 pairs of an epoch and a value, for each that
-        has at least two points, in the order of the file. Empty where there is no such file.
+        A curve for each split and name with at least two points, in the order of the file. It has
+        the fields ``split``, ``name`` and ``points``, at most 400 pairs of an epoch and a value.
+        The list is empty if there is no such file.
     """
     curves: dict[tuple[str, str], list[Point]] = {}
     for split, _, epoch, values in read_metrics(workdir):
@@ -82,7 +83,7 @@ def read_curves(workdir: Path) -> list[dict[str, Any]]:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A small image as a data URI: uint8 [H, W, C], scaled down to 160 pixels if it is larger.
+    """Encodes an image, uint8 [H, W, C], as a data URI; scales it down to at most 160 pixels.
 
     Example:
         >>> data_uri(np.zeros((8, 8, 1), np.uint8))[:22]
@@ -102,7 +103,7 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def _floats(values: np.ndarray) -> str:
-    """Little-endian float32 in base64."""
+    """Encodes an array as little-endian float32 in base64."""
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 

@@ -1,4 +1,4 @@
-"""A pass over a split on all devices, for whatever is to be computed of each batch."""
+"""Runs a step over all batches of a split, on all devices."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from flexpool_jax.training.setup import replicate
 def run_over(
     feed: Feed, step: steps.EvalStep, inputs: Any, batch_size: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs a step over every example of a split once; it is compiled once.
+    """Runs a step over every example of a split once; compiles the step once.
 
     Args:
-        feed: of the split.
-        step: see `flexpool_jax.training.steps.make_eval_step`.
-        inputs: what the step gets in the place of variables, on the host.
-        batch_size: of all devices together.
+        feed: feed of the split.
+        step: function like those of `flexpool_jax.training.steps.make_eval_step`.
+        inputs: arrays on the host that the step gets in the place of variables.
+        batch_size: examples in a batch, on all devices together.
 
     Returns:
-        The step's sums over all batches, float64, and what it gave for the examples, [N, ...].
+        The step's sums over all batches, float64; and its outputs for the examples, [N, ...].
     """
     program = steps.pmap_eval_step(step)
     replicated = replicate(inputs)

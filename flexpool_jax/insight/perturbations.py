@@ -1,10 +1,11 @@
 """Changes of test images: shifts, Gaussian noise, Gaussian blur, lower contrast.
 
-All take and return uint8 images [N, H, W, C]; what is computed in between is rounded to whole
-numbers in [0, 255], so that a model gets images as it could be given them in a file.
+Every change takes and returns uint8 images [N, H, W, C]. Its result is rounded to whole numbers in
+[0, 255], so that a model gets images that a file could hold.
 
-The strengths are those of severities 1, 3 and 5 of CIFAR-10-C (Hendrycks & Dietterich 2019,
-"Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261).
+The strengths of noise, blur and contrast are those of severities 1, 3 and 5 of CIFAR-10-C
+(Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", arXiv 1903.12261).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ BLUR_SIGMAS = (0.4, 0.7, 1.0)
 CONTRASTS = (0.75, 0.4, 0.15)
 
 _NOISE_SEED = 0
-# Four deviations of the widest Gaussian, where SciPy cuts its filter off.
+# Four standard deviations of the widest Gaussian, where SciPy truncates its filter, too.
 _BLUR_RADIUS = 4
-# Images computed at once: a whole test set as float32 would be four times as large as it is.
+# Images computed at once, to save memory: in float32 they take four times as much as in uint8.
 _IMAGES_AT_ONCE = 1024
 
 
 def perturbations() -> list[tuple[dict[str, Any], Callable[[Array], Array]]]:
-    """Lists every perturbation of a probe: how the report names it, and the function of the images.
+    """Lists every perturbation of a probe: its fields in the report, and its function of images.
 
     Example:
         >>> names = [named for named, _ in perturbations()]
@@ -70,15 +71,15 @@ def perturbations() -> list[tuple[dict[str, Any], Callable[[Array], Array]]]:
 
 @jax.jit
 def shift(images: Array, *, down: ArrayLike, right: ArrayLike) -> Array:
-    """Moves the content of images by whole pixels; what enters at the border is 0, black.
+    """Moves the content of images by whole pixels; pixels that enter at the border are 0, black.
 
     ``y[i, j] = x[i − down, j − right]`` inside of the image and 0 outside. (Augmentation fills with
     the training images' mean colour instead, see `flexpool_jax.data.augment.make_augment`.)
 
     Args:
         images: uint8 ``[N, H, W, C]``.
-        down: rows, negative for up.
-        right: columns, negative for left.
+        down: number of rows to move down, negative to move up.
+        right: number of columns to move right, negative to move left.
 
     Returns:
         uint8 ``[N, H, W, C]``.
@@ -103,12 +104,12 @@ def shift(images: Array, *, down: ArrayLike, right: ArrayLike) -> Array:
 def gaussian_noise(images: Array, *, sd: ArrayLike) -> Array:
     """Adds independent Gaussian noise to every value: ``y = x + 255 · sd · n``, n ~ N(0, 1).
 
-    An image's noise is a function of its place in the set alone, whatever the strength: the same
-    draws serve all strengths and all models.
+    The draws n depend only on the index of the image, not on the strength: all strengths and all
+    models use the same draws.
 
     Args:
         images: uint8 ``[N, H, W, C]``.
-        sd: standard deviation, of images scaled to [0, 1].
+        sd: standard deviation of the noise, for images scaled to [0, 1].
 
     Returns:
         uint8 ``[N, H, W, C]``.
@@ -124,14 +125,14 @@ def gaussian_noise(images: Array, *, sd: ArrayLike) -> Array:
 
 @jax.jit
 def blur(images: Array, *, sigma: ArrayLike) -> Array:
-    """Blurs images by a Gaussian of the given deviation, in pixels, channel by channel.
+    """Blurs images, channel by channel, with a Gaussian of standard deviation σ in pixels.
 
     ``y[i, j] = Σ_ab g(a) g(b) x[i + a, j + b]`` with ``g(a) ∝ exp(−a² / 2σ²)`` for ``|a|`` up to
-    4 pixels and Σ g = 1; beyond the border the nearest pixel counts.
+    4 pixels and Σ g = 1. Beyond the border, x has the value of the nearest pixel.
 
     Args:
         images: uint8 ``[N, H, W, C]``.
-        sigma: σ in pixels, above 0 and at most 1.
+        sigma: standard deviation σ in pixels, above 0 and at most 1.
 
     Returns:
         uint8 ``[N, H, W, C]``.
@@ -156,11 +157,14 @@ def blur(images: Array, *, sigma: ArrayLike) -> Array:
 
 @jax.jit
 def contrast(images: Array, *, factor: ArrayLike) -> Array:
-    """Lowers the contrast of images: ``y = m + factor · (x − m)``, m each channel's mean.
+    """Lowers the contrast of images: ``y = m + factor · (x − m)``.
+
+    m is the mean of each channel of an image.
 
     Args:
         images: uint8 ``[N, H, W, C]``.
-        factor: 1 leaves the images as they are, 0 leaves their mean colour alone.
+        factor: contrast of the result; 1 keeps the images as they are, 0 keeps only their mean
+            colour.
 
     Returns:
         uint8 ``[N, H, W, C]``.

@@ -32,21 +32,21 @@ from flexpool_jax.trained import Trained, load_trained
 FOLDER = "predict"
 CSV_FILE, SHEET_FILE = "predictions.csv", "contact_sheet.png"
 DEFAULT_TOP_K = 5
-# Shown on the terminal, named on standard error, and drawn; the CSV file has all.
+# The most files shown on the terminal, named on standard error, and drawn; the CSV has all.
 _MAX_ROWS, _MAX_ERRORS, _MAX_TILES = 20, 20, 64
 # At 224 x 224 pixels 256 images take 39 MB.
 _MAX_BATCH = 256
 
 
 class Prediction(NamedTuple):
-    """What a network makes of one file.
+    """The prediction for one file.
 
     Attributes:
-        file: as it was found.
-        label: the class that the file's folder is named like; "" where it is not named like any.
-        classes: the most probable ones, highest probability first; () for an unreadable file.
-        probabilities: of these classes.
-        error: why the file could not be read; "" where it was.
+        file: path of the file, from `find_images`.
+        label: class with the name of the file's folder, ignoring case; "" if there is none.
+        classes: most probable classes, highest probability first; () for an unreadable file.
+        probabilities: probabilities of these classes.
+        error: reason why the file could not be read; "" if it was read.
     """
 
     file: Path
@@ -72,14 +72,14 @@ def find_images(pattern: str) -> list[Path]:
 
     Args:
         pattern: a file; a folder, whose image files are listed with those of its subfolders; or a
-            glob such as ``photos/**/*.jpg``. In folders and by globs only names that end like an
-            image's count, and hidden files do not.
+            glob such as ``photos/**/*.jpg``. In folders and by globs, only files with the ending of
+            an image are listed, and no hidden ones.
 
     Returns:
         At least one path, each once, in alphabetical order.
 
     Raises:
-        UserError: there is none.
+        UserError: no image file was found.
     """
     path = Path(pattern).expanduser()
     if path.exists() and not path.is_dir():
@@ -119,15 +119,16 @@ def read_image(
     """Reads an image file as evaluation would: upright, in 8 bits, and of the network's size.
 
     Args:
-        path: of the file.
+        path: path of the file.
         image_shape: (H, W, C) of the network's images.
-        fit: the size at which its middle is cut out; None stretches it to ``image_shape``.
+        fit: how the image is resized before its middle is cut out; None stretches the image to
+            ``image_shape``.
 
     Returns:
-        uint8 of ``image_shape``, (H, W, C).
+        The image, uint8 of shape ``image_shape``.
 
     Raises:
-        UserError: it is not a readable image.
+        UserError: the file cannot be read, is too large, or is not an image.
     """
     height, width, channels = image_shape
     try:
@@ -156,20 +157,20 @@ def predict_files(
     """Predicts the classes of image files; memory does not grow with their number.
 
     Writes ``predict/predictions.csv`` in the workdir: a line for each file with ``file``, ``label``
-    (the class that its folder is named like, if any), ``class_1``, ``probability_1``, ... and
-    ``error`` (why it could not be read). And ``predict/contact_sheet.png``: at most 64 images,
-    evenly chosen, as the network sees them. Unreadable files are named on standard error.
+    (the class with the name of the file's folder, if any), ``class_1``, ``probability_1``, ... and
+    ``error`` (why the file could not be read). Also writes ``predict/contact_sheet.png``: at most
+    64 images, evenly chosen, as the network sees them. Names unreadable files on standard error.
 
     Args:
-        workdir: of a run.
-        pattern: for `find_images`.
-        top_k: how many classes to give for each file; 5, or all if there are fewer, by default.
-        step: for `load_trained`.
-        config: for `load_trained`.
+        workdir: folder of a run.
+        pattern: files to predict, see `find_images`.
+        top_k: number of classes to write for each file; by default 5, or all if there are fewer.
+        step: step of the checkpoint, see `load_trained`.
+        config: config that replaces the workdir's, see `load_trained`.
 
     Raises:
-        UserError: as of `find_images` and `load_trained`; top_k is not a number of classes; or no
-            file can be read.
+        UserError: `find_images` or `load_trained` fails, top_k is not between 1 and the number of
+            classes, or no file can be read.
     """
     paths = find_images(pattern)
     trained = load_trained(workdir, step, config)
@@ -259,7 +260,7 @@ def table(predicted: Predicted) -> str:
 def _predict(
     trained: Trained, paths: Sequence[Path], top_k: int
 ) -> Iterator[tuple[Prediction, np.ndarray | None]]:
-    """Yields each file's prediction with its image, None for one that cannot be read."""
+    """Yields each file's prediction and its image; the image is None if it cannot be read."""
     network, variables = jax.jit(trained.probabilities), jax.device_put(trained.variables)
     labels = {name.casefold(): name for name in trained.class_names}
     dataset = trained.config.dataset
@@ -275,7 +276,7 @@ def _predict(
 
     found = zip(paths, images.map_in_threads(read, paths), strict=True)
     for chunk in _chunks(found, batch):
-        # Always as many images, so that the network is compiled once.
+        # Always the same number of images, so that the network is compiled once.
         block = np.zeros((batch, *trained.image_shape), np.uint8)
         for place, (_, image) in enumerate(chunk):
             if not isinstance(image, UserError):

@@ -47,16 +47,16 @@ def probe_workdir(
     Arguments and errors are those of `flexpool_jax.evaluation.restore_workdir`.
 
     Returns:
-        What probe.json holds:
+        The content of probe.json:
 
         - ``step``, ``split`` ("test" or "validation"), ``examples``, ``pool``, ``config_digest``;
         - ``baseline``: ``accuracy`` in [0, 1] and ``loss`` (mean cross-entropy in nats) of the
           network as it is, which are those of ``--mode=eval``;
         - ``interventions``: changes of the last stage's pool, each with its ``name`` (and
           ``rank``), ``accuracy``, ``loss`` and ``changed``, the number of examples whose prediction
-          differs from the baseline's. Where there are several ``draws``, each has these three
-          numbers, and the intervention their means. Empty for pools without learned weights. See
-          `flexpool_jax.insight.weights.interventions`;
+          differs from the baseline's. If there are several ``draws``, each draw has these three
+          numbers, and the intervention has their means. The list is empty for pools without
+          learned weights. See `flexpool_jax.insight.weights.interventions`;
         - ``perturbations``: changes of the images, each with its ``name``, its strength and the
           same three numbers. See `flexpool_jax.insight.perturbations`;
         - ``weights``: `flexpool_jax.insight.weights.weight_statistics`, or None for pools without
@@ -79,20 +79,21 @@ def probe_workdir(
 
 
 def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
-    """Measures a network as it is, with another pool, and on other images.
+    """Measures a network as it is, with changed weights in its pool, and on changed images.
 
-    The batches are shared between the devices, as in evaluation. The pools are tried all at once on
-    each batch's feature map, so that the network runs 26 or 27 times over the split.
+    The devices share each batch, as in evaluation. All weights of the pool are evaluated on the
+    same feature map of a batch. So the network runs 26 times over the split, and 27 times if its
+    pool has learned weights.
 
     Args:
-        setup: from `set_up`; the ``test`` split of its data set is used.
-        variables: ``params`` and ``batch_stats``, on the host.
+        setup: setup from `set_up`; the ``test`` split of its data set is used.
+        variables: ``params`` and ``batch_stats`` of the network, on the host.
 
     Returns:
         ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in `probe_workdir`.
     """
     dataset = setup.dataset
-    # Whole, also where training streams: perturbations are drawn for all images together.
+    # Even if training streams, the whole split is on the device: it is perturbed all at once.
     feed = Feed(dataset.test)
     assert feed.data is not None
     replicated = replicate(variables)
@@ -157,7 +158,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def _pool_weights(setup: Setup, variables: Variables) -> np.ndarray | None:
-    """The last pool's effective weights [H, W, C]; None where it has none."""
+    """The last pool's effective weights [H, W, C]; None if it has no learned weights."""
     model = setup.model
     images = jnp.zeros((1, *setup.dataset.image_shape), model.dtype)
     shape = jax.eval_shape(lambda v: _feature_map(model, v, images), variables).shape[1:]
@@ -210,6 +211,6 @@ def _evaluate_pools(
 
 
 def _feature_map(model: nn.Module, variables: Variables, images: Array) -> Array:
-    """The last stage's map [B, H, W, C]."""
+    """The feature map of the last stage, [B, H, W, C]."""
     stages: Any = model.apply(variables, images, method="stage_maps")
     return list(stages.values())[-1]

@@ -1,4 +1,4 @@
-"""Reads probe.json, and names the changes that it holds."""
+"""Reads probe.json, and groups its changes under titles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STRENGTHS = ("rank", "pixels", "sd", "sigma", "factor")
 
 
 def read_probe(workdir: Path) -> dict[str, Any]:
-    """What --mode=probe wrote; empty where it did not, or where the file is damaged."""
+    """Reads a workdir's probe.json; {} if there is no such file, or if it is damaged."""
     found = files.read_json_if_whole(workdir / PROBE_FILE)
     lists = (found.get(name) for name in ("interventions", "perturbations"))
     is_whole = isinstance(found.get("baseline"), dict) and all(isinstance(x, list) for x in lists)
@@ -21,7 +21,7 @@ def read_probe(workdir: Path) -> dict[str, Any]:
 
 
 def by_title(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """The changes of a probe by name and strength; a shift's four directions have one title.
+    """Groups a probe's changes by title: name and strength; a shift's four directions share one.
 
     Example:
         >>> shifts = [{"name": "shift", "pixels": 2, "direction": d} for d in ("left", "right")]

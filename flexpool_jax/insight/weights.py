@@ -1,7 +1,8 @@
-"""A pool's learned weights: what they are changed to by a probe, and what is counted of them.
+"""A pool's learned weights: how a probe changes them, and their statistics.
 
-``w`` [H, W, C] are the effective weights, ``y_k = Σ_ij w[i, j, k] · x[i, j, k]``, whatever the
-parameters behind them (`flexpool_jax.pooling.effective_weights`). All is computed in float64.
+``w`` [H, W, C] are the effective weights of ``y_k = Σ_ij w[i, j, k] · x[i, j, k]``; the pool may
+compute them from other parameters (`flexpool_jax.pooling.effective_weights`). All computations are
+in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def deviations(w: np.ndarray) -> np.ndarray:
     """Subtracts each channel's mean: ``v[i, j, k] = w[i, j, k] − Σ_ij w[i, j, k] / (H · W)``.
 
     Args:
-        w: ``[H, W, C]``, floating.
+        w: weights ``[H, W, C]``, floating.
 
     Returns:
         float64 ``[H, W, C]``, exactly 0 in channels whose weights are all the same.
@@ -37,23 +38,27 @@ def deviations(w: np.ndarray) -> np.ndarray:
 def interventions(w: np.ndarray) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Lists the weights that a probe puts in the place of w.
 
-    With v of `deviations`, each channel's mean m = w − v, and V the matrix [H · W, C] of v:
+    Here v are the `deviations` of w, m = w − v holds each channel's mean, and V is v as a matrix
+    [H · W, C]:
 
     - ``unchanged``: w.
-    - ``channel_means``: m. The pool is then a weighted average pooling, one factor a channel.
-    - ``permute_positions``: each channel's weights in a random order, every channel by itself.
-      Sums and values stay, what is spatial in them goes.
-    - ``permute_maps``: ``w[:, :, π(k)]`` for a random permutation π of the channels. Sums move too.
-    - ``permute_deviations``: ``m[k] + v[:, :, π(k)]`` for the same π. Sums stay in their channels,
-      which the classifier behind the pool relies on.
-    - ``rank`` r: ``m + the best approximation of V of rank r``, by its r largest singular values.
+    - ``channel_means``: m. The pool is then average pooling with one factor for each channel.
+    - ``permute_positions``: each channel's weights in a random order, another one for each channel.
+      Each channel keeps its sum and its values, and loses its spatial structure.
+    - ``permute_maps``: ``w[:, :, π(k)]`` for a random permutation π of the channels. The channels'
+      sums are permuted, too.
+    - ``permute_deviations``: ``m[k] + v[:, :, π(k)]`` for the same π. Each channel keeps its sum,
+      on which the classifier after the pool relies.
+    - ``rank`` r: m plus the best approximation of V by a matrix of rank r, which has its r largest
+      singular values.
 
     Args:
-        w: ``[H, W, C]``, floating.
+        w: weights ``[H, W, C]``, floating.
 
     Returns:
-        Pairs of the report's name and float32 ``[draws, H, W, C]``; there are `NUM_DRAWS` draws of
-        a random one, by NumPy's generators seeded with 0, 1, ..., and one of the others.
+        Pairs of an intervention's fields in the report and its weights, float32
+        ``[draws, H, W, C]``. Random interventions have `NUM_DRAWS` draws, from NumPy's generators
+        with the seeds 0, 1, ...; all others have one draw.
 
     Example:
         >>> [(named["name"], len(drawn)) for named, drawn in interventions(np.ones((2, 2, 3)))][:4]
@@ -84,20 +89,20 @@ def _cut_to_rank(v: np.ndarray, rank: int) -> np.ndarray:
 
 
 def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
-    """Describes a pool's weights by numbers.
+    """Computes statistics of a pool's weights.
 
-    With v and V as in `interventions`, ``|·|`` the root of the sum of squares over all entries, and
-    A the mean feature map:
+    Here v and V are as in `interventions`, ``|·|`` is the root of the sum of squares over all
+    entries, and A is the mean feature map:
 
     - ``mean`` and ``sd`` of all entries of w.
-    - ``channel_sums``: ``s[k] = Σ_ij w[i, j, k]``: ``mean``, ``sd`` (over the channels, divided
-      by C), ``min``, ``max`` and all ``values``. Eq. 2 pulls them to 1.
+    - ``channel_sums``: ``s[k] = Σ_ij w[i, j, k]``: ``mean``, ``sd`` (over the channels, with
+      divisor C), ``min``, ``max`` and all ``values``. Eq. 2 of the paper pulls these sums to 1.
     - ``negative_share``: the share of entries of w below 0.
     - ``deviation_share``: ``|v|² / |w|²``; 0 for spatially constant weights.
     - ``singular_values`` of V, largest first; min(H · W, C) of them.
-    - ``effective_rank`` of V: ``exp(−Σ p log p)`` of the singular values' shares p of their sum
-      (Roy & Vetterli 2007, "The effective rank"); about how many maps the channels' are mixtures
-      of.
+    - ``effective_rank`` of V: ``exp(−Σ p log p)``, where p are the singular values divided by their
+      sum (Roy & Vetterli 2007, "The effective rank"). It is about the number of maps of which the
+      channels' maps are mixtures.
     - ``entropy``: the mean over channels of ``−Σ_ij q log q / log(H · W)`` with
       ``q = |w[i, j, k]| / Σ_ij |w[i, j, k]|``: 1 for even weights, 0 for a single position.
       Channels whose weights are all 0 do not count.
@@ -105,15 +110,15 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
       all entries of v with its left-right mirror image; equal to the mean of the channels'
       correlations weighted by their shares of ``|v|²``. 1 for symmetric weights.
     - ``activation_correlation``: the mean over channels of the Pearson correlation over positions
-      of ``|v[i, j, k]|`` (absolute value) with ``A[i, j, k]``; ``activation_channels`` is the
-      number of channels in which both vary, which alone count.
+      of ``|v[i, j, k]|`` (absolute value) with ``A[i, j, k]``; only channels in which both
+      vary count. ``activation_channels`` is their number.
 
     Args:
-        w: ``[H, W, C]``, floating.
-        mean_map: A, ``[H, W, C]``.
+        w: weights ``[H, W, C]``, floating.
+        mean_map: mean feature map A, ``[H, W, C]``.
 
     Returns:
-        The numbers by name; None where one is not defined (0 / 0).
+        The statistics by name; None for one that is not defined (0 / 0).
 
     Example:
         >>> w = np.array([[[0.75], [0.25]]])
@@ -151,7 +156,7 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
 
 
 def _entropy(x: np.ndarray) -> np.ndarray:
-    """Shannon's entropy along the first axis, in nats, of non-negative numbers' shares."""
+    """Shannon's entropy in nats, along the first axis, of numbers ≥ 0 divided by their sum."""
     shares = x / x.sum(axis=0)
     return -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=0)
 
@@ -161,7 +166,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation over positions, of each channel in which both vary."""
+    """Pearson's correlation over positions, for each channel in which both x and y vary."""
     x, y = deviations(x), deviations(y)
     covariances = np.sum(x * y, axis=(0, 1))
     scales = np.sqrt(np.sum(x**2, axis=(0, 1)) * np.sum(y**2, axis=(0, 1)))

@@ -13,13 +13,14 @@ _FOLDER = Path(__file__).parent
 
 
 def write_page(path: Path, title: str, data: Mapping[str, Any], program: Path) -> None:
-    """Fills the template and writes an HTML document that loads nothing.
+    """Fills the template and writes an HTML document that loads no other file.
 
     Args:
-        path: of the page.
-        title: of the page.
-        data: what the program shows, in types that JSON has.
-        program: JavaScript that runs after blocks.js, which has the parts and reads the data.
+        path: path of the page.
+        title: title of the page.
+        data: content that the program shows, in types that JSON has.
+        program: path of JavaScript that runs after blocks.js, which defines the parts of pages and
+            reads the data.
 
     Raises:
         OSError: the page cannot be written.

@@ -1,4 +1,4 @@
-"""Curves of a run: the numbers of its metrics.jsonl, and how many points a page shows of them."""
+"""Curves of a run: reads the numbers of its metrics.jsonl, thins curves and averages them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 
 def finite(value: Any) -> float | None:
-    """A finite number of a JSON file, or None.
+    """Returns a value of a JSON file as a float; None if it is not a finite number.
 
     Example:
         >>> finite(7), finite(float("nan")), finite("7")
@@ -26,11 +26,12 @@ def finite(value: Any) -> float | None:
 
 
 def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, float]]]:
-    """Reads the lines of a run's metrics.jsonl; none where there is no such file.
+    """Reads the lines of a run's metrics.jsonl; yields nothing if there is no such file.
 
     Yields:
-        Split, step, epoch and the other numbers by name. Torn lines, those without a split, step
-        or epoch, and values that are null are left out.
+        The split, the step, the epoch and the other numbers by name, for each line. Incomplete
+        lines, lines without a split, a step or an epoch, and values that are not finite are left
+        out.
     """
     try:
         lines = (workdir / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
@@ -51,7 +52,7 @@ def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, f
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """Chooses evenly among points, the first and the last included; six digits of each value.
+    """Chooses evenly spaced points, the first and the last included; rounds to six digits.
 
     Example:
         >>> thinned([(epoch, epoch / 3) for epoch in range(5)], most=3)
@@ -63,7 +64,7 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """The mean of curves at the epochs that all of them have: elsewhere it would jump.
+    """Returns the mean of curves at the epochs that all curves have; elsewhere it would jump.
 
     Example:
         >>> mean_curve([{1: 0.0, 2: 4.0}, {2: 2.0, 3: 1.0}])

@@ -11,7 +11,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 INK, FAINT = "#1f2933", "#8b96a3"
-# The columns of the paper's tables first, further settings after them.
+# The colours of the columns of the paper's tables, then those of further settings.
 COLOURS = (
     *("#5f6b7a", "#2f7fb5", "#e0752d", "#7d5ba6"),
     *("#3a9278", "#b3414a", "#b59020", "#6aa6d6", "#d28fb8", "#4d4d4d"),
@@ -23,15 +23,15 @@ _STYLE = Path(__file__).with_name("figures.mplstyle")
 def drawn(
     path: Path, width: float, height: float, changes: Mapping[str, Any] | None = None
 ) -> Iterator[Figure]:
-    """Gives a figure to draw on, and writes it as a PNG when the block ends.
+    """Yields a figure to draw on, and writes it as a PNG when the block ends.
 
-    The file is without matplotlib's version: the same numbers give the same file.
+    The file does not name matplotlib's version, so that the same numbers result in the same file.
 
     Args:
-        path: Of the PNG.
-        width: In inches.
-        height: In inches.
-        changes: Of matplotlib's parameters, beside those of figures.mplstyle.
+        path: The path of the PNG.
+        width: The width in inches.
+        height: The height in inches.
+        changes: Parameters of matplotlib that override those of figures.mplstyle.
     """
     with style.context([_STYLE, dict(changes or {})]):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -12,7 +12,7 @@ from flexpool_jax.trained import Trained
 from flexpool_jax.training.identity import DATA_FILE
 from flexpool_jax.training.steps import parameter_count
 
-# What CITATION.cff says as well; a test compares the two.
+# The citation is also in CITATION.cff; a test compares the two.
 CITATION = """\
 @inproceedings{ali2023flexpooling,
   title = {FlexPooling with Simple Auxiliary Classifiers in Deep Networks},
@@ -92,7 +92,7 @@ their own.
 
 
 def _how_to_resize(trained: Trained) -> str:
-    """A sentence: what evaluation did to images of another size."""
+    """A sentence on how images of another size must be resized, which is what evaluation does."""
     dataset, (height, width, _) = trained.config.dataset, trained.image_shape
     if dataset.resize == "stretch" and not dataset.center_crop:
         return f"Images of another size must be resized to {height}×{width} pixels."
@@ -106,7 +106,7 @@ def _how_to_resize(trained: Trained) -> str:
 
 
 def _measured(trained: Trained) -> str:
-    """A table of the measurements of this very checkpoint, or how to make one."""
+    """A table of the measurements of this checkpoint, or a sentence on how to measure it."""
     rows = [
         f"| {source} | {split} | {count:,} | {_percent(accuracy, count)} | {loss:.4f} |"
         for source, split, count, accuracy, loss in _measurements(trained)
@@ -129,7 +129,7 @@ def _measured(trained: Trained) -> str:
 
 
 def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
-    """File, images, n, accuracy and loss of each measurement of this step."""
+    """The file, split, number of images, accuracy and loss of each measurement of this step."""
     found = []
     result, data, evaluation = (
         files.read_json_if_whole(trained.workdir / name)

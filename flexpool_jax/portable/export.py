@@ -47,26 +47,26 @@ def export_workdir(
     step: str = "latest",
     config: ml_collections.ConfigDict | None = None,
 ) -> Path:
-    """Writes the folder ``export`` of a workdir; needs none of the data it was trained on.
+    """Writes the folder ``export`` of a workdir; needs no training data.
 
     Args:
-        workdir: of a run.
+        workdir: folder of a run.
         step: ``"best"``, ``"latest"`` or the number of a saved step.
-        config: replaces the workdir's; it must describe the same model and data.
+        config: config that replaces the workdir's; it must describe the same model and data.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the workdir, the step or a file in it is not usable, as `load_trained` says; or
-            something that is not a folder is in the way.
+        UserError: `load_trained` cannot use the workdir, the step or a file; or ``export`` exists
+            and is not a folder.
     """
     trained = load_trained(workdir, step, config)
     folder = trained.workdir / FOLDER
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is in the way; allowed: a folder, or nothing")
     folder.mkdir(exist_ok=True)
-    # Written last, so that a folder that was left half-written is not loaded.
+    # check.json is deleted first and written last, so that an incomplete folder is not loaded.
     (folder / CHECK).unlink(missing_ok=True)
     program = export_program(trained)
     files.write_whole(folder / PROGRAM, program)
@@ -89,13 +89,13 @@ def export_workdir(
 
 
 def export_program(trained: Trained) -> bytes:
-    """Serializes the network: uint8 images ``[b, H, W, C]`` to float32 probabilities ``[b, K]``.
+    """Serializes the function from uint8 images [b, H, W, C] to float32 probabilities [b, K].
 
     Normalisation and softmax are part of the program, the weights are its constants, and b may be
     any number from 1.
 
     Returns:
-        For `jax.export.deserialize`, which needs jax and flatbuffers only.
+        The program for `jax.export.deserialize`, which needs only jax and flatbuffers.
     """
     predict = functools.partial(trained.probabilities, trained.variables)
     batch = export.symbolic_shape("b")
@@ -110,8 +110,8 @@ def export_program(trained: Trained) -> bytes:
 def hub_config(trained: Trained) -> dict[str, Any]:
     """Describes a network as config.json does in timm's folders on the Hugging Face Hub.
 
-    ``pretrained_cfg`` names sizes channels first, as timm does; ``model_args`` are the keywords of
-    `flexpool_jax.create_model`.
+    Sizes in ``pretrained_cfg`` have the channels first, as in timm; ``model_args`` are keyword
+    arguments of `flexpool_jax.create_model`.
     """
     height, width, channels = trained.image_shape
     config = trained.config
@@ -147,13 +147,13 @@ def probe_images(image_shape: tuple[int, int, int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An exported network: called with uint8 images [B, H, W, C], it gives probabilities [B, K].
+    """An exported network: a function from uint8 images [B, H, W, C] to probabilities [B, K].
 
     Attributes:
-        class_names: of the K columns.
-        image_shape: (H, W, C).
-        config: what config.json holds.
-        program: what ``model.jax`` holds.
+        class_names: names of the K classes, in the order of the columns.
+        image_shape: (H, W, C) of the images.
+        config: content of config.json.
+        program: program in ``model.jax``.
     """
 
     class_names: tuple[str, ...]
@@ -162,13 +162,13 @@ class Exported:
     program: export.Exported = dataclasses.field(repr=False)
 
     def __call__(self, images: Any) -> jax.Array:
-        """Predicts.
+        """Predicts the probabilities of the classes.
 
         Args:
-            images: uint8 [B, H, W, C], values 0 to 255; B is at least 1.
+            images: pixels, uint8 [B, H, W, C] with values from 0 to 255; B is at least 1.
 
         Returns:
-            float32 [B, K], each row summing to 1.
+            The probabilities, float32 [B, K]; each row sums to 1.
 
         Raises:
             UserError: the images are of another dtype or shape.
@@ -184,19 +184,20 @@ class Exported:
 
 
 def load_exported(folder: str | os.PathLike[str]) -> Exported:
-    """Loads a network that ``--mode=export`` wrote, once it is known to be what was written.
+    """Loads a network that ``--mode=export`` wrote; first checks its files and its output.
 
-    The SHA-256 of every file must be the one that check.json holds, and the probe's images must
-    get the probabilities that it holds.
+    The SHA-256 of every file must be the one in check.json. For the images in check.json, the
+    network must compute the probabilities in check.json, within the tolerance given there.
 
     Args:
-        folder: with the five files.
+        folder: folder with the five files.
 
     Returns:
-        A function of uint8 images [B, H, W, C] with probabilities [B, K], see `Exported`.
+        The network, a function from uint8 images [B, H, W, C] to probabilities [B, K].
 
     Raises:
-        UserError: a file is missing or is not what was written, or the probe's output differs.
+        UserError: a file is missing or has been altered, the installed JAX cannot run the program,
+            or the program computes other probabilities than when it was exported.
 
     Example:
         >>> model = load_exported("runs/digits/export")  # doctest: +SKIP
@@ -246,12 +247,12 @@ def _read_check(folder: Path) -> dict[str, Any]:
 
 
 def _digest_of(check: Mapping[str, Any]) -> str:
-    """SHA-256 of what check.json holds beside this digest."""
+    """The SHA-256 of the content of check.json without the digest itself."""
     return hashlib.sha256(json.dumps(check, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
-    """Of a file's content; "" where it cannot be read."""
+    """The SHA-256 of a file; "" if the file cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

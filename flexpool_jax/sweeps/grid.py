@@ -1,8 +1,8 @@
 """Expands a sweep's config into its runs: a name and a training config for each.
 
-Configs of sweeps, such as configs/paper_tables.py, have the fields of `FIELDS`. Every run has the
-config file of one data set with a variant, as on the command line, and the fields that a column or
-the sweep sets. So a cell of a sweep is the same as that run started by hand.
+Configs of sweeps, such as configs/paper_tables.py, have the fields of `FIELDS`. A run's config is
+the config file of one data set with a variant, as on the command line, and with the fields that a
+column or the sweep sets. So a cell of a sweep is equal to the same run started by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flexpool_jax import configuration
 from flexpool_jax.configuration import variants
 from flexpool_jax.errors import UserError, unknown_name
 
-# Field: its type, that of its entries if it is a tuple, and what it may hold, in words.
+# Each field's type, the type of its entries if it is a tuple, and its allowed values in words.
 FIELDS: dict[str, tuple[type, type | None, str]] = {
     "datasets": (tuple, str, "names of files in configs/ without .py, e.g. digits,cifar10"),
     "columns": (tuple, str, "variants joined by +, e.g. avg,flexpool+reg,flexpool+reg=0.01"),
@@ -38,10 +38,10 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: Its folder under the sweep's, e.g. "digits/flexpool+reg+sac/seed-0".
-        dataset: The entry of `datasets` that it came from.
+        name: The cell's folder in the sweep's folder, e.g. "digits/flexpool+reg+sac/seed-0".
+        dataset: The entry of `datasets` that the cell belongs to.
         config: The training config.
-        arguments: The command line that gives this config: the data set's config file with the
+        arguments: The command line that results in this config: the data set's config file with the
             words of the column after the colon, and the fields that the sweep sets. A process that
             gets these arguments runs the config file, and so has the pools, models and data sets
             that the file registers.
@@ -67,7 +67,8 @@ def check_sweep(config: ConfigDict) -> None:
     """Checks a sweep's fields one by one.
 
     Raises:
-        UserError: For the first mistake found, naming the field, its value and what is allowed.
+        UserError: The config is not that of a sweep, or a field is unknown, missing or not valid.
+            The message is about the first mistake and names what is allowed.
 
     Example:
         >>> from configs import paper_tables
@@ -104,14 +105,15 @@ e.g. 0,1,2
 def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell]:
     """Lists the runs of a sweep, all of them checked.
 
-    The seeds come outermost: a sweep that is stopped early leaves whole tables of fewer seeds.
+    Seeds are the outermost loop: a sweep that is stopped early leaves complete tables of fewer
+    seeds.
 
     Args:
         config: A sweep's config.
         configs_dir: The folder with the data sets' config files.
 
     Raises:
-        UserError: When the sweep or any of its runs is not valid, or two of them are the same;
+        UserError: The sweep or one of its runs is not valid, or two runs are the same; the message
             names the run.
 
     Example:
@@ -131,7 +133,7 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
         if f"{dataset}.py" not in names:
             files = [name.removesuffix(".py") for name in names]
             raise unknown_name("config.datasets entry", dataset, files)
-        # Run once before any column is read: it may register a pool that a column names.
+        # Load this file before any column is read: it may register a pool that a column names.
         configuration.load_config(f"{Path(configs_dir) / dataset}.py:", configs_dir)
     cells = []
     names_of: dict[str, str] = {}
@@ -159,16 +161,17 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
 def take_shard(
     cells: Sequence[Cell], shard: str, environment: Mapping[str, str] = os.environ
 ) -> list[Cell]:
-    """Takes one of N equal parts of a sweep, every N-th run, so that all finish a seed together.
+    """Takes part I of N of a sweep: every N-th run, so that all parts finish a seed together.
 
     Args:
-        cells: From `expand`.
-        shard: "I/N", I from 0; or "auto", by the variables of the SLURM array that this is a task
-            of.
-        environment: Where those variables are.
+        cells: The cells, from `expand`.
+        shard: "I/N", with I from 0 to N − 1; or "auto", which takes I and N from the variables that
+            SLURM sets for a task of an array.
+        environment: The environment variables.
 
     Raises:
-        UserError: The text is neither, or there are fewer runs than parts.
+        UserError: `shard` is neither, a variable of SLURM is missing, or there are fewer runs than
+            parts.
 
     Example:
         >>> from configs import paper_tables
@@ -215,7 +218,7 @@ def _arguments(
     seed: int,
     configs_dir: str | os.PathLike[str],
 ) -> list[str]:
-    """The command line of a run, the config's file first; the overrides come last and win."""
+    """Returns the flags of a run: the config file first, and last the overrides, which win."""
     overrides = _split_overrides(sweep.overrides)
     _check_column(column, sweep, sac, overrides)
     words = [*column.split("+"), *["sac"] * (sac != "off")]
@@ -229,7 +232,7 @@ def _arguments(
 
 
 def _check_column(column: str, sweep: ConfigDict, sac: str, overrides: Sequence[str]) -> None:
-    """Refuses a column that cannot name a folder, or whose fields the sweep sets otherwise."""
+    """Raises UserError if a column cannot name a folder, or sets a field that the sweep sets."""
     if "/" in column or "," in column:
         raise UserError(
             f"column {column!r} names a folder; allowed: words and values without / and comma"

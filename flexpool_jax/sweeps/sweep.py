@@ -4,10 +4,10 @@ Several sweeps may work in one folder, for example one for each GPU: a lock in e
 keeps two of them from running the same cell.
 
 A process for each run costs some seconds of start-up; compiled programs come from XLA's cache. In
-exchange a run that crashes, or that the system kills for its memory, does not end the others, and
-every run starts with its device's memory free. A cell's command is the one that a user would type,
-`launch.py --workdir=CELL`, and `--mode=probe` after it if the sweep probes its runs. So any cell
-can also be resumed by hand.
+exchange, a run that crashes, or that the system kills for lack of memory, does not end the other
+runs, and every run starts with its device's memory free. A cell's command is the one that a user
+would type, `launch.py --workdir=CELL`; if the sweep probes its runs, the same command with
+`--mode=probe` follows. So any cell can also be resumed by hand.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from flexpool_jax.sweeps.grid import Cell
 
 
 class _Stage(NamedTuple):
-    """A command for each cell, and the file that it leaves."""
+    """A command that is run for each cell: its flags, and the name of the file that it writes."""
 
     name: str
     flags: tuple[str, ...] = ()
 
     def is_done(self, cell: Cell, folder: Path) -> bool:
-        """Whether the file is there and of this config."""
+        """Whether the file exists and belongs to the cell's config."""
         return self.read(folder).get("config_digest") == cell.digest
 
     def read(self, folder: Path) -> dict[str, Any]:
-        """The file's content; empty where there is none that can be read."""
+        """The content of the file; {} if the file does not exist or cannot be read."""
         return files.read_json_if_whole(folder / f"{self.name}.json")
 
 
@@ -67,18 +67,19 @@ def run_sweep(
     """Trains every cell that is not finished yet, resuming those that have begun.
 
     Args:
-        cells: From `grid.expand`.
-        workdir: The sweep's folder; each cell has its own under it, named after the cell.
+        cells: The cells, from `grid.expand`.
+        workdir: The sweep's folder. It holds a folder for each cell, named after the cell.
         train: The command that trains, to which `--workdir=CELL` and the cell's arguments are
             added.
-        probe: Whether a cell is finished only when it has been probed too, by the same command
-            with `--mode=probe`. A cell that is trained already is then probed alone.
+        probe: Whether to probe each cell after training, by the same command with `--mode=probe`.
+            A cell that is already trained is then only probed.
 
     Raises:
-        UserError: A cell's folder holds a run of another config; nothing has been run then.
-        SweepFailed: Some cells failed; all others are finished.
+        UserError: A cell's folder holds a run of another config; no cell has been run.
+        SweepFailed: Some cells failed; the others are finished, or other processes run them.
         Interrupted: The process was told to stop; the cell that was running has saved its state.
-        KeyboardInterrupt: Interrupted twice; that cell keeps its last checkpoint.
+        KeyboardInterrupt: Ctrl-C was pressed twice; the cell that was running keeps its last
+            checkpoint.
     """
     workdir = Path(workdir)
     remaining = [cell for cell in cells if not is_finished(cell, workdir, probe=probe)]
@@ -100,7 +101,7 @@ def run_sweep(
                         before += 1
                         continue
                     reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
-                except UserError as error:  # Begun meanwhile, by a sweep with other fields.
+                except UserError as error:  # Another sweep, with other fields, has begun it.
                     reason = str(error)
             if reason is None:
                 now += 1
@@ -121,7 +122,7 @@ def run_sweep(
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process alone may run the cell of this folder, until the block ends."""
+    """Locks a cell's folder until the block ends; yields False if another process has the lock."""
     with contextlib.ExitStack() as stack:
         claimed = True
         try:
@@ -130,16 +131,16 @@ def _claimed(folder: Path) -> Iterator[bool]:
         except filelock.Timeout:
             claimed = False
         except OSError:
-            pass  # A folder that cannot be written to fails this cell alone, in `_run_cell`.
+            pass  # If the folder cannot be written to, only this cell fails, in `_run_cell`.
         yield claimed
 
 
 def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:
-    """Whether a cell's folder holds the result of this config, and its probe if one is wanted.
+    """Whether a cell's folder holds the result of its config, and the probe if one is wanted.
 
     Raises:
-        UserError: The folder holds a run of another config. Continued with this one, its result
-            would belong to neither.
+        UserError: The folder holds a run of another config. If that run were continued with the
+            cell's config, its result would belong to neither config.
     """
     folder = Path(workdir) / cell.name
     saved = _saved_config(folder)
@@ -152,7 +153,10 @@ def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = Fa
 
 
 def _saved_config(folder: Path) -> ConfigDict | None:
-    """The config of a run that has begun. One that is damaged fails that cell alone, later."""
+    """The config of a run that has begun; None if there is none, or if it is damaged.
+
+    A damaged config makes only its own cell fail, later.
+    """
     try:
         return configuration.read_config(folder)
     except UserError:
@@ -176,8 +180,8 @@ class _Running:
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Handles SIGTERM and SIGINT.
 
-        Both are passed on as SIGTERM: a terminal's Ctrl-C reaches the process by itself, and a
-        second SIGINT would make it leave without saving.
+        Passes both on to the running process as SIGTERM: a terminal's Ctrl-C reaches that process
+        by itself, and a second SIGINT would make it exit without saving.
         """
         self.told_to_stop = True
         if self.process is not None and self.process.poll() is None:
@@ -202,7 +206,7 @@ def _stop_on_signals() -> Iterator[_Running]:
 def _run_cell(
     cell: Cell, folder: Path, train: Sequence[str], running: _Running, stages: Sequence[_Stage]
 ) -> str | None:
-    """Runs the stages that a cell lacks. Returns None on success, else the reason, in a line."""
+    """Runs a cell's unfinished stages. Returns None on success, else the reason in one line."""
     try:
         configuration.check_resume(cell.config, folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -226,9 +230,9 @@ def _run_cell(
 
 
 def _failure(command: Sequence[str], running: _Running) -> str | None:
-    """Runs a command. Returns None on success, else the reason, in a line."""
+    """Runs a command. Returns None on success, else the reason of its failure in one line."""
     status, last_line = _run(command, running)
-    # Told twice by Ctrl-C at a terminal, the process has left at once.
+    # After a second Ctrl-C at a terminal, the process has exited at once.
     if running.told_to_stop and status in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if status < 0:
@@ -237,7 +241,7 @@ def _failure(command: Sequence[str], running: _Running) -> str | None:
 
 
 def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
-    """Runs a command, shows what it writes, and returns its status and the last line of that."""
+    """Runs a command, prints its output, and returns its exit status and last line of output."""
     last_line = ""
     with subprocess.Popen(
         command,
