@@ -386,7 +386,7 @@ if __name__ == "__main__":
         traceback.print_exc()
         status = EXIT_FAILED
     try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where a shell closed it.
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell.
             stream.flush()
     except OSError:
         status = _stop_writing()

@@ -35,7 +35,7 @@ class PeerLost(Exception):
 
 
 def one_line(error: object) -> str:
-    """An exception's message in one line of at most 200 characters; its class's name if empty.
+    """An exception's message in one line of at most 200 characters; if empty, the class's name.
 
     Example:
         >>> one_line(ValueError("a sentence\\nover two lines")), one_line(EOFError())

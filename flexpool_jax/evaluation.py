@@ -125,7 +125,7 @@ def at_resolution(restored: Restored, side: int) -> Restored:
             depends on the size, such as the classifier after the pool ``flatten``.
     """
     config = copy.deepcopy(restored.setup.config)
-    config.pool_reg = 0.0  # Nothing is trained: whether Eq. 2 would be stable does not matter.
+    config.pool_reg = 0.0  # Without training, the stability check of pool_reg does not apply.
     dataset = restored.setup.dataset
     resized = dataclasses.replace(
         dataset,

@@ -129,7 +129,7 @@ def read_json_if_whole(path: Path) -> dict[str, Any]:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a JSON object with ``sha256`` added, a digest of all fields.
+    """Adds ``sha256``, a digest of all other fields, to the fields of a JSON object.
 
     Example:
         >>> seal_holds(sealed({"accuracy": 0.9})), seal_holds({**sealed({"a": 1}), "a": 2})

@@ -177,7 +177,7 @@ def _from_optax(
     mask: Callable[[Any], Any],
     kwargs: Mapping[str, Any],
 ) -> optax.GradientTransformation:
-    """Builds an optimizer of Optax; its own weight decay is used if it takes a mask of weights."""
+    """Builds an optimizer of Optax; adds weight decay unless it has its own with a mask."""
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
     decays = [p for p in parameters if "weight_decay" in p and not p.endswith("mask")]
     masks = [p for p in parameters if p in ("mask", "weight_decay_mask")]
@@ -209,11 +209,11 @@ def make_optimizer(
     pool_learning_rate_scale: float = 1.0,
     kwargs: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015), SGD with momentum, or any other optimizer of Optax.
+    """Builds Adam (Kingma & Ba 2015), SGD with momentum, or any other optimizer of Optax.
 
     Args:
         name: one of `OPTIMIZERS`.
-        schedule: from `make_schedule`.
+        schedule: learning rate, from `make_schedule`.
         momentum: momentum of ``sgd``; the other optimizers take their own, if any, from kwargs.
         weight_decay: coefficient of weight decay, which acts on kernels only (see `is_decayed`).
         weight_decay_kind: ``"l2"`` adds weight_decay·w to the gradient (PyTorch's

@@ -199,7 +199,7 @@ def calibration_error(
 
 
 def accuracy_per_class(labels: np.ndarray, probabilities: np.ndarray) -> list[float | None]:
-    """The share of each class's examples that is predicted correctly; None if there are none.
+    """The share of each class's examples that is predicted correctly; None for an empty class.
 
     Example:
         >>> accuracy_per_class(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]]))

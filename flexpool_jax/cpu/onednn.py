@@ -77,13 +77,13 @@ def conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def input_gradient(dy: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The gradient of `conv` with respect to x ``[B, H, W, C]``; dy is that of its result."""
+    """The gradient of `conv` for x, ``[B, H, W, C]``; dy is the gradient for its result."""
     return _call("input_gradient", dy, kernel, geometry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def kernel_gradient(x: Array, dy: Array, geometry: Geometry) -> Array:
-    """The gradient of `conv` with respect to the kernel; dy is that of its result."""
+    """The gradient of `conv` for the kernel; dy is the gradient for its result."""
     return _call("kernel_gradient", x, dy, geometry)
 
 

@@ -13,7 +13,7 @@ only the third:
 To add a data set, edit two files: an entry in `registry` says what the data set is, where its files
 are and which function reads them; that function is in a module of `readers`.
 
-Only two modules need JAX: `flexpool_jax.data.augment`, which this package does not import, and
+JAX is imported only by `flexpool_jax.data.augment`, which this package does not import, and by
 Grain, which is imported when images are streamed.
 """
 

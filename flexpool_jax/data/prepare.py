@@ -62,7 +62,7 @@ def prepare(source: Source, data_dir: Path, raw_dir: Path | None) -> Path:
             data_dir.mkdir(parents=True, exist_ok=True)
             lock_file = data_dir / f".{source.name}.lock"
             with hold(lock_file, "preparing the same data set", wait=True):
-                # Another process may have prepared it while this one waited for the lock.
+                # Another process may have prepared the data set while this one waited for the lock.
                 if not _is_prepared(folder):
                     _remove_leftovers(source, folder, data_dir)
                     _write(source, data_dir, raw_dir)

@@ -16,12 +16,12 @@ SMALL_IMAGE_SIDE = 64
 
 
 def is_small(images: Array, small_images: bool | None = None) -> bool:
-    """Whether to use the stem for small images: decided by the size unless ``small_images`` says.
+    """Whether a network uses its stem for small images.
 
     Args:
         images: ``[B, H, W, C]``.
-        small_images: True or False decides; None compares the shorter side with
-            `SMALL_IMAGE_SIDE`.
+        small_images: True or False is returned as it is. None compares the shorter side of the
+            images with `SMALL_IMAGE_SIDE`.
     """
     if small_images is not None:
         return small_images

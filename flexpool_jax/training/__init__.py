@@ -1,16 +1,16 @@
-"""Training; `train` is the way in.
+"""Training; `train` is the entry point.
 
-In the order in which to read the files:
+The modules, in the order in which to read them:
 
-- run: a run from its beginning to result.json; loop: its steps and epochs.
-- steps: one update and one evaluation step, and their compiled programs; setup builds them, with
-  the model and the optimizer, from a config; feed hands them the data; eval_loop sums an evaluation
-  up.
-- checkpoints, saving, resume: how a state is kept and found again; orbax_faults: damaged folders.
-- identity, result: what a workdir says of its run and of what came out.
-- metrics, console: numbers for files and for people.
-- interrupts: signals; processes: several hosts; pace: steps of one dispatch; superclass, debugging,
-  determinism: options of a config or a command.
+- run: a run from its beginning to result.json. loop: the steps and epochs of a run.
+- steps: one update and one evaluation step, and their compiled programs. setup: builds these steps,
+  the model and the optimizer from a config. feed: passes the data to the steps. eval_loop: the
+  evaluation of a split.
+- checkpoints, saving, resume: how a state is saved and restored. orbax_faults: damaged folders.
+- identity: which run a workdir belongs to. result: the files that a finished run writes.
+- metrics: numbers for files. console: output for people.
+- interrupts: signals. processes: several hosts. pace: the number of steps in a dispatch.
+- superclass, debugging, determinism: options of a config or a command.
 """
 
 from __future__ import annotations
@@ -37,23 +37,27 @@ def train(
 ) -> dict[str, Any]:
     """Trains a model, or continues from the workdir's latest checkpoint if it holds one.
 
-    JAX is imported after the config and the workdir are found to be right.
+    JAX is imported after the config and the workdir have been checked.
 
     Args:
-        config: every field of configs/default.py, such as ``configs.digits.get_config()`` returns.
+        config: a config with every field of configs/default.py, such as
+            ``configs.digits.get_config()`` returns.
         workdir: folder for config.json, checkpoints/, metrics.jsonl, result.json and more; created
-            if need be.
-        dataset: used in the place of what ``config.dataset`` names. Give the same one whenever this
-            run is continued or evaluated: other data are refused.
-        profile: trace a few steps; TensorBoard's profile plugin reads the workdir's profile/.
-        debug_nans: end at the operation that gives the first NaN, and name its line. Slower.
+            if it does not exist.
+        dataset: data set to use instead of the one that ``config.dataset`` names. Pass the same
+            data set whenever this run is continued or evaluated: other data are refused.
+        profile: whether to trace a few steps. TensorBoard's profile plugin reads the trace from the
+            workdir's folder profile/.
+        debug_nans: whether to stop at the operation that returns the first NaN, and to name its
+            line. Training is slower then.
 
     Returns:
-        What is written to result.json: final and best accuracy, seconds, versions and more.
+        The content of result.json: final and best accuracy, seconds, versions and more.
 
     Raises:
         UserError: the config is wrong, or differs from the workdir's in a field that is fixed once
             a run has begun; or the workdir cannot be used.
+        PeerLost: another process of the run has ended.
         Interrupted: the process was told to stop by a signal; the state is saved.
         TrainingDiverged: a loss became NaN or infinite.
 

@@ -1,13 +1,14 @@
-"""Saving and restoring a run with Orbax: asynchronous, the latest two and the best kept.
+"""Saves and restores a run with Orbax, in the background; keeps the latest two and the best.
 
-Of several processes each has a manager of its own, and only process 0 saves: the state is the same
-in all. So no barrier of Orbax waits for a process that has ended.
+If a run has several processes, each process has its own manager, and only process 0 saves, since
+the state is the same in all processes. So no barrier of Orbax waits for a process that has ended.
 
-A checkpoint has three items: ``model`` (parameters and batch statistics, all that evaluation
-needs), ``optimizer`` (the optimizer's state and the step) and ``progress`` (JSON: where the run
-stands, and which run at which step it is). Arrays are saved from the host without a device axis, so
-that a checkpoint restores on any number of devices. ``progress`` carries a digest of each item, so
-that silent damage on a disk is detected. `orbax_faults` handles damaged folders.
+A checkpoint has three items. ``model`` holds the parameters and batch statistics that evaluation
+needs. ``optimizer`` holds the optimizer's state, the step and, if ``model`` holds the moving
+average of the parameters, the parameters themselves. ``progress`` is JSON: the run's `Progress` and
+identity, and the step. Arrays are saved from the host without a device axis, so that a checkpoint
+can be restored on any number of devices. ``progress`` also holds a digest of each item, so that
+silent damage on a disk is detected. `orbax_faults` handles damaged folders.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class DamagedCheckpoint(Exception):
 
 
 def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """Opens (unless read_only, creates) the checkpoints of a workdir.
+    """Opens the checkpoints of a workdir; creates their folder unless read_only.
 
-    Saving keeps the latest two, so that one damaged file costs one interval, and the one of the
-    best accuracy.
+    Saving keeps the latest two checkpoints and the checkpoint with the best accuracy. With two, a
+    damaged file costs only the steps of one interval.
 
     Raises:
-        UserError: read_only, and one of them is damaged so that none can be looked at; or something
-            else is in the folder's place.
+        UserError: with read_only, the metrics of a checkpoint are damaged, so that Orbax cannot
+            open the folder; or the folder's path is not a folder, or a permission is missing.
     """
     orbax_faults.check_folder(workdir, read_only=read_only)
     if read_only:
@@ -65,7 +66,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
                 ),
             ]
         ),
-        # What is saved, and when, is the loop's decision.
+        # The loop decides when to save; Orbax saves every state that it is given.
         save_decision_policy=policies.FixedIntervalPolicy(1),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
@@ -74,7 +75,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         ),
     )
-    # Orbax fails in the background, silently, with a relative path.
+    # With a relative path, Orbax fails in the background without an error.
     folder = (workdir / FOLDER).absolute()
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def _accuracy(metrics: Mapping[str, float]) -> float:
 
 
 def _digest(item: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a tree's leaves, or over JSON's text."""
+    """SHA-256 over the names, dtypes, shapes and bytes of a tree's leaves, or over a JSON text."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(item):
         leaf = np.asarray(leaf)
@@ -100,7 +101,7 @@ def _digest(item: Any) -> str:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint: what is evaluated, and what else it takes to train on."""
+    """The items of a checkpoint: the model for evaluation, and the rest that training needs."""
     optimizer = {"step": state.step, "opt_state": state.opt_state}
     if state.ema_params is not None:
         optimizer["params"] = state.params
@@ -117,15 +118,17 @@ def save(
     """Starts to save a state; its arrays are copied to the host, and written in the background.
 
     Args:
-        manager: from `open_checkpoints`.
-        state: replicated or on one device.
-        progress: what JSON can hold.
-        accuracy: in [0, 1], if this state has been evaluated; only such a state can be the best.
-        run: what `Identity.to_json` gives; the step is added to it.
+        manager: result of `open_checkpoints`.
+        state: the state, replicated, on one device or on the host.
+        progress: the run's `Progress`, as values that JSON can hold.
+        accuracy: accuracy of the state in [0, 1], if it has been evaluated. Only an evaluated state
+            can become the best checkpoint.
+        run: result of `Identity.to_json`; this function adds the step.
 
     Raises:
         NotFinite: the state holds a NaN or an infinity; it is not saved.
-        OSError: such as a full disk; of this save or of the one before.
+        OSError: this save could not start, or the previous save failed, for example because the
+            disk is full.
         UserError: the folder holds a later step, which this run cannot have saved.
     """
     items = jax.device_get(_items(state))
@@ -158,31 +161,32 @@ def save(
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Waits until what was saved is on the disk, whole.
+    """Waits until the checkpoints that were saved are complete on the disk.
 
     Raises:
-        OSError: it could not be written, for example because the disk is full.
+        OSError: a checkpoint could not be written, for example because the disk is full.
     """
     with orbax_faults.naming_folder(Path(manager.directory)):
         manager.wait_until_finished()
 
 
 def check_finite(tree: Any, step: int) -> None:
-    """Raises `NotFinite` if a tree of arrays on the host, of a step, holds a NaN or an infinity."""
+    """Raises `NotFinite` with the step if arrays on the host hold a NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
             raise NotFinite(step, f"{jax.tree_util.keystr(path)} is not finite")
 
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
-    """Reads which run a checkpoint belongs to: what `save` was given, and ``step``.
+    """Reads which run a checkpoint belongs to.
 
     Returns:
-        None for a checkpoint of release 0.1, which does not say.
+        The argument ``run`` of `save`, with ``step`` added; None for a checkpoint of release 0.1,
+        which does not hold it.
 
     Raises:
-        DamagedCheckpoint: it cannot be read or is not what was saved.
-        UserError: the folder has another name than the step that it holds.
+        DamagedCheckpoint: the checkpoint cannot be read, or its content is not what was saved.
+        UserError: the name of the checkpoint's folder is not the step that the checkpoint holds.
     """
     return _read_progress(manager, step)[1]
 
@@ -190,19 +194,19 @@ def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None
 def restore(
     manager: ocp.CheckpointManager, step: int, like: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Restores one step, on the host.
+    """Restores one checkpoint to arrays on the host.
 
     Args:
-        manager: from `open_checkpoints`.
-        step: one of ``manager.all_steps()``.
+        manager: result of `open_checkpoints`.
+        step: step of the checkpoint, one of ``manager.all_steps()``.
         like: a state, or its `jax.eval_shape`, of the same structure, shapes and dtypes.
 
     Returns:
-        The state, as NumPy arrays, and its progress.
+        The state, as NumPy arrays, and the progress that was saved with it.
 
     Raises:
-        DamagedCheckpoint: it cannot be read or is not what was saved.
-        UserError: the folder has another name than the step that it holds.
+        DamagedCheckpoint: the checkpoint cannot be read, or its content is not what was saved.
+        UserError: the name of the checkpoint's folder is not the step that the checkpoint holds.
     """
     progress, _, sha256 = _read_progress(manager, step)
     items = _restore_items(manager, step, _items(like), sha256)
@@ -222,7 +226,7 @@ def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -
     """Restores only ``params`` and ``batch_stats``; arguments and errors are those of `restore`."""
     _, run, sha256 = _read_progress(manager, step)
     if run is None:
-        # Release 0.1 kept the step with the optimizer's state alone.
+        # In release 0.1 only the item of the optimizer holds the step, which `restore` checks.
         return restore(manager, step, like)[0].variables
     return _restore_items(manager, step, {"model": like.variables}, sha256)["model"]
 
@@ -284,7 +288,7 @@ def _unreadable(step: int, error: Exception) -> DamagedCheckpoint:
 
 
 def _check_shapes(items: Any, like: Any) -> None:
-    """Checks what Orbax does not: that each array has the shape that is expected."""
+    """Checks that each array has the expected shape and dtype, which Orbax does not check."""
     for (path, found), expected in zip(
         jax.tree_util.tree_leaves_with_path(items), jax.tree.leaves(like), strict=True
     ):
@@ -298,18 +302,19 @@ def restore_latest(
     like: TrainState,
     check: Callable[[int, Mapping[str, Any] | None], object] = lambda step, run: None,
 ) -> tuple[TrainState, dict[str, Any]] | None:
-    """Restores the latest whole checkpoint; None where none was ever saved.
+    """Restores the latest undamaged checkpoint; returns None if none was ever saved.
 
-    Damaged ones are reported, passed over and moved to `DAMAGED_FOLDER`.
+    Damaged checkpoints are reported and skipped. When an undamaged one is found, the damaged ones
+    are moved to `DAMAGED_FOLDER`.
 
     Args:
-        manager: from `open_checkpoints`.
-        like: as for `restore`.
-        check: called with a step and what `read_run` gives, before its arrays are read; raises a
-            UserError if they are not to be used.
+        manager: result of `open_checkpoints`.
+        like: see `restore`.
+        check: function that is called with a step and the result of `read_run`, before the arrays
+            of the checkpoint are read. It raises a UserError to refuse the checkpoint.
 
     Raises:
-        UserError: there are checkpoints, or were, but none is whole; or as `check` raises.
+        UserError: every checkpoint is damaged, or ``check`` refuses one.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     damaged: list[int] = []
@@ -337,7 +342,9 @@ def restore_latest(
 
 
 def choose_step(manager: ocp.CheckpointManager, which: str) -> int:
-    """The step that ``--step=best|latest|N`` means.
+    """Returns the step that ``--step=best|latest|N`` selects.
+
+    If no checkpoint was evaluated, ``best`` selects the latest one.
 
     Raises:
         UserError: there is no such step.

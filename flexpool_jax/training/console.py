@@ -1,4 +1,4 @@
-"""What a person sees of a run: the lines at its start, and its progress."""
+"""The output of a run for people: the lines at its start, and its progress."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ PLAIN_LINE_SECONDS = 60.0
 class ProgressBar:
     """The progress of training: epoch, step, loss, accuracy, images per second, time left.
 
-    On a terminal one line is drawn again and again; elsewhere, such as in the log of a scheduler, a
-    line is written at the end of each epoch and once a minute. The time left is estimated from what
-    this process has done since its first dispatch came back: compilation, of the first evaluation
-    too, and the steps of earlier processes do not count.
+    On a terminal one line is redrawn. Elsewhere, such as in the log of a scheduler, a line is
+    written at the end of each epoch and once a minute. The time left is estimated from the steps of
+    this process since its first dispatch came back. Compilation, the first evaluation (which
+    compiles) and the steps of earlier processes are not counted.
 
     Args:
-        total_steps: of the whole run.
-        steps_per_epoch: to name the epoch.
-        start_step: where this process begins.
-        stream: standard error by default. If it breaks, the training continues without it.
+        total_steps: number of steps of the whole run.
+        steps_per_epoch: number of steps of an epoch, from which the epoch is computed.
+        start_step: step at which this process begins.
+        stream: stream to write to; standard error by default. If writing fails, the training
+            continues without this output.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ProgressBar:
             self._stream.write("compiling the first step\n")
 
     def show(self, meter: Meter) -> None:
-        """Shows how far the run is, and the means over what is not logged yet."""
+        """Shows the epoch and the step, and the means over the steps that are not logged yet."""
         if not meter.rows:
             return
         means, rate = meter.means(), meter.images_per_second
@@ -73,7 +74,7 @@ class ProgressBar:
             self._start_bar(meter.step, text)
             return
         self._bar.set_description_str(text, refresh=False)
-        # Without an interval the line is drawn whatever the time.
+        # With interval 0, tqdm draws the line at once.
         is_end = rest + 1 == self._steps_per_epoch
         self._bar.mininterval = 0 if is_end else self._stream.interval
         self._bar.update(meter.step - self._bar.n)
@@ -81,16 +82,16 @@ class ProgressBar:
     def evaluation(
         self, epoch: int, split: str, metrics: Mapping[str, float], seconds: float
     ) -> None:
-        """Writes the result of an evaluation, in a line that stays.
+        """Writes the result of an evaluation, in a line that is not redrawn.
 
         Args:
-            epoch: epochs completed.
-            split: what was evaluated.
+            epoch: number of completed epochs.
+            split: name of the split that was evaluated.
             metrics: ``loss`` and ``accuracy`` (in [0, 1]).
-            seconds: that it took.
+            seconds: duration of the evaluation.
         """
         if self._bar is not None and not self._is_evaluated:
-            self._bar.start_t += seconds  # The first one compiles.
+            self._bar.start_t += seconds  # The first evaluation compiles.
         self._is_evaluated = True
         self._clear()
         self._stream.write(
@@ -100,7 +101,7 @@ class ProgressBar:
         )
 
     def close(self) -> None:
-        """Ends the progress line, so that what is written next begins a line of its own."""
+        """Ends the progress line, so that later output begins on a new line."""
         if self._bar is not None:
             self._bar.close()
         for handler in self._handlers:
@@ -117,7 +118,7 @@ class ProgressBar:
             dynamic_ncols=is_terminal,
             leave=is_terminal,
             miniters=1,
-            smoothing=0,  # The time left by the mean rate, evaluations included.
+            smoothing=0,  # The time left is from the mean rate, evaluations included.
         )
         if is_terminal:
             # tqdm.contrib.logging does not know absl's handler, and would write its records twice.
@@ -128,14 +129,14 @@ class ProgressBar:
                 handler.addFilter(self._clear)
 
     def _clear(self, record: logging.LogRecord | None = None) -> bool:
-        """Removes the line before something else is written; the next step draws it again."""
+        """Removes the progress line before other output; the next step draws the line again."""
         if self._bar is not None:
             self._bar.clear()
         return True
 
 
 class _Lines:
-    """Turns what tqdm draws into lines where there is no terminal; may break without an error."""
+    """A stream for tqdm: writes plain lines if there is no terminal, and ignores write errors."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -146,7 +147,7 @@ class _Lines:
         if not self.is_terminal:
             text = text.strip()
             text += "\n" if text else ""
-        with contextlib.suppress(OSError, ValueError):  # Such as a dropped connection.
+        with contextlib.suppress(OSError, ValueError):  # Such as a lost connection.
             self._stream.write(text)
             self._stream.flush()
 
@@ -154,17 +155,17 @@ class _Lines:
         """Does nothing: `write` flushes."""
 
     def fileno(self) -> int:
-        """Where tqdm asks for the width of the terminal."""
+        """Returns the file descriptor, by which tqdm finds the width of the terminal."""
         return self._stream.fileno()
 
 
 def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
-    """Describes what is about to run: devices, versions, model, data, number of steps.
+    """Describes a run before it starts: devices, versions, model, data, number of steps.
 
     Args:
-        setup: of the run.
-        start_step: other than 0 for a run that resumes.
-        parameters: trainable ones.
+        setup: set-up of the run.
+        start_step: step at which the run begins; above 0 for a run that resumes.
+        parameters: number of trainable parameters.
 
     Returns:
         Lines without line ends.
@@ -191,14 +192,14 @@ def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
 
 
 def device_remarks(platform: str) -> list[str]:
-    """Says what a user of an NVIDIA GPU may not expect.
+    """Explains what may surprise a user of an NVIDIA GPU.
 
     Args:
-        platform: that JAX runs on: "cpu", "gpu", ...
+        platform: platform that JAX runs on: "cpu", "gpu", ...
 
     Returns:
-        No line, or one: why JAX does not use a GPU that is there, or why the GPU's memory looks
-        full.
+        At most one line: why JAX does not use the GPU of this machine, or why the GPU's memory
+        looks full.
     """
     if platform == "gpu":
         if "XLA_PYTHON_CLIENT_PREALLOCATE" in os.environ:
@@ -231,7 +232,7 @@ def nvidia_gpu_is_present() -> bool:
     if program is None:
         return False
     try:
-        # Many container images have the program without a GPU; only its answer is evidence.
+        # Many container images have the program without a GPU; only its output is evidence.
         listing = subprocess.run([program, "-L"], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return False

@@ -1,4 +1,4 @@
-"""Looks into a run: a trace of a few of its steps, and the operation behind a NaN."""
+"""Debugs a run: traces a few of its steps, and finds the operation that returns a NaN."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from flexpool_jax.errors import TrainingDiverged
 from flexpool_jax.training.setup import Setup
 
 PROFILE_FOLDER = "profile"
-# Dispatches that are traced. The first compiles, and the second may wait for the first.
+# The first and the last dispatch that is traced. Dispatch 1 compiles; dispatch 2 may wait for it.
 _FIRST, _LAST = 3, 5
 
 
 @contextlib.contextmanager
 def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
-    """Gives a set-up whose third to fifth dispatch are traced by `jax.profiler`.
+    """Yields a set-up whose third to fifth dispatch are traced by `jax.profiler`.
 
     Args:
-        setup: from `set_up`.
-        workdir: TensorBoard's profile plugin reads the trace from its folder ``profile``.
+        setup: result of `set_up`.
+        workdir: folder of the run. TensorBoard's profile plugin reads the trace from the folder
+            ``profile`` in it.
     """
     folder = workdir / PROFILE_FOLDER
     dispatches, is_tracing = 0, False
@@ -65,13 +66,13 @@ def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
 
 @contextlib.contextmanager
 def finding_nans() -> Iterator[None]:
-    """Ends at the first program that gives a NaN, and names the line behind it.
+    """Stops at the first compiled program that returns a NaN, and names the line that caused it.
 
-    JAX runs that program again, operation by operation. Every result is checked, so that training
-    is slower, and slow where NaNs are.
+    JAX checks the result of every program, so training is slower. JAX then runs the program that
+    returned a NaN again, operation by operation.
 
     Raises:
-        TrainingDiverged: there was a NaN.
+        TrainingDiverged: a program returned a NaN.
     """
     with jax.debug_nans(True):
         try:

@@ -1,4 +1,4 @@
-"""``config.deterministic``: on a GPU, sums in a fixed order, and the models that cannot have it."""
+"""``config.deterministic``: sums in a fixed order on a GPU, and a check of the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax._src import xla_bridge  # Nothing public says whether JAX has started.
+from jax._src import xla_bridge  # No public function says whether JAX has started.
 
 from flexpool_jax.errors import UserError
 
@@ -16,10 +16,10 @@ FLAG = "--xla_gpu_deterministic_ops"
 
 
 def use_deterministic_ops() -> None:
-    """Sets XLA's flag for this process; only GPUs heed it.
+    """Sets XLA's flag for deterministic operations in this process; it has an effect on GPUs only.
 
     Raises:
-        UserError: JAX has started on a GPU without it, and reads flags no more.
+        UserError: JAX has already started on a GPU without the flag, and no longer reads flags.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     given = [flag for flag in flags if flag.partition("=")[0] == FLAG]
@@ -37,13 +37,14 @@ def use_deterministic_ops() -> None:
 def check_deterministic(model: nn.Module, variables: Any, image_shape: tuple[int, ...]) -> None:
     """Refuses a model whose gradient needs an operation without a deterministic kernel.
 
-    That is the gradient of max pooling over windows, which XLA has refused to compile under the
-    flag (https://github.com/google/flax/issues/4233). A maximum over the whole map is not one.
+    This operation is the gradient of max pooling over windows, which XLA refused to compile under
+    the flag (https://github.com/google/flax/issues/4233). A maximum over the whole map does not
+    need this operation.
 
     Args:
-        model: from `flexpool_jax.create_model`.
-        variables: its ``params`` and ``batch_stats``, or their shapes.
-        image_shape: (H, W, C).
+        model: the Flax module, from `flexpool_jax.create_model`.
+        variables: ``params`` and ``batch_stats`` of the model, or their shapes.
+        image_shape: (H, W, C) of the images.
 
     Raises:
         UserError: the model pools by the maximum over windows.

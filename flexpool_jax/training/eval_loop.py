@@ -15,12 +15,12 @@ from flexpool_jax.training.setup import Setup
 
 
 class Evaluation(NamedTuple):
-    """What a model makes of a split.
+    """The result of evaluating a model on a split.
 
     Attributes:
-        metrics: ``loss`` (mean cross-entropy in nats), ``accuracy`` in [0, 1], and those of
+        metrics: ``loss`` (mean cross-entropy in nats), ``accuracy`` in [0, 1], and the metrics of
             `flexpool_jax.scoring`.
-        accuracy_per_class: in [0, 1]; None for a class without examples.
+        accuracy_per_class: accuracy of each class in [0, 1]; None for a class without examples.
         predictions: int16 [N], the predicted class of each example, in the order of the split.
         confidences: float16 [N], the probability of the predicted class.
     """
@@ -40,41 +40,41 @@ def evaluate_split(
     """Evaluates every example of a split exactly once, whatever the batch size and device count.
 
     Args:
-        setup: from `set_up`.
+        setup: result of `set_up`.
         variables: ``params`` and ``batch_stats``, replicated.
-        feed: of the split.
-        check: called between batches; may raise to abandon the evaluation.
+        feed: source of the split's batches.
+        check: function that is called between batches; it may raise to abandon the evaluation.
     """
     results = dispatch(setup, variables, feed, check)
     return summarise(setup, collect(results, check), feed)
 
 
 def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
-    """Hands every batch of a split to the devices; arguments as for `evaluate_split`.
+    """Passes every batch of a split to the devices; arguments as for `evaluate_split`.
 
-    On accelerators it waits for nothing, unless data are streamed: what is dispatched next runs
-    after the evaluation.
+    On accelerators this function does not wait for the devices, unless the data are streamed. A
+    program that is dispatched later runs after the evaluation.
 
     Returns:
-        What ``setup.eval_step`` gave for each batch, for `collect`.
+        The result of ``setup.eval_step`` for each batch, to be passed to `collect`.
     """
     results: list[Any] = []
     for part in feed.once(setup.config.eval_batch_size):
         check()
         results.append(setup.eval_step(variables, feed.data, part))
         if len(results) > 1 and (jax.default_backend() == "cpu" or feed.data is None):
-            # One batch ahead is enough to keep a CPU busy; more would only hold memory. Batches of
-            # images on their way to a device hold its memory.
+            # One batch ahead is enough to keep a CPU busy; more batches would only take memory.
+            # Streamed batches take memory of the devices.
             jax.block_until_ready(results[-2])
     return results
 
 
 def collect(results: Sequence[Any], check: Callable[[], None]) -> list[Any]:
-    """Waits for the batches that were dispatched, and copies what they gave to the host.
+    """Waits for the batches that were dispatched, and copies their results to the host.
 
     Args:
-        results: from `dispatch`.
-        check: as for `evaluate_split`.
+        results: result of `dispatch`.
+        check: see `evaluate_split`.
     """
     on_host = []
     for result in results:
@@ -84,7 +84,7 @@ def collect(results: Sequence[Any], check: Callable[[], None]) -> list[Any]:
 
 
 def summarise(setup: Setup, on_host: Sequence[Any], feed: Feed) -> Evaluation:
-    """What the model makes of a split, from what `collect` gave; the rest as `evaluate_split`."""
+    """Computes the `Evaluation` of the feed's split from the result of `collect`."""
     count = len(feed)
     sums, examples = zip(*on_host, strict=True)
     batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]

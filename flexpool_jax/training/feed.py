@@ -1,9 +1,9 @@
-"""Hands the examples of a split to the compiled steps, part by part.
+"""Passes the examples of a split to the compiled steps, part by part.
 
-A part is what one call of a compiled step takes of a split besides `Feed.data`: indices into the
-split on the devices, or the images themselves. Which examples it stands for is a function of the
-seed, the epoch and the step alone, so that a resumed run sees the same batches, and so that both
-placements do.
+A part is the argument of a compiled step that selects its examples. It holds indices into
+`Feed.data`, the split on the devices; if the split is streamed, it holds the images themselves.
+Only the seed, the epoch and the step determine which examples a part selects. So a resumed run sees
+the same batches, and both placements of the data do.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Feed:
 
     Args:
         split: the examples.
-        is_streamed: False puts the split whole on every local device. True leaves it where it is:
-            threads read batches from it ahead of the steps.
+        is_streamed: False copies the whole split to every local device. True leaves the split where
+            it is, and threads read its batches ahead of the steps.
 
     Attributes:
         data: the split on the devices, or None if it is streamed.
@@ -42,7 +42,8 @@ class Feed:
         self.data: DeviceSplit | None = None
         if not is_streamed:
             self.data = DeviceSplit(*replicate((np.asarray(split.images), split.labels)))
-        # Reads the steps of training ahead, across the ends of epochs, from the step below on.
+        # Reads the batches of training ahead, across the ends of epochs. Its next batch is that of
+        # the step below.
         self._ahead: Generator[HostBatch] | None = None
         self._next_step = 0
 
@@ -52,23 +53,25 @@ class Feed:
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], of all examples in order."""
+        """The labels of all examples in order, int32 [N]."""
         return self._split.labels
 
     def epoch(
         self, setup: Setup, epoch: int, start: int, steps_from: Callable[[int], int]
     ) -> Iterator[Part]:
-        """The parts of a training epoch in order, one for each call of ``setup.train_steps``.
+        """Yields the parts of a training epoch in order, one for each call of `Setup.train_steps`.
 
         Args:
-            setup: says the seed and the sizes.
-            epoch: from 0.
-            start: steps of the epoch that are done.
-            steps_from: how many steps the part has that begins at a step, see `Pace.steps_from`.
+            setup: set-up that holds the seed and the sizes.
+            epoch: number of the epoch, from 0.
+            start: number of steps of the epoch that are already done.
+            steps_from: function from the number of steps that are done to the number of steps in
+                the next part, see `Pace.steps_from`.
 
         Yields:
-            This process's part. For data on the devices int32 [local devices, steps, batch size /
-            devices]; else ``image`` uint8 and ``label`` int32 whose first axes are these.
+            The part of this process. For data on the devices, indices int32 [local devices, steps,
+            batch size / devices]. For streamed data, ``image`` uint8 and ``label`` int32 with the
+            same leading axes.
         """
         count = setup.steps_per_epoch
 
@@ -88,15 +91,15 @@ class Feed:
             start += size
 
     def once(self, batch_size: int) -> Iterator[Part]:
-        """The parts of a pass over every example in order, one for each call of an eval step.
+        """Yields the parts of one pass over all examples in order, one for each evaluation step.
 
         Args:
             batch_size: see `eval_batches`.
 
         Yields:
-            This process's part. For data on the devices int32 [local devices, examples of a
-            device], -1 where it fills the last batch up; else ``image``, ``label`` and ``valid``
-            whose first axes are these.
+            The part of this process. For data on the devices, indices int32 [local devices,
+            examples of a device]; -1 fills up the last batch. For streamed data, ``image``,
+            ``label`` and ``valid`` with the same leading axes.
         """
         batches = eval_batches(len(self), batch_size)[:, processes.local_devices()]
         if self.data is not None:
@@ -111,7 +114,7 @@ class Feed:
             self._ahead = None
 
     def _streamed(self, setup: Setup, step: int, sizes: Iterable[int]) -> Iterator[HostBatch]:
-        """Parts of so many steps each, from a step of the whole run on."""
+        """Yields parts with the given numbers of steps; the first begins at ``step`` of the run."""
         if self._ahead is None or self._next_step != step:
             self.close()
             count = setup.steps_per_epoch
@@ -129,7 +132,7 @@ class Feed:
 
 
 def _read(split: Split, indices: np.ndarray) -> HostBatch:
-    """The examples of indices of any shape; those of -1, which come last, are not valid."""
+    """Reads the examples at indices of any shape; index -1, only at the end, is not valid."""
     valid = indices >= 0
     image = split.images[indices[valid]]
     if len(image) < indices.size:
@@ -144,37 +147,38 @@ def _read(split: Split, indices: np.ndarray) -> HostBatch:
 
 
 def _stacked(*steps: np.ndarray) -> np.ndarray:
-    """Arrays [devices, ...] of single steps as [devices, steps, ...]; one is not copied."""
+    """Stacks arrays [devices, ...] of steps to [devices, steps, ...]; one step is not copied."""
     return np.stack(steps, axis=1) if len(steps) > 1 else steps[0][:, None]
 
 
 def _uploaded(parts: Iterator[HostBatch]) -> Iterator[Any]:
-    """The parts on the devices; the loop asks for one while the step before is computed."""
+    """Copies parts to the devices; the loop asks for a part during the step before it."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     by_device = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
     for part in parts:
         yield jax.device_put(part, by_device)
 
 
-# Two epochs: the next one is read ahead.
+# The orders of two epochs are cached, because batches of the next epoch are read ahead.
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
 def _epoch_indices(setup: Setup, count: int, epoch: int) -> np.ndarray:
-    """This process's part of an epoch's steps: int32 [steps, local devices, size / devices]."""
+    """This process's indices for an epoch: int32 [steps, local devices, size / devices]."""
     steps, size = setup.steps_per_epoch, setup.config.batch_size
     order = _order(setup.config.seed, epoch, count)[: steps * size]
     return order.reshape(steps, jax.device_count(), -1)[:, processes.local_devices()]
 
 
 def eval_batches(count: int, batch_size: int) -> np.ndarray:
-    """The indices that evaluate each of ``count`` examples once.
+    """Returns batches of indices that hold each of ``count`` examples once.
 
     Args:
-        count: examples.
-        batch_size: at most; rounded up to a multiple of the number of devices.
+        count: number of examples.
+        batch_size: largest number of examples in a batch; rounded up to a multiple of the number of
+            devices.
 
     Returns:
         int32 [batches, devices, examples of a device], in order; -1 fills the last batch up.

@@ -1,6 +1,6 @@
-"""Which run a workdir and its checkpoints belong to: its id, its config and its data.
+"""The identity of a run, to which a workdir and its checkpoints belong: id, config and data.
 
-``run.json`` holds a random id, drawn when the run begins; ``data.json`` says what the data set was.
+``run.json`` holds a random id, drawn when the run begins; ``data.json`` describes the data set.
 Every checkpoint carries the id, the config and the digest of the data that it was trained with, so
 that a checkpoint of another run, or a run that continues on other data, is refused.
 """
@@ -25,7 +25,7 @@ from flexpool_jax.source import source_hash, versions
 RUN_FILE = "run.json"
 DATA_FILE = "data.json"
 
-# What data.json says in words, for a message that names what differs.
+# Fields of data.json, with the words that name them in a message about different data.
 _DATA_TITLES = {
     "class_names": "class names",
     "image_shape": "image shape",
@@ -36,12 +36,12 @@ _DATA_TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What makes a run this run and no other.
+    """The facts by which a run is distinguished from other runs.
 
     Attributes:
-        id: 32 hexadecimal digits, drawn when the run began; None where its workdir does not say.
-        config: what the run is being trained, or evaluated, with.
-        data: the digest of its data, `Dataset.digest`.
+        id: 32 hexadecimal digits, drawn when the run began; None if the workdir has no run.json.
+        config: config with which the run is trained or evaluated.
+        data: digest of the run's data set, see `Dataset.digest`.
     """
 
     id: str | None
@@ -49,19 +49,19 @@ class Identity:
     data: str
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Returns the values that are saved with each checkpoint."""
         return {"id": self.id, "config": self.config.to_dict(), "data": self.data}
 
     def check(self, step: int, saved: Mapping[str, Any] | None) -> None:
         """Checks that a checkpoint belongs to this run.
 
         Args:
-            step: of the checkpoint.
-            saved: what `to_json` gave when it was saved; None for a checkpoint of release 0.1,
-                which is accepted with a line on standard error.
+            step: step of the checkpoint.
+            saved: result of `to_json` when the checkpoint was saved; None for a checkpoint of
+                release 0.1, which is accepted with a message on standard error.
 
         Raises:
-            UserError: the checkpoint is of another run, another model, or other data.
+            UserError: the checkpoint belongs to another run, another model, or other data.
         """
         if saved is None:
             print(
@@ -91,11 +91,11 @@ class Identity:
         """Lists the fields whose value changed at a step, among those that change what is computed.
 
         Args:
-            step: of the checkpoint from which the run continues.
-            began_with: the config that the run was trained with up to there.
+            step: step of the checkpoint from which the run continues.
+            began_with: config with which the run was trained up to this step.
 
         Returns:
-            ``step``, ``field``, ``from`` and ``to`` of each change.
+            A dict for each change: ``step``, ``field``, ``from`` (old value), ``to`` (new value).
         """
         return [
             {"step": step, "field": change.field, "from": change.saved, "to": change.given}
@@ -109,8 +109,8 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
 
     Args:
         workdir: an existing folder.
-        config: what the run is trained with.
-        dataset: what it is trained on.
+        config: config with which the run is trained.
+        dataset: data set on which the run is trained.
 
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
@@ -118,7 +118,7 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     identity = recall(workdir, config, dataset)
     if not (workdir / DATA_FILE).exists():
         files.write_json(workdir / DATA_FILE, _describe(dataset))
-    # Checkpoints without a run.json beside them were written by release 0.1, or copied without it.
+    # Checkpoints without a run.json were written by release 0.1, or were copied without the file.
     if identity.id is None and not configuration.has_checkpoint(workdir):
         identity = dataclasses.replace(identity, id=uuid.uuid4().hex)
         files.write_json(workdir / RUN_FILE, {"id": identity.id})
@@ -138,13 +138,13 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
 
 
 def read_id(workdir: Path) -> str | None:
-    """Reads the run's id from run.json; None where there is no such file."""
+    """Reads the run's id from run.json; returns None if there is no such file."""
     run = files.read_json(workdir / RUN_FILE, ("id",))
     return None if run is None else run["id"]
 
 
 def facts(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """What all processes of a run have in common; the folders of their machines need not be."""
+    """Lists what must be equal in all processes of a run; folders may differ between machines."""
     folders = ("dataset.data_dir", "dataset.raw_dir", "compilation_cache")
     fields = [name for name in configuration.field_names(config) if name not in folders]
     return {

@@ -1,7 +1,7 @@
-"""Being told to stop: SIGTERM and SIGINT ask the loop to save and leave with exit status 75.
+"""Requests to stop: after SIGTERM or SIGINT the loop saves and exits with status 75.
 
 Python runs a signal handler only between two instructions of the main thread, and so not while XLA
-compiles. A watching thread therefore ends the process itself while there is nothing to save, and if
+compiles. A watching thread therefore ends the process itself if there is nothing to save, or if
 saving takes too long.
 """
 
@@ -17,20 +17,20 @@ from collections.abc import Callable, Iterator
 
 from flexpool_jax.errors import Interrupted
 
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: schedulers can requeue by it.
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: schedulers can requeue such a job.
 
-# Schedulers kill a process 30 s after telling it to stop, and do not run it again then.
+# Schedulers kill a process 30 s after telling it to stop, and do not requeue a killed process.
 GRACE_SECONDS = 25.0
 
 
 class StopRequest:
-    """Whether the process has been told to stop, and whether it will save its state then.
+    """Whether the process has been told to stop, and whether it will then save its state.
 
     Attributes:
         requested: True from the first SIGTERM or SIGINT on.
-        saves: whether the loop is where it looks at ``requested`` and saves; while it is not, the
-            process ends at once.
-        agree: turns ``requested`` of this process into one answer for all processes of a run.
+        saves: whether the loop will check ``requested`` and save its state. If False, a request
+            ends the process at once.
+        agree: function from ``requested`` of this process to one answer for all processes of a run.
     """
 
     def __init__(self) -> None:
@@ -39,20 +39,21 @@ class StopRequest:
         self.agree: Callable[[bool], bool] = bool
 
     def __call__(self, number: int, frame: object) -> None:
-        """Is Python's handler of the signals; what there is to do, the watching thread does."""
+        """Python's signal handler. It does nothing: the watching thread reacts to the signals."""
 
     def check(self) -> None:
-        """Raises `Interrupted` if a stop has been requested; in all processes of a run at once."""
+        """Raises `Interrupted` if a stop was requested; all processes raise at the same call."""
         if self.agree(self.requested):
             raise Interrupted("told to stop")
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and the first SIGINT into a request; a SIGINT after it stops at once (130).
+    """Turns SIGTERM and SIGINT into a request to stop.
 
-    Where it is active already, the same request is used again. Outside the main thread, where
-    Python allows no handlers, signals are left as they are.
+    A SIGINT after a request ends the process at once, with status 130. If this context is already
+    active, the same request is yielded again. Outside the main thread, where Python allows no
+    handlers, signals are left as they are.
     """
     stop = signal.getsignal(signal.SIGTERM)
     if isinstance(stop, StopRequest):
@@ -109,8 +110,8 @@ def _watch(reader: int, stop: StopRequest) -> None:
 
 
 def leave_at_once(message: str, status: int) -> None:
-    """Ends the process from any thread, whatever the others are doing."""
-    # Not by sys.stderr, whose lock the main thread may hold; and not if nobody reads the pipe.
+    """Prints a message and ends the process; any thread can call this function."""
+    # Not through sys.stderr, whose lock the main thread may hold; and only if writing cannot block.
     if select.select([], [2], [], 0)[1]:
         with contextlib.suppress(OSError):
             os.write(2, f"\n{message}\n".encode())

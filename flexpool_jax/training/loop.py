@@ -1,10 +1,10 @@
 """The loop over steps and epochs, resumable at any step.
 
-What it does follows from the step and the `Progress` that is saved with each checkpoint. There is
-no other state, so that a run that was stopped anywhere continues as if it had not been.
+The loop depends only on the training state and the `Progress`, which each checkpoint holds. So a
+run that was stopped at any step continues as if it had not been stopped.
 
-On an accelerator the next epoch's steps are dispatched between `end_epoch` and `finish_epoch`, so
-that the device does not wait for the host.
+On an accelerator the next epoch's first steps are dispatched between `end_epoch` and
+`finish_epoch`, so that the device does not wait for the host.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from flexpool_jax.training.steps import NotFinite, TrainState, copy_state, steps
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a process holds open while it works on a run.
+    """The objects that a process uses while it trains a run.
 
     Attributes:
-        started: the present minus the seconds of training so far, by `time.monotonic`.
+        started: start of this process's training minus the seconds of training before it, by
+            `time.monotonic`.
     """
 
     setup: Setup
@@ -50,7 +51,7 @@ class Run:
     started: float
 
     def report_steps(self) -> None:
-        """Shows the steps that came back, and writes a line about them where one is due."""
+        """Shows the steps that came back, and writes a line of metrics about them if it is due."""
         meter, every = self.meter, self.setup.config.log_every_steps
         self.bar.show(meter)
         logged = meter.step - len(meter.rows)
@@ -59,7 +60,7 @@ class Run:
             self.write_steps()
 
     def write_steps(self) -> None:
-        """Writes a line about the steps that came back since the last line."""
+        """Writes a line of metrics about the steps that came back since the last line."""
         if self.meter.rows:
             self.log.write(
                 step=self.meter.step,
@@ -87,14 +88,14 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
     test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
     state = replicate(state)
-    # There, steps would share the cores with the evaluation and the saving of the epoch before.
+    # On a CPU, steps would share the cores with the evaluation and saving of the epoch before.
     on_cpu = jax.default_backend() == "cpu"
-    # The epoch that is not evaluated and saved yet, though its steps are dispatched.
+    # The epoch whose steps are dispatched, but which is not evaluated and saved yet.
     ended: EpochEnd | None = None
-    # The first step compiles; until it came back, nothing can be lost.
+    # The first step compiles. Until it comes back, there is nothing new to save.
     stop.saves = False
     stop.check()
-    # An epoch whose steps are done, but that was not evaluated, is continued at its evaluation.
+    # An epoch whose steps are done, but which was not evaluated, continues with its evaluation.
     first_epoch = (step - (not progress.evaluated)) // steps_per_epoch
     with _explaining_divergence(run), contextlib.closing(train_feed):
         try:
@@ -115,10 +116,11 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
                     progress.evaluated = False
                     run.report_steps()
                     if not pace.is_final:
-                        # All processes dispatch the same steps.
+                        # All processes must dispatch equal numbers of steps: the slowest decides.
                         pace.slow_down(max(processes.gather(meter.seconds_per_step)))
 
-                # Else the next epoch's first steps are dispatched before this one is finished.
+                # Otherwise the next epoch's first steps are dispatched before this epoch is
+                # finished.
                 in_turn = on_cpu or epoch + 1 == num_epochs or meter.step == 0
                 if in_turn:
                     meter.wait()
@@ -133,13 +135,13 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
             if ended is None:
                 meter.wait()
             else:
-                # Steps after its end are made again.
+                # The steps after the end of this epoch will be computed again.
                 state = ended.state
             run.write_steps()
             snapshot = run.snapshot(state)
             run.saver.save(snapshot)
             run.saver.wait()
-            processes.gather(snapshot.step)  # The others wait until process 0 has saved.
+            processes.gather(snapshot.step)  # Other processes wait until process 0 has saved.
             run.bar.close()
             raise Interrupted(
                 f"told to stop at step {snapshot.step} of {setup.total_steps}; "
@@ -153,7 +155,8 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
 def _explaining_divergence(run: Run) -> Iterator[None]:
     """Turns `NotFinite` into a `TrainingDiverged` that names the last good checkpoint.
 
-    The loss is computed before the update: the weights may become infinite after a finite loss.
+    Saving a state may raise `NotFinite` too: the loss is computed before the update, so weights may
+    become infinite after a finite loss.
     """
     try:
         yield
@@ -161,7 +164,7 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
         run.bar.close()
         run.saver.save()
         run.saver.wait()
-        if isinstance(error, FloatingPointError):  # Of --debug_nans, which says more.
+        if isinstance(error, FloatingPointError):  # From --debug_nans; its message says more.
             raise
         good = run.saver.last_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
@@ -180,11 +183,11 @@ class EpochEnd:
     """An epoch whose steps are dispatched.
 
     Attributes:
-        epoch: epochs completed.
-        state: at its end.
-        evaluation: from `eval_loop.dispatch`; None where none is due.
-        pools: from `pool_summary`, on the devices; empty where no evaluation is due.
-        started: when the evaluation was dispatched, by `time.monotonic`.
+        epoch: number of completed epochs, including this one.
+        state: state at the end of the epoch.
+        evaluation: result of `eval_loop.dispatch`; None if no evaluation is due.
+        pools: result of `pool_summary`, on the devices; empty if no evaluation is due.
+        started: time when the evaluation was dispatched, by `time.monotonic`.
     """
 
     epoch: int
@@ -195,17 +198,21 @@ class EpochEnd:
 
 
 def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -> EpochEnd:
-    """Dispatches the evaluation of a state, if it is due, and waits for nothing on an accelerator.
+    """Dispatches the evaluation of a state, if it is due.
+
+    On an accelerator this function does not wait for the devices, unless it has to compile or the
+    data are streamed.
 
     Args:
-        run: that it belongs to.
-        state: after the epoch's last step.
-        epoch: epochs completed.
-        feed: of the split to evaluate.
-        copy: whether the state will be donated to another step before `finish_epoch`.
+        run: the run.
+        state: state after the epoch's last step.
+        epoch: number of completed epochs.
+        feed: source of the split to evaluate.
+        copy: whether to copy the state, because its buffers will be donated to another step before
+            `finish_epoch`.
 
     Raises:
-        Interrupted: as `StopRequest.check` does.
+        Interrupted: a stop was requested, see `StopRequest.check`.
     """
     run.stop.check()
     config, evaluation, pools = run.setup.config, None, {}
@@ -214,33 +221,33 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
     if copy:
         state = copy_state(state)
     if is_evaluated and feed.data is None:
-        # Reading the images takes as long as the evaluation, and would count as training.
+        # Reading the images takes as long as the evaluation, and would be timed as training.
         run.meter.wait()
     started = time.monotonic()
     if is_evaluated:
         evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
-        # Here, since whatever is asked of a device later waits for the next epoch's steps.
+        # Dispatched here, since a later program would wait for the next epoch's steps.
         pools = run.setup.pool_summary(state.variables["params"])
     return EpochEnd(epoch, state, evaluation, pools, started)
 
 
 def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
-    """Waits for an evaluation, writes what it found, and saves the state if that is due.
+    """Waits for an evaluation, writes its result, and saves the state if that is due.
 
     Args:
-        run: that it belongs to; all of the epoch's steps have come back to its meter.
-        ended: from `end_epoch`.
-        feed: as for `end_epoch`.
+        run: the run; the metrics of all steps of the epoch have come back to its meter.
+        ended: result of `end_epoch`.
+        feed: source of the split that is evaluated.
 
     Raises:
-        Interrupted: as `StopRequest.check` does; nothing of the evaluation is written then.
+        Interrupted: a stop was requested; nothing of the evaluation is written then.
     """
     config, progress = run.setup.config, run.progress
     is_last = ended.epoch == config.num_epochs
     accuracy, is_best, results = None, False, None
-    # The device begins to evaluate when it has made the steps.
+    # The device begins to evaluate after the epoch's steps.
     started = max(ended.started, run.meter.returned)
-    # Several processes agree to stop by their devices, which have other steps to make first.
+    # Several processes agree to stop through their devices, which first compute other steps.
     check = run.stop.check if jax.process_count() == 1 else lambda: None
     if ended.evaluation is not None:
         results = eval_loop.collect(ended.evaluation, check)

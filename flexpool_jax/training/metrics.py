@@ -1,7 +1,7 @@
 """The numbers of a run, for programs to read.
 
-Metrics on their way from the devices; metrics.jsonl and TensorBoard's files. Nothing imports
-TensorFlow.
+`Meter` collects metrics from the devices, and `MetricsWriter` writes metrics.jsonl and
+TensorBoard's files. TensorFlow is not imported.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ T = TypeVar("T")
 class Meter:
     """Collects the metrics of dispatched steps, and times them.
 
-    It stays one dispatch behind, so that the devices are busy while the host looks at the metrics
-    of the dispatch before. Only the first one of all is waited for, to know how long it takes.
+    The meter waits for a dispatch only after the next one was added, so that the devices are busy
+    while the host reads the metrics. The first dispatch of all is waited for at once, to measure
+    how long it takes. A dispatch or a step has come back when its metrics are on the host.
 
     Args:
         batch_size: images per step.
 
     Attributes:
-        step: updates whose metrics have come back; 0 before the first.
-        rows: the metrics of each step that came back and is not logged yet.
-        images_per_second: over all dispatches so far but those that compiled (see `expect`) or
-            came across a `pause`; None before there are any.
-        seconds_per_step: of the first dispatch, without its compilation; None before it came back.
-        returned: when the last dispatch came back, or `pause` was called, by `time.monotonic`.
+        step: number of the last update that came back; 0 before the first.
+        rows: metrics of each step that came back and is not logged yet.
+        images_per_second: mean over all dispatches so far except those that compiled (see
+            `expect`), without the time that `pause` leaves out; None before there are any.
+        seconds_per_step: seconds of a step in the first dispatch, without its compilation; None
+            before the first dispatch came back.
+        returned: time when the last dispatch came back or `pause` was called, by `time.monotonic`.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -60,15 +62,15 @@ class Meter:
         self._programs: set[object] = set()
 
     def expect(self, program: object) -> None:
-        """Prepares for the dispatch of a program; where it is its first, it will be compiled.
+        """Prepares the timing for a dispatch, which compiles if it is the first of its program.
 
-        Nothing is timed across a compilation: what was dispatched before is waited for.
+        Before a compilation, the meter waits for all earlier dispatches and stops the timing.
 
         Args:
-            program: the number of steps of a dispatch, or another name.
+            program: key of the program: the number of steps of a dispatch, or another value.
 
         Raises:
-            NotFinite: as `add`.
+            NotFinite: see `add`.
         """
         if program not in self._programs:
             self._programs.add(program)
@@ -76,14 +78,14 @@ class Meter:
             self._is_timed = False
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds a dispatch, and waits for the one before.
+        """Adds a dispatch, and waits for the dispatch before it.
 
         Args:
-            step: the last update of the dispatch.
-            metrics: float32 [steps] on the devices, for each name; ``loss`` among them.
+            step: number of the last update of the dispatch.
+            metrics: float32 [steps] on the devices for each name, including ``loss``.
 
         Raises:
-            NotFinite: the loss of the dispatch before is a NaN or infinite.
+            NotFinite: the loss of a dispatch that came back is a NaN or infinite.
         """
         dispatched = time.monotonic()
         self._dispatched.append((step, metrics))
@@ -92,11 +94,11 @@ class Meter:
             self.seconds_per_step = (self.returned - dispatched) / len(self.rows)
 
     def wait(self) -> None:
-        """Waits for all dispatches; raises as `add` does."""
+        """Waits for all dispatches; raises `NotFinite` as `add` does."""
         self._collect(leave=0)
 
     def means(self) -> dict[str, float]:
-        """The means over ``rows``, the last learning rate, and ``data_wait`` where it is known."""
+        """The means over ``rows``, the last learning rate, and ``data_wait`` if it is known."""
         means = {
             name: math.fsum(row[name] for row in self.rows) / len(self.rows)
             for name in self.rows[0]
@@ -106,13 +108,13 @@ class Meter:
 
     @property
     def data_wait(self) -> float | None:
-        """The share of the timed seconds that `waiting_for` waited; None if it was not used."""
+        """The share of the timed seconds spent in `waiting_for`; None if it was not called."""
         if self._waited is None or not self._seconds:
             return None
         return self._waited / self._seconds
 
     def waiting_for(self, parts: Iterable[T]) -> Iterator[T]:
-        """Yields parts of the data, and counts the time until each of them is there."""
+        """Yields parts of the data, and measures the time spent waiting for each part."""
         self._waited = self._waited or 0.0
         iterator = iter(parts)
         while True:
@@ -126,7 +128,7 @@ class Meter:
             yield part
 
     def pause(self) -> None:
-        """Leaves out of the timing what happened since the last dispatch came back."""
+        """Leaves the time since the last dispatch came back out of the timing."""
         self.returned = time.monotonic()
 
     def _collect(self, leave: int) -> None:
@@ -151,16 +153,17 @@ class Meter:
 class MetricsWriter:
     """Appends to a workdir's metrics.jsonl, one JSON object a line, and to its TensorBoard files.
 
-    A line is handed to the operating system before `write` returns. A run that resumes gives the
-    `position` that was saved with its checkpoint: what was written after it, by steps that are now
-    made again, is cut off, so that each step has one line and each line is whole.
+    A line is passed to the operating system before `write` returns. A run that resumes passes the
+    `position` that was saved with its checkpoint as ``resume_bytes``. The lines after that position
+    are cut off, because their steps will be computed again. So no step has two lines, and each line
+    is complete.
 
     Args:
-        workdir: created if need be.
+        workdir: folder of the run; created if it does not exist.
         tensorboard: whether to write TensorBoard events too.
         resume_bytes: length in bytes to which metrics.jsonl is cut, 0 to empty it; None keeps
-            every whole line.
-        purge_step: TensorBoard is told to forget what it has from this step on; None keeps it.
+            every complete line.
+        purge_step: step from which TensorBoard deletes its earlier events; None keeps all events.
 
     Example:
         >>> import tempfile
@@ -193,11 +196,11 @@ class MetricsWriter:
         """Writes one line, and each value to TensorBoard as ``split/name``.
 
         Args:
-            step: updates made so far.
-            epoch: the same in epochs.
-            split: what the values were measured on: train, validation or test.
-            **values: such as loss (nats), accuracy (in [0, 1]), images_per_second. What is not
-                finite becomes null, since JSON has no NaN.
+            step: number of updates so far.
+            epoch: number of epochs so far, with a fraction within an epoch.
+            split: split on which the values were measured: train, validation or test.
+            **values: values such as loss (nats), accuracy (in [0, 1]), images_per_second. A value
+                that is not finite becomes null, since JSON has no NaN.
         """
         line = {"step": step, "epoch": epoch, "split": split, **values}
         with files.naming(self._path):
@@ -210,7 +213,7 @@ class MetricsWriter:
                         self._events.write(f"{split}/{name}", float(value), step)
 
     def position(self) -> int:
-        """The length of metrics.jsonl in bytes, all of it safely on the disk."""
+        """Writes metrics.jsonl to the disk (fsync), and returns its length in bytes."""
         with files.naming(self._path):
             os.fsync(self._file.fileno())
             if self._events is not None:
@@ -218,7 +221,7 @@ class MetricsWriter:
             return self._file.tell()
 
     def close(self) -> None:
-        """Closes the files; TensorBoard's are written by then."""
+        """Writes the remaining TensorBoard events, and closes the files."""
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -243,8 +246,9 @@ class MetricsWriter:
 class _Events:
     """A TensorBoard file, written in the calling thread.
 
-    tensorboardX's SummaryWriter leaves that to another thread, and its flush misses what is still
-    in the queue: a kill after a checkpoint would lose events from before it.
+    tensorboardX's SummaryWriter writes in another thread, and its flush misses events that are
+    still in the queue. A process that is killed after a checkpoint would lose events from before
+    the checkpoint.
     """
 
     def __init__(self, workdir: Path, purge_step: int | None) -> None:
@@ -256,7 +260,7 @@ class _Events:
         self._event, self._scalar = Event, scalar
         folder = workdir / TENSORBOARD_FOLDER
         folder.mkdir(exist_ok=True)
-        # Its default names differ by the second only, and a file of the same name is replaced.
+        # The default names differ by the second only, and a file of the same name is replaced.
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
@@ -276,5 +280,5 @@ class _Events:
 
 
 def _end_of_lines(path: Path, limit: int | None) -> int:
-    """The length of a file up to the end of its last whole line within the limit."""
+    """The length of a file up to the end of its last complete line within a limit in bytes."""
     return path.read_bytes()[:limit].rfind(b"\n") + 1

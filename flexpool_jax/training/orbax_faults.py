@@ -1,6 +1,6 @@
-"""What Orbax does not handle: damaged folders, steps saved twice, and errors of the disk.
+"""Handles what Orbax does not: damaged folders, steps saved twice, and errors of the disk.
 
-A folder that is in the way is moved, never deleted: `DAMAGED_FOLDER` keeps it for inspection.
+Damaged checkpoints are never deleted; they are moved to `DAMAGED_FOLDER` for inspection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FOLDER = "checkpoints"
 DAMAGED_FOLDER = "checkpoints_damaged"
 SUPERSEDED_FOLDER = "checkpoints_superseded"
 
-# What TensorStore's messages begin with or contain where Orbax does not raise an OSError.
+# Parts of TensorStore's messages, for errors of the disk that Orbax does not raise as an OSError.
 _ERRNO_OF_TEXT = {
     "RESOURCE_EXHAUSTED: Error writing": errno.ENOSPC,
     "PERMISSION_DENIED": errno.EACCES,
@@ -38,10 +38,10 @@ _ERRNO_OF_TEXT = {
 
 
 def check_folder(workdir: Path, *, read_only: bool) -> None:
-    """Refuses a place that is not a folder of checkpoints, or one without the permission.
+    """Checks that the folder of checkpoints, if it exists, is a folder and can be used.
 
     Raises:
-        UserError: it is a file, or a permission is missing.
+        UserError: the path is not a folder, or the permission to read or write is missing.
     """
     folder = workdir / FOLDER
     if not folder.exists():
@@ -53,13 +53,13 @@ def check_folder(workdir: Path, *, read_only: bool) -> None:
 
 
 def supersede(workdir: Path, step: int) -> None:
-    """Moves a step away so that it can be saved again; it is kept until the new one is whole."""
+    """Moves a checkpoint away so that its step can be saved again; see `recover_superseded`."""
     (workdir / SUPERSEDED_FOLDER).mkdir(exist_ok=True)
     (workdir / FOLDER / str(step)).rename(workdir / SUPERSEDED_FOLDER / str(step))
 
 
 def recover_superseded(workdir: Path) -> None:
-    """Brings back a superseded step whose replacement was never finished, and drops the others."""
+    """Moves superseded checkpoints back if no newer one was completed; deletes the others."""
     for old in (workdir / SUPERSEDED_FOLDER).glob("*"):
         if (workdir / FOLDER / old.name).exists():
             shutil.rmtree(old)
@@ -68,7 +68,7 @@ def recover_superseded(workdir: Path) -> None:
 
 
 def set_aside(workdir: Path, step: int) -> None:
-    """Moves a damaged step to `DAMAGED_FOLDER`, so that it can be saved again."""
+    """Moves a damaged checkpoint to `DAMAGED_FOLDER`, so that its step can be saved again."""
     target = workdir / DAMAGED_FOLDER
     target.mkdir(exist_ok=True)
     number = 0
@@ -78,10 +78,10 @@ def set_aside(workdir: Path, step: int) -> None:
 
 
 def set_aside_unreadable_metrics(workdir: Path) -> None:
-    """Sets aside the steps whose accuracy is not what was saved with them.
+    """Sets aside the checkpoints whose metrics are unreadable or were altered.
 
-    Orbax reads every step's metrics when it opens a folder, fails if it cannot, and decides by them
-    which checkpoint is the best and which may be deleted.
+    When Orbax opens a folder, it reads the metrics of every checkpoint, and fails if it cannot read
+    them. From the metrics it decides which checkpoint is the best and which may be deleted.
     """
     for step, reason in steps_with_unreadable_metrics(workdir):
         print(f"damaged checkpoint: step {step}: {reason}", file=sys.stderr)
@@ -89,7 +89,7 @@ def set_aside_unreadable_metrics(workdir: Path) -> None:
 
 
 def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
-    """The steps whose metrics Orbax cannot read, or whose accuracy was altered, each with why."""
+    """Lists the steps whose metrics are unreadable or were altered, each with the reason."""
     damaged = []
     for path in (workdir / FOLDER).glob("*/metrics/metrics"):
         folder = path.parents[1]
@@ -108,16 +108,16 @@ def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
 
 
 def _saved_accuracy(folder: Path, accuracy: float) -> float | None:
-    """The accuracy that the progress beside holds; the given one if that cannot be read."""
+    """The accuracy in a checkpoint's progress; the given accuracy if that cannot be read."""
     try:
         return json.loads((folder / "progress" / "metadata").read_bytes())["accuracy"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return accuracy  # What is wrong with the progress is found when it is restored.
+        return accuracy  # Restoring will report the damaged progress.
 
 
 @contextlib.contextmanager
 def naming_folder(folder: Path) -> Iterator[None]:
-    """Turns an error of the disk, whatever its class, into an OSError that names the folder."""
+    """Turns an error of the disk, of any class, into an OSError that names the folder."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -137,7 +137,7 @@ def suppress_repeated_messages() -> None:
     show = sys.unraisablehook
 
     def show_unless_loop_is_closed(unraisable: UnraisableHookArgs) -> None:
-        # TensorStore's threads report to an event loop that has ended with the error, one by one.
+        # The error has closed the event loop, but each thread of TensorStore still reports to it.
         if str(unraisable.exc_value) != "Event loop is closed":
             show(unraisable)
 
@@ -145,7 +145,7 @@ def suppress_repeated_messages() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drops tracebacks of errors, and warnings that what is read-only is not written."""
+    """A log filter: False for tracebacks of errors and for warnings about read-only folders."""
     if record.name == "asyncio":
         # If several reads fail, only the error of the first is raised.
         return "never retrieved" not in record.getMessage()

@@ -1,6 +1,6 @@
-"""How many steps a dispatch makes: many, for speed, but not more than take a few seconds.
+"""Chooses the number of steps in a dispatch: many, for speed, but at most a few seconds' worth.
 
-Each number of steps is a program of its own to compile, so there are few of them.
+A program is compiled for each number of steps, so only a few different numbers are used.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ LONGEST_SECONDS = 3.0
 
 
 def longest_dispatch(steps_per_epoch: int, limit: int) -> int:
-    """Chooses the number of steps of a dispatch.
+    """Chooses the number of steps in a dispatch.
 
     Args:
-        steps_per_epoch: at least 1.
-        limit: steps of a dispatch at most.
+        steps_per_epoch: number of steps in an epoch, at least 1.
+        limit: largest number of steps in a dispatch.
 
     Returns:
-        The largest divisor of an epoch up to the limit, so that one compiled program is enough; or
-        the limit, if that divisor is less than half of it. Then the rest of each epoch is a
-        dispatch of its own.
+        The largest divisor of steps_per_epoch up to the limit, so that one compiled program is
+        enough. If this divisor is less than half of the limit, the limit itself; then the last
+        dispatch of each epoch has fewer steps.
 
     Example:
         >>> longest_dispatch(390, 50), longest_dispatch(97, 50), longest_dispatch(11, 50)
@@ -38,12 +38,13 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 @dataclasses.dataclass
 class Pace:
-    """The number of steps of each dispatch.
+    """The number of steps in each dispatch.
 
     Attributes:
-        steps_per_epoch: a dispatch ends with its epoch.
-        steps: of a dispatch that no epoch cuts short.
-        is_final: whether it stays at that; else the first dispatch is timed, for `slow_down`.
+        steps_per_epoch: number of steps in an epoch; no dispatch crosses the end of an epoch.
+        steps: number of steps in a full dispatch.
+        is_final: whether ``steps`` will not change. If False, the first dispatch is timed, and
+            `slow_down` is called.
 
     Example:
         >>> pace = Pace(steps_per_epoch=97, steps=50)
@@ -59,13 +60,14 @@ class Pace:
     is_final: bool = False
 
     def steps_from(self, start: int) -> int:
-        """The steps of the dispatch that begins when ``start`` steps of its epoch are done."""
+        """The number of steps in the dispatch that begins after ``start`` steps of its epoch."""
         return min(self.steps - start % self.steps, self.steps_per_epoch - start)
 
     def slow_down(self, seconds_per_step: float) -> None:
         """Shortens dispatches that would take longer than `LONGEST_SECONDS`.
 
-        To a divisor of what they were, so that they begin where the longer ones would have too.
+        The new number of steps divides the old one, so that a dispatch also begins at each step
+        where a longer one would have begun.
         """
         self.is_final = True
         if self.steps * seconds_per_step > LONGEST_SECONDS:

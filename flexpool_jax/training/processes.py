@@ -1,8 +1,8 @@
-"""Several processes that train one run together: joining, agreeing, parts of arrays, one writer.
+"""Several processes that train one run together: they join, exchange values, and one writes.
 
-All processes run the same steps, each on its own devices and its own part of every batch. Process 0
-alone reads checkpoints to continue from, and writes to the workdir. With one process each function
-here is trivial, so that nothing else asks how many there are.
+All processes run the same steps, each on its own devices and its own part of every batch. Only
+process 0 reads the checkpoint from which a run continues, and writes to the workdir. With one
+process each function here is trivial, so that callers need no special case.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from jax.experimental import multihost_utils
 from flexpool_jax.errors import PeerLost, UserError
 from flexpool_jax.training import interrupts
 
-# For all processes to have started; importing JAX from a busy file system may take a minute.
+# Time for all processes to start; importing JAX from a busy file system may take a minute.
 JOINING_SECONDS = 300
-# Until a process that does not answer is taken to be dead; JAX then ends the others by SIGABRT.
+# Time without an answer after which a process counts as dead; JAX then aborts the others (SIGABRT).
 HEARTBEAT_SECONDS = 60
-# For the others to come to the end too.
+# Time for the other processes to reach the end as well.
 LEAVING_SECONDS = 10
-# For a file of process 0 to be seen on another machine: NFS remembers for a minute what is missing.
+# Time until another machine sees a file of process 0: NFS caches missing files for a minute.
 FILE_SECONDS = 90
 
-# A living process is waited for, however long it prepares data; the heartbeat finds dead ones.
+# A living process may prepare data for any length of time; the heartbeat finds dead processes.
 _WAIT_MS = 7 * 24 * 3600 * 1000
 
-# What errors of collectives, and of JAX's service, say when another process has ended.
+# Words in errors of collectives and of JAX's service when another process has ended.
 _LOST = re.compile(r"coordination|socket closed|peer|connection (reset|refused|closed)", re.I)
 
-# JAX gives each task of SLURM and of Open MPI a single device; here a task uses all that it sees.
+# JAX gives each task of SLURM and of Open MPI a single device; here a task uses all visible ones.
 _VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 
 # Every process makes the same exchanges, in the same order.
@@ -55,15 +55,15 @@ def joined(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[None]:
-    """Joins the other processes of a run; at the end all leave together.
+    """Joins the other processes of a run; at the end all processes leave together.
 
-    To be entered before JAX makes an array. Inside, processes other than the first print nothing,
-    so that a log has each line once.
+    Enter this context before JAX makes an array. In it, only the first process prints, so that a
+    log has each line once.
 
     Args:
         coordinator_address: HOST:PORT at which process 0 listens; None lets JAX detect the cluster.
-        num_processes: of the run; detected as well if there is no address.
-        process_id: of this process, from 0; likewise.
+        num_processes: number of processes of the run; JAX detects it if there is no address.
+        process_id: number of this process, from 0; JAX detects it if there is no address.
 
     Raises:
         UserError: no cluster is detected; or another process raised a UserError.
@@ -79,7 +79,8 @@ def joined(
             yield
         except PeerLost:
             if _client() is not None and is_first():
-                # The others notice it as well, and JAX aborts those that process 0 leaves behind.
+                # The other processes notice the loss as well. JAX aborts processes that still run
+                # when process 0 ends.
                 time.sleep(LEAVING_SECONDS / 5)
             raise
         except Exception as error:
@@ -126,10 +127,10 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
 
 
 def _leave(error: Mapping[str, Any] | None = None) -> None:
-    """Waits for the others and disconnects; JAX aborts processes that notice process 0's end.
+    """Waits for the other processes, then disconnects: JAX aborts processes that outlive process 0.
 
     Args:
-        error: what the others are told at their next exchange, where they raise it.
+        error: record of an error, which the other processes raise at their next exchange.
     """
     with contextlib.suppress(RuntimeError):
         if _client() is not None:
@@ -141,7 +142,7 @@ def _leave(error: Mapping[str, Any] | None = None) -> None:
 
 @contextlib.contextmanager
 def explaining_loss() -> Iterator[None]:
-    """Turns what JAX raises when another process has ended into a `PeerLost`."""
+    """Turns the errors that JAX raises when another process has ended into a `PeerLost`."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -159,18 +160,22 @@ def _one_line(error: Exception) -> str:
 
 
 def is_first() -> bool:
-    """Whether this process is number 0, which writes; does not start JAX's backend."""
+    """Whether this is process 0, the only one that writes; does not start JAX's backend."""
     return distributed.global_state.process_id == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """Gives every process what each of them hands in, in their order; waits for all.
+    """Exchanges a value between all processes; waits for all of them.
 
     Args:
-        value: what JSON can hold.
+        value: value of this process, which JSON can hold.
+
+    Returns:
+        The values of all processes, in the order of their numbers.
 
     Raises:
-        UserError, PeerLost: another process raised an error before it came here.
+        UserError: another process raised a UserError before this exchange.
+        PeerLost: another process raised another error before this exchange.
 
     Example:
         >>> gather({"seed": 1})
@@ -178,7 +183,7 @@ def gather(value: Any) -> list[Any]:
     """
     client = _client()
     if client is None:
-        if jax.process_count() > 1:  # A TPU's topology says so by itself.
+        if jax.process_count() > 1:  # As JAX detects on a TPU by itself.
             raise UserError(f"{jax.process_count()} processes, but no --distributed; add it")
         return [value]
     exchange = _send({"value": value})
@@ -195,21 +200,21 @@ def gather(value: Any) -> list[Any]:
 
 
 def _client() -> Any:
-    """JAX's connection to process 0; None in a process that is alone."""
+    """JAX's connection to process 0; None if there is only one process."""
     return distributed.global_state.client
 
 
 def _send(record: Mapping[str, Any]) -> str:
-    """Hands in this process's part of the next exchange; returns the exchange's name."""
+    """Publishes this process's record for the next exchange; returns the exchange's name."""
     number, index = next(_exchanges), distributed.global_state.process_id
     _client().key_value_set(f"flexpool_jax/{number}/{index}", json.dumps(record))
-    # All have answered the exchange before this one, and so have read those before it.
+    # All processes have published in exchange `number - 1`, so they have read `number - 2`.
     _client().key_value_delete(f"flexpool_jax/{number - 2}/{index}")
     return f"flexpool_jax/{number}"
 
 
 def broadcast(tree: Any) -> Any:
-    """Gives every process the arrays of process 0, as NumPy arrays.
+    """Returns the arrays of process 0 in every process, as NumPy arrays.
 
     Args:
         tree: arrays of the same shapes and dtypes in each process.
@@ -222,7 +227,7 @@ def broadcast(tree: Any) -> Any:
     if jax.process_count() == 1:
         return tree
     leaves: list[np.ndarray] = jax.tree.leaves(tree)
-    # As bytes and at once: JAX adds zeros to what it broadcasts, which would turn -0.0 into 0.0.
+    # As one array of bytes: JAX adds zeros to what it broadcasts, which would turn -0.0 into 0.0.
     content = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)
     content = np.asarray(multihost_utils.broadcast_one_to_all(content, is_source=is_first()))
     ends = np.cumsum([leaf.nbytes for leaf in leaves])
@@ -234,7 +239,7 @@ def broadcast(tree: Any) -> Any:
 
 
 def local_devices() -> slice:
-    """Which rows of an array with a leading axis of all devices belong to this process.
+    """The rows of this process in an array whose leading axis is all devices of the run.
 
     `jax.pmap` numbers devices process by process.
     """
@@ -243,18 +248,19 @@ def local_devices() -> slice:
 
 
 def shared_flag() -> Callable[[bool], bool]:
-    """Turns a flag of each process into one that all see raised at the same call.
+    """Returns a function of this process's flag that is True in all processes at the same call.
 
-    A process that is alone sees its own at once.
+    If there is only one process, the function returns the flag itself.
     """
     return bool if jax.process_count() == 1 else _SharedFlag()
 
 
 class _SharedFlag:
-    """A flag that all processes see raised at the same call, whichever of them raised it.
+    """A flag that all processes see raised at the same call, if any process raised it.
 
-    Each call hands in this process's flag and answers for the flags of the call before, so that the
-    devices are not waited for. The calls have the same places between the steps in each process.
+    Each call passes on this process's flag, and returns whether a flag was raised in the previous
+    call. So a call does not wait for the devices. All processes must call it at the same places
+    between the steps.
     """
 
     def __init__(self) -> None:
@@ -262,7 +268,7 @@ class _SharedFlag:
         self._before: jax.Array | None = None
 
     def __call__(self, flag: bool) -> bool:
-        """Hands in a flag; returns whether any process handed in a raised one the call before."""
+        """Passes on a flag; returns whether any process's flag was raised in the previous call."""
         before = self._before
         self._before = self._any(np.full(jax.local_device_count(), flag, np.int32))
         return before is not None and bool(before)
@@ -272,10 +278,10 @@ def check_alike(facts: Mapping[str, Any]) -> None:
     """Checks that all processes were started alike.
 
     Args:
-        facts: by name what has to be the same in all; what JSON can hold.
+        facts: values by name that must be equal in all processes, and that JSON can hold.
 
     Raises:
-        UserError: in every process, if something differs; names it with both values.
+        UserError: a value differs. Every process raises this error, which states both values.
     """
     first, *others = gather(dict(facts))
     for i, other in enumerate(others, start=1):
@@ -292,7 +298,8 @@ def check_shared(file: Path) -> None:
     """Checks that every process sees the file that process 0 sees, and so the same workdir.
 
     Raises:
-        UserError: in every process, if one sees another file or none; names its folder.
+        UserError: a process sees another file or none. Every process raises this error, which
+            names the folder of that process.
     """
     folder = str(file.parent)
     content, wanted = gather([_read(file), folder])[0]
@@ -316,9 +323,9 @@ def _read(file: Path) -> str | None:
 
 @contextlib.contextmanager
 def writable(workdir: Path) -> Iterator[Path]:
-    """The workdir in process 0; in the others an empty folder in its place, removed at the end.
+    """Yields the workdir in process 0; in other processes, an empty folder, removed at the end.
 
-    So every process does what the first does, and only the first has an effect.
+    So all processes run the same code, but only process 0 writes to the workdir.
     """
     if is_first():
         yield workdir

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: result.json, predictions.npz and pool_weights.npz."""
+"""The files that a run writes at its end: result.json, predictions.npz, pool_weights.npz."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def write_predictions(
     """Writes predictions.npz, in the order of the test images.
 
     Args:
-        workdir: must exist.
+        workdir: an existing folder.
         labels: int [N]; written as ``labels`` int16.
         predictions: int16 [N], the predicted classes.
-        confidences: float16 [N], their probabilities.
+        confidences: float16 [N], the probabilities of the predicted classes.
     """
     _write_npz(
         workdir / PREDICTIONS_FILE,
@@ -46,7 +46,7 @@ def write_predictions(
 
 
 def write_pool_weights(workdir: Path, params: Any) -> None:
-    """Writes pool_weights.npz: every ``w_fp``, named by its path, such as "head/pool/w_fp"."""
+    """Writes every ``w_fp`` to pool_weights.npz, named by its path, such as "head/pool/w_fp"."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {"/".join(str(part.key) for part in path): np.asarray(leaf) for path, leaf in leaves}
     _write_npz(
@@ -62,7 +62,7 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Reads result.json; None if it is damaged or lacks what a finished run writes."""
+    """Reads result.json; returns None if the file is missing, damaged or incomplete."""
     try:
         result = files.read_json(Path(workdir) / RESULT_FILE, ("split", *_RESULT_NUMBERS))
     except UserError:
@@ -80,7 +80,7 @@ def result_of(
     state: TrainState,
     meter: Meter,
 ) -> dict[str, Any]:
-    """The content of result.json."""
+    """Returns the content of result.json."""
     assert progress.test is not None
     measured = dict(progress.test)
     hashes = progress.source_hashes
@@ -101,13 +101,13 @@ def result_of(
         "config": setup.config.to_dict(),
         "config_digest": configuration.digest(setup.config),
         "config_changes": progress.config_changes,
-        # A list if the code changed midway.
+        # A list if the code changed during the run.
         "source_hash": hashes[0] if len(hashes) == 1 else hashes,
         "commit": commit(),
         "data_digest": identity.data,
         "seconds": progress.seconds,
         "images_per_second": meter.images_per_second,
-        # The share of the training that waited for streamed data; None for data on the devices.
+        # The share of the time spent waiting for streamed data; None for data on the devices.
         "data_wait": meter.data_wait,
         "device": device.device_kind,
         "devices": jax.device_count(),

@@ -1,4 +1,4 @@
-"""Where a run begins: new weights, those of ``config.init_from``, or its last checkpoint."""
+"""The state from which a run starts: its last checkpoint, given weights, or new weights."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from flexpool_jax.training.steps import TrainState
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands besides its state; saved as JSON with each checkpoint.
+    """The progress of a run besides its `TrainState`; saved as JSON with each checkpoint.
 
     Attributes:
-        evaluated: whether the epoch that ends at this step has been evaluated (or need not be).
-        best_accuracy: of the evaluations so far, in [0, 1].
-        test: the last evaluation: ``loss``, ``accuracy`` and further metrics, and
-            ``accuracy_per_class``; release 0.1 saved the first two alone.
-        seconds: spent in training so far, over all processes that worked on it.
-        metrics_position: length in bytes of metrics.jsonl; what is after it will be written again.
-        config_changes: fields that were given another value when the run was continued, see
+        evaluated: whether the epoch that ends at this step has been evaluated or need not be; False
+            within an epoch.
+        best_accuracy: best accuracy of the evaluations so far, in [0, 1].
+        test: result of the last evaluation: ``loss``, ``accuracy``, further metrics, and
+            ``accuracy_per_class``; release 0.1 saved only the first two.
+        seconds: seconds of training so far, including those before the run was last continued.
+        metrics_position: length of metrics.jsonl in bytes; lines after this position will be
+            written again.
+        config_changes: fields whose value changed when the run was continued, see
             `Identity.changes`.
-        source_hashes: the code that the run was trained with, see `flexpool_jax.source`; more than
-            one if it changed midway.
+        source_hashes: hashes of the code that trained the run, see `flexpool_jax.source`; more than
+            one if the code changed during the run.
     """
 
     evaluated: bool = True
@@ -53,7 +55,10 @@ def restore_or_init(
     identity: Identity,
     pretrained: Mapping[str, Any] | None,
 ) -> tuple[TrainState, Progress]:
-    """The state and progress of the latest checkpoint, or those at step 0."""
+    """Returns the state and progress of the latest checkpoint or, without one, those at step 0.
+
+    At step 0, ``pretrained`` are the variables of the superclass phase, if there was one.
+    """
     state = setup.init()
     if pretrained is not None:
         state = superclass.with_new_classifiers(state, pretrained)
@@ -78,15 +83,15 @@ def restore_or_init(
     )
     changes = identity.changes(step, began_with)
     progress.config_changes += changes
-    # This epoch was not the last one before: it may not have been evaluated, and its predictions
-    # were not written.
+    # With the old num_epochs this epoch was not the last one: it may not have been evaluated, and
+    # its predictions were not written.
     if step == setup.total_steps and any(change["field"] == "num_epochs" for change in changes):
         progress.evaluated = False
     return state, progress
 
 
 def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
-    """The state at step 0 with the weights of ``config.init_from``."""
+    """Returns the state at step 0 with the weights of ``config.init_from``."""
     file = setup.config.init_from
     variables, new = start_from(file, jax.device_get(state.variables))
     if new:
@@ -96,7 +101,7 @@ def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
             file=sys.stderr,
         )
     params = variables["params"]
-    # An optimizer may keep a copy of the parameters.
+    # The optimizer is initialised again, because its state may hold a copy of the parameters.
     return dataclasses.replace(
         state,
         params=params,

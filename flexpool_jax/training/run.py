@@ -1,4 +1,4 @@
-"""A run from its beginning, or its last checkpoint, to result.json."""
+"""Trains a run from its beginning, or from its last checkpoint, to result.json."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _train_phase(
             return state.variables, result
         for change in changes:
             print(f"continuing with another value: {change}", file=sys.stderr)
-        # Only if needed: a full disk may have room only after an unfinished save is removed.
+        # Written only if needed: a full disk may have room only after an unfinished checkpoint is
+        # removed.
         if changes or not configuration.config_path(workdir).is_file():
             configuration.write_config(config, workdir)
         if source_hash() not in progress.source_hashes:

@@ -1,4 +1,4 @@
-"""When states are saved: each checkpoint that is due, and with it the best state since the last."""
+"""Saves each state that is due and, together with it, the best state since the last save."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flexpool_jax.training.steps import TrainState
 
 
 class Snapshot(NamedTuple):
-    """What one checkpoint holds.
+    """The content of one checkpoint.
 
     Attributes:
-        step: of the state.
-        state: NumPy arrays, on the host.
-        progress: `Progress` at this step.
-        accuracy: in [0, 1]; None where the state was not evaluated.
+        step: step of the state.
+        state: the state, as NumPy arrays on the host.
+        progress: `Progress` at this step, as a dict.
+        accuracy: accuracy of the state in [0, 1]; None if the state was not evaluated.
     """
 
     step: int
@@ -37,12 +37,12 @@ def take_snapshot(state: TrainState, progress: Progress, accuracy: float | None 
 
 
 class Saver:
-    """Saves snapshots in the order of their steps; the best one waits for the next that is saved.
+    """Saves snapshots in the order of their steps; the best snapshot is kept until the next save.
 
     Args:
-        manager: from `checkpoints.open_checkpoints`.
-        identity: of the run.
-        step: that the process begins at, which needs no saving.
+        manager: result of `checkpoints.open_checkpoints`.
+        identity: identity of the run.
+        step: step at which the process begins, which need not be saved.
         evaluated: `Progress.evaluated` at this step.
     """
 
@@ -55,21 +55,21 @@ class Saver:
         self._best: Snapshot | None = None
 
     def keep(self, best: Snapshot) -> None:
-        """Keeps a snapshot in memory, in the place of the one that was the best before.
+        """Keeps a snapshot in memory as the best one; the best snapshot before it is discarded.
 
         Raises:
-            NotFinite: it holds a NaN or an infinity.
+            NotFinite: the snapshot holds a NaN or an infinity.
         """
         checkpoints.check_finite(best.state, best.step)
         self._best = best
 
     def save(self, snapshot: Snapshot | None = None) -> None:
-        """Starts to save the best snapshot, if one is kept, and the one that is given.
+        """Starts to save the best snapshot, if one is kept, and the given snapshot.
 
         Raises:
-            NotFinite, OSError, UserError: as `checkpoints.save` does.
+            NotFinite, OSError, UserError: see `checkpoints.save`.
         """
-        # Of two of the same step, the best one says its accuracy.
+        # If both are of the same step, the best snapshot is saved, because it has an accuracy.
         unsaved = {one.step: one for one in (snapshot, self._best) if one is not None}
         self._best = None
         for step in sorted(unsaved):
@@ -80,9 +80,9 @@ class Saver:
             self._saved = (step, one.progress["evaluated"])
 
     def wait(self) -> None:
-        """Waits until all of it is on the disk; raises as `checkpoints.wait` does."""
+        """Waits until all snapshots are on the disk; raises OSError as `checkpoints.wait` does."""
         checkpoints.wait(self._manager)
 
     def last_step(self) -> int | None:
-        """The last step that was saved, by any process."""
+        """The last step that was saved, also by earlier processes; None if there is none."""
         return self._manager.latest_step()

@@ -34,22 +34,22 @@ from flexpool_jax.training.steps import TrainState, create_train_state
 
 Array = jax.Array
 
-# Of images that are sent for one dispatch, so that several of them fit into memory.
+# Most bytes of images that are sent for one dispatch, so that several dispatches fit into memory.
 _DISPATCH_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a run consists of besides its state.
+    """All parts of a run except its state.
 
     Attributes:
-        config: from `flexpool_jax.configuration.resolve`.
-        dataset: what the config names.
-        model: from `flexpool_jax.create_model`.
+        config: result of `flexpool_jax.configuration.resolve`.
+        dataset: data set that the config names.
+        model: the Flax module, from `flexpool_jax.create_model`.
         tx: the optimizer.
         is_streamed: whether batches are read while the devices compute, see
             config.dataset.placement.
-        steps_per_dispatch: updates that one call of ``train_steps`` makes at most; see
+        steps_per_dispatch: largest number of updates in one call of ``train_steps``; see
             `flexpool_jax.training.pace`.
         train_steps: see `steps.pmap_train_step`.
         eval_step: see `steps.pmap_eval_step`.
@@ -68,17 +68,17 @@ class Setup:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches; the examples that are left over differ from epoch to epoch."""
+        """The number of whole batches; the examples that are left over differ between epochs."""
         return len(self.dataset.train) // self.config.batch_size
 
     @property
     def total_steps(self) -> int:
-        """Updates in the whole run."""
+        """The number of updates in the whole run."""
         return self.config.num_epochs * self.steps_per_epoch
 
     @property
     def split_name(self) -> str:
-        """What ``dataset.test`` is: "test", or "validation" if it was held out of the training."""
+        """The split in ``dataset.test``: "test", or "validation" if held out of the training."""
         return "validation" if self.config.dataset.holdout else "test"
 
     @property
@@ -99,11 +99,11 @@ class Setup:
 
 
 def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
-    """Builds a run from its config.
+    """Builds the parts of a run from its config and data set.
 
     Args:
-        config: from `flexpool_jax.configuration.resolve`.
-        dataset: what ``config.dataset`` names.
+        config: result of `flexpool_jax.configuration.resolve`.
+        dataset: data set that ``config.dataset`` names.
 
     Raises:
         UserError: the config does not fit the data or the devices.
@@ -152,7 +152,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         grad_accum_steps=config.grad_accum_steps,
     )
     size = dataset.train.images.nbytes + dataset.test.images.nbytes
-    # All processes run the same program, whatever memory each of them has.
+    # All processes must run the same program, so the data are streamed in all of them or in none.
     is_streamed = any(processes.gather(size > _memory_for_images(config)))
     image_bytes = math.prod(dataset.train.images.shape[1:])
     batch_bytes = config.batch_size * image_bytes if is_streamed else 0
@@ -170,7 +170,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
 
 
 def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
-    """The data set with the mean and deviation that the config gives in the place of its own."""
+    """Returns the data set with the mean and deviation of the config, if it gives any."""
     mean, std = (
         np.asarray(values, np.float32) for values in (config.dataset.mean, config.dataset.std)
     )
@@ -182,13 +182,13 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
             f"{dataset.image_shape[2]} channels; allowed: one number for each channel"
         )
     changed = dataclasses.replace(dataset, mean=mean, std=std)
-    # The cached property's place: the digest of stored images takes a pass over all of them.
+    # Sets the cached property: computing the digest again would read all stored images.
     vars(changed)["digest"] = dataset.digest
     return changed
 
 
 def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
-    """Creates the model, and checks it against the images and Eq. 2 before anything is compiled."""
+    """Creates the model; before compilation, checks that it suits the images and pool_reg."""
     options = {name: True for name in CIFAR_OPTIONS if config[name]}
     model = create_model(
         config.model,
@@ -222,7 +222,7 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
 def _steps_per_dispatch(
     config: ml_collections.ConfigDict, steps_per_epoch: int, batch_bytes: int
 ) -> int:
-    """See `longest_dispatch`; ``batch_bytes`` are sent to the devices for each step."""
+    """Limits and calls `longest_dispatch`; each step sends ``batch_bytes`` to the devices."""
     limit = config.steps_per_dispatch
     if not limit:
         limit = 1 if jax.default_backend() == "cpu" else config.log_every_steps
@@ -231,7 +231,7 @@ def _steps_per_dispatch(
 
 
 def load_configured_dataset(config: ml_collections.ConfigDict) -> Dataset:
-    """Loads what ``config.dataset`` names, and prepares it first if that has not been done."""
+    """Loads the data set of ``config.dataset``; prepares the data set first, if necessary."""
     return load_dataset(
         **configuration.dataset_options(config), max_bytes=_memory_for_images(config)
     )
@@ -249,19 +249,19 @@ def _memory_for_images(config: ml_collections.ConfigDict) -> float:
 
 
 def replicate(tree: Any) -> Any:
-    """Puts a tree whole on every local device, where the compiled steps expect it."""
+    """Copies a whole tree to every local device, where the compiled steps expect it."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (steps.AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder between runs.
+    """Stores compiled programs in a folder, so that later runs need not compile them again.
 
-    To be called before the first array is made: JAX would not use the folder later.
+    Call this function before the first array is made: later, JAX would not use the folder.
 
     Args:
-        folder: "" leaves JAX's setting alone, and so does a folder that the user's environment has
-            chosen.
+        folder: path of the folder; empty for no change. A folder that the user's environment
+            chooses is not replaced.
     """
     if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))

@@ -1,9 +1,9 @@
 """The state of training, one training step, one evaluation step, and their pmapped programs.
 
 A step is a pure function of (state, batch, key) on one device's part of the batch; gradients and
-metrics are averaged over the pmapped axis. The pmapped programs take the whole data set and indices
-into it: images are gathered, augmented and normalised on the device, and the host only dispatches.
-The state is replicated and has no device axis.
+metrics are averaged over the pmapped axis. Unless the data are streamed, the pmapped programs take
+the whole data set and indices into it: images are gathered, augmented and normalised on the device,
+and the host only dispatches. The state is replicated and has no device axis.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from flexpool_jax.pooling import flexpool_regularizer
 Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
-# What one call takes of a split, with a leading axis of devices: indices, int32, or batches.
+# The argument that selects the examples of one call: int32 indices or batches, with a leading axis
+# of devices.
 Part = Any
 
 AXIS = "devices"
@@ -43,14 +44,14 @@ class DeviceSplit(NamedTuple):
 
 @flax.struct.dataclass
 class TrainState:
-    """What one update turns into the next; the same on every device.
+    """The state that an update takes and returns; the same on every device.
 
     Attributes:
-        step: int32 scalar, the number of updates made.
+        step: int32 scalar, the number of updates so far.
         params: float32 parameters.
         batch_stats: float32 running statistics.
-        opt_state: the optimizer's.
-        ema_params: the moving average of ``params``; None where none is kept.
+        opt_state: state of the optimizer.
+        ema_params: moving average of ``params``; None if no average is computed.
     """
 
     step: Array
@@ -61,7 +62,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What is evaluated: the averaged parameters, where they are kept, and the statistics."""
+        """The variables to evaluate: ``ema_params``, or ``params`` if None, and the statistics."""
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, "batch_stats": self.batch_stats}
 
@@ -70,7 +71,7 @@ class NotFinite(Exception):
     """A loss or a state that holds a NaN or an infinity.
 
     Attributes:
-        step: the update after which it was found.
+        step: number of the update after which the value was found.
     """
 
     def __init__(self, step: int, what: str) -> None:
@@ -88,12 +89,13 @@ def create_train_state(
     """Initialises a model and its optimizer.
 
     Args:
-        model: from `flexpool_jax.create_model`.
+        model: the Flax module, from `flexpool_jax.create_model`.
         tx: the optimizer.
         key: a typed PRNG key.
-        image_shape: (H, W, C) of the images it will be trained on; FlexPool's weights have the
-            shape of the feature maps that these give.
-        keep_average: whether a moving average of the parameters is kept; it starts as they do.
+        image_shape: (H, W, C) of the training images, which determines the shape of the feature
+            maps and so of FlexPool's weights.
+        keep_average: whether the state has a moving average of the parameters, which starts as a
+            copy of them.
 
     Returns:
         A `TrainState` at step 0.
@@ -121,7 +123,7 @@ def create_train_state(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(params),
-            # A copy: the state's buffers are donated, each of them once.
+            # A copy, because each buffer of the state is donated and can be donated only once.
             ema_params=jax.tree.map(jnp.copy, params) if keep_average else None,
         )
 
@@ -129,7 +131,7 @@ def create_train_state(
 
 
 def steps_in(part: Part) -> int:
-    """The updates that a part is for, of leaves [devices, steps, ...]."""
+    """The number of updates in a part, whose leaves are [devices, steps, ...]."""
     return int(jax.tree.leaves(part)[0].shape[1])
 
 
@@ -145,7 +147,7 @@ def parameter_count(params: Any) -> int:
 
 
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
-# Sums over all devices, and what this device's examples gave one by one.
+# Returns sums over all devices, and the results for each example of this device.
 EvalStep = Callable[[Mapping[str, Any], Batch], tuple[Metrics, Metrics]]
 
 
@@ -164,33 +166,34 @@ def make_train_step(
     freeze_backbone: bool = False,
     grad_accum_steps: int = 1,
 ) -> TrainStep:
-    """Makes the update of one step, to be run under ``jax.pmap(..., axis_name=AXIS)``.
+    """Returns the function that makes one update, for ``jax.pmap(..., axis_name=AXIS)``.
 
     Args:
-        model: from `flexpool_jax.create_model`; with ``norm_axis_name=AXIS`` if statistics are to
-            be synchronised.
+        model: the Flax module, from `flexpool_jax.create_model`; with ``norm_axis_name=AXIS`` if
+            its statistics are synchronised over devices.
         tx: the optimizer.
-        schedule: the learning rate, for the log.
+        schedule: learning rate as a function of the step, for the log.
         augment: ``(normalised images [B, H, W, C], keys [B]) -> images`` of the same shape, from
             `flexpool_jax.data.augment.make_augment`.
-        normalise: uint8 images to floating ones of mean 0.
-        sac_weights: λ of Eq. 3; empty without SAC.
-        label_smoothing: of the training loss alone, see `flexpool_jax.losses.cross_entropy`.
-        pool_reg: coefficient of Eq. 2.
-        sync_batch_norm: whether the model synchronises its statistics; where not, the running ones
-            are averaged over devices, so that the state stays the same on each.
-        ema_decay: of the state's moving average of the parameters, if it keeps one.
-        freeze_backbone: leave the backbone's parameters and running statistics as they are, and
-            normalise by the latter.
-        grad_accum_steps: parts of a device's batch that are computed one after the other, and whose
-            gradients are averaged; must divide B.
+        normalise: function from uint8 images to floating-point images of mean 0.
+        sac_weights: λ of Eq. 3 of the FlexPool paper; empty without SAC.
+        label_smoothing: label smoothing of the training loss, see
+            `flexpool_jax.losses.cross_entropy`; evaluation uses none.
+        pool_reg: coefficient of Eq. 2 of the FlexPool paper.
+        sync_batch_norm: whether the model synchronises its statistics over devices. If not, the
+            running statistics are averaged over devices, so that all devices have the same state.
+        ema_decay: decay of the moving average of the parameters, if the state has one.
+        freeze_backbone: whether to leave the backbone's parameters and running statistics as they
+            are, and to normalise by the running statistics.
+        grad_accum_steps: number of parts of a device's batch. The parts are computed one after the
+            other, and their gradients are averaged. The number must divide B.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
-        and ``label`` int32 [B], this device's part. key: the run's typed PRNG key; all randomness
-        derives from it, the step and the example's position in the whole batch (for augmentation)
-        or the device and the part (for dropout). metrics: float32 scalars averaged over all
-        devices' examples.
+        and ``label`` int32 [B], this device's part. key: the run's typed PRNG key. All randomness
+        derives from the key and the step. Augmentation also uses the example's position in the
+        whole batch; dropout also uses the device and the part. metrics: float32 scalars averaged
+        over the examples of all devices.
     """
     if freeze_backbone:
         model = model.clone(freeze_backbone=True)
@@ -247,7 +250,7 @@ def make_train_step(
             batch_stats = jax.lax.pmean(batch_stats, AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         if freeze_backbone:
-            # Its gradients are zero, but weight decay and momentum would still move it.
+            # The backbone's gradients are 0, but weight decay and momentum would still change it.
             updates = updates | {"backbone": jax.tree.map(jnp.zeros_like, updates["backbone"])}
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
@@ -259,13 +262,13 @@ def make_train_step(
     return train_step
 
 
-# Of parameters, batch statistics, a batch, its examples' keys and dropout's key: gradients, metrics
-# and new batch statistics.
+# A function of parameters, batch statistics, a batch, its examples' keys and dropout's key, which
+# returns gradients, metrics and new batch statistics.
 Gradient = Callable[[Any, Any, Batch, Array, Array], tuple[Any, Metrics, Any]]
 
 
 def _in_parts(gradient: Gradient, count: int) -> Gradient:
-    """The same for a batch in so many parts: means over them, and statistics updated by each."""
+    """Splits batches into ``count`` parts: averages the results; each part updates statistics."""
 
     def in_parts(
         params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
@@ -294,13 +297,13 @@ def _in_parts(gradient: Gradient, count: int) -> Gradient:
 
 
 def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> EvalStep:
-    """Makes the evaluation of one batch, to be run under ``jax.pmap(..., axis_name=AXIS)``.
+    """Returns the function that evaluates one batch, for ``jax.pmap(..., axis_name=AXIS)``.
 
     Returns:
         ``eval_step(variables, batch) -> (sums, examples)``. batch: ``image``, ``label`` and
-        ``valid`` bool [B], False where an example only fills the batch up. sums over the valid
-        examples of all devices: ``loss`` float32, ``correct`` int32. examples, of this device:
-        ``logits`` float32 [B, num_classes].
+        ``valid`` bool [B], False for an example that only fills up the batch. sums: ``loss``
+        float32 and ``correct`` int32, over the valid examples of all devices. examples: ``logits``
+        float32 [B, num_classes] of this device.
     """
 
     def eval_step(variables: Mapping[str, Any], batch: Batch) -> tuple[Metrics, Metrics]:
@@ -320,7 +323,7 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
 def pick(data: DeviceSplit | None, part: Part) -> Batch:
     """Gathers the examples at a part's indices into a batch, as `make_eval_step` takes it.
 
-    Without data the part is the batch.
+    If data is None, the part is the batch.
     """
     if data is None:
         return part
@@ -331,18 +334,18 @@ def pick(data: DeviceSplit | None, part: Part) -> Batch:
 def pmap_train_step(
     train_step: TrainStep,
 ) -> Callable[[TrainState, DeviceSplit | None, Part, Array], tuple[TrainState, Metrics]]:
-    """The program that makes one or many updates on all devices of all processes.
+    """Returns the program that makes one or more updates on all devices of all processes.
 
     Args:
-        train_step: from `make_train_step`.
+        train_step: result of `make_train_step`.
 
     Returns:
-        ``run(state, data, part, key) -> (state, metrics)``. data: replicated, or None. part: int32
-        [local devices, steps, B / devices], indices into data; without data ``image`` and ``label``
-        with these leading axes. metrics: one float32 [steps] for each name. The state's buffers are
-        donated. It is compiled for each number of steps: one gives the bare step; more a
-        `jax.lax.scan` over it, for accelerators only: on a CPU XLA runs a convolution inside a loop
-        many times slower.
+        ``run(state, data, part, key) -> (state, metrics)``. data: replicated, or None. part:
+        indices into data, int32 [local devices, steps, B / devices]; if data is None, ``image`` and
+        ``label`` with these leading axes. metrics: float32 [steps] for each name. The state's
+        buffers are donated. The program is compiled for each number of steps. One step is run
+        directly. More steps are run by a `jax.lax.scan`, which is meant for accelerators only: on a
+        CPU, XLA runs a convolution inside a loop many times slower.
     """
 
     def run(
@@ -362,23 +365,24 @@ def pmap_train_step(
 def pmap_eval_step(
     eval_step: EvalStep,
 ) -> Callable[[Mapping[str, Any], DeviceSplit | None, Part], tuple[Metrics, Metrics]]:
-    """The program that evaluates one batch on all devices of all processes.
+    """Returns the program that evaluates one batch on all devices of all processes.
 
     Args:
-        eval_step: from `make_eval_step`.
+        eval_step: result of `make_eval_step`.
 
     Returns:
-        ``run(variables, data, part) -> (sums, examples)``. data: replicated, or None. part: int32
-        [local devices, B / devices], indices into data, -1 where it fills a batch up; without data
-        ``image``, ``label`` and ``valid`` with these leading axes. sums: see `make_eval_step`;
-        examples: the same, of all devices: each [devices, B / devices, ...].
+        ``run(variables, data, part) -> (sums, examples)``. data: replicated, or None. part: indices
+        into data, int32 [local devices, B / devices], -1 where an example only fills up the batch;
+        if data is None, ``image``, ``label`` and ``valid`` with these leading axes. sums: see
+        `make_eval_step`. examples: those of `make_eval_step` for all devices, [devices, B /
+        devices, ...].
     """
 
     def run(
         variables: Mapping[str, Any], data: DeviceSplit | None, part: Part
     ) -> tuple[Metrics, Metrics]:
         sums, examples = eval_step(variables, pick(data, part))
-        # Of all devices, because the process that writes sees its own alone.
+        # Gathered from all devices, because a process can only read results of its own devices.
         return sums, jax.lax.all_gather(examples, AXIS)
 
     return jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=None)

@@ -1,7 +1,7 @@
-"""Super classing (the paper, section 4.2): first train on superclasses, then on the classes.
+"""Super classing (FlexPool paper, section 4.2): first trains on superclasses, then on the classes.
 
-The first step is a run of its own, in the folder ``superclass`` of the workdir; the second starts
-from its weights with new classifiers. Each resumes as any run does.
+The first phase is a separate run in the folder ``superclass`` of the workdir. The second phase
+starts from the weights of the first, with new classifiers. Each phase can resume, as any run can.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER = "superclass"
 
 
 def superclass_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config of the first step: that of the whole, for ``superclass.epochs`` epochs."""
+    """The config of the first phase: the same config, but with ``superclass.epochs`` epochs."""
     first = copy.deepcopy(config)
     first.num_epochs = config.superclass.epochs
     first.superclass.epochs = 0
@@ -31,15 +31,15 @@ def superclass_config(config: ml_collections.ConfigDict) -> ml_collections.Confi
 
 
 def superclass_dataset(dataset: Dataset, mapping: str = "") -> Dataset:
-    """The same images with their superclasses for labels.
+    """Returns the same images with their superclasses as labels.
 
     Args:
-        dataset: labelled by class.
-        mapping: a file for `flexpool_jax.data.read_superclass_mapping`; empty for the data set's
-            own superclasses.
+        dataset: data set whose labels are classes.
+        mapping: path of a file for `flexpool_jax.data.read_superclass_mapping`; empty for the data
+            set's own superclasses.
 
     Raises:
-        UserError: the data set has no superclasses and no file gives any, or the file is wrong.
+        UserError: the data set has no superclasses and no file is given, or the file is wrong.
     """
     superclasses = dataset.superclasses
     if mapping:
@@ -65,15 +65,15 @@ def superclass_dataset(dataset: Dataset, mapping: str = "") -> Dataset:
 
 
 def with_new_classifiers(state: TrainState, trained: Mapping[str, Any]) -> TrainState:
-    """A fresh state with trained weights everywhere but in its classifiers.
+    """Replaces the weights of a new state by trained weights, except in the classifiers.
 
     Args:
-        state: at step 0, of the model for classes.
+        state: state at step 0 of the model for classes.
         trained: ``params`` and ``batch_stats`` of the same model with another number of classes.
 
     Returns:
-        The state with the trained weights and statistics; the classifiers and the optimizer stay
-        as they are.
+        The state with the trained weights and statistics. The classifiers and the state of the
+        optimizer are those of ``state``.
     """
 
     def choose(path: tuple[Any, ...], fresh: Any, old: Any) -> Any:
