@@ -1,1 +1,1 @@
-"""What a trained network has learned: `probe` changes its pool and its images and measures both."""
+"""Studies trained networks: inspection, prediction for image files, and probes."""

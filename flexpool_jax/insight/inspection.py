@@ -234,8 +234,8 @@ def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
 def _choose_images(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Returns the indices of confident errors, then of correctly classified images.
 
-    At most half of them are errors. The correctly classified images are taken from one class after
-    another, over and over, so that all classes have about the same number.
+    At most half of the images are errors. The correctly classified images are taken from each class
+    in turn, so that all classes have about the same number of them.
     """
     wrong = scoring.confident_errors(labels, probabilities, _MAX_IMAGES // 2)
     right = np.flatnonzero(probabilities.argmax(axis=1) == labels)

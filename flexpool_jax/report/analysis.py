@@ -171,7 +171,7 @@ class Contrast:
 class BlockModel:
     """A linear model by least squares, ``value = terms · β + block``, with one residual variance.
 
-    With a term for each column and a seed as the block this is the primary analysis of
+    With a term for each column and the seeds as blocks, it is the primary analysis of
     docs/evidence.md: a two-way layout without interaction (Fisher's randomised blocks). Cells may
     be missing: least squares uses every value that is there.
 
