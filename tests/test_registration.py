@@ -23,10 +23,10 @@ def test_what_has_no_place_in_a_file_is_known_by_itself(register, registry):
     one, other = functools.partial(max, 1), functools.partial(max, 2)
     before = dict(registry)
     try:
-        register("mine")(one)
-        register("mine")(one)
-        with pytest.raises(UserError, match="'mine' is registered already"):
-            register("mine")(other)
+        register("known_by_itself")(one)
+        register("known_by_itself")(one)
+        with pytest.raises(UserError, match="'known_by_itself' is registered already"):
+            register("known_by_itself")(other)
     finally:
         registry.clear()
         registry.update(before)

@@ -70,7 +70,6 @@ def run_records(rows: Sequence[Row], workdir: Path) -> list[Record]:
     """A record for each run."""
     return [
         {
-            **run.metrics,
             "folder": run.folder.relative_to(workdir).as_posix(),
             "dataset": row.title,
             **_arm(setting.arm),
