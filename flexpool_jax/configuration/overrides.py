@@ -104,10 +104,10 @@ def _value_text(match: re.Match[str], remaining: list[str], current: Any) -> str
     """Returns the value of an override as text.
 
     Args:
-        match: Match of `_OVERRIDE` with the argument.
-        remaining: The arguments after this one. If the value is the next argument, it is removed
-            from this list.
-        current: The present value of the field.
+        match: The match of `_OVERRIDE` in a command-line argument.
+        remaining: The command-line arguments after it. If the value is the next argument, it is
+            removed from this list.
+        current: The present value of the field. A field that holds True or False needs no value.
     """
     argument, text = match[0], match["value"]
     is_switch = isinstance(current, bool)

@@ -186,7 +186,7 @@ def _list_folder(path: Path) -> FileTree:
 
 
 def _list_zip(path: Path) -> FileTree:
-    """Lists a zip archive; the result reads files from the archive without unpacking it."""
+    """Returns the list of a zip archive's files, which are read without unpacking the archive."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:

@@ -116,7 +116,7 @@ def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
 
 
 def _chunks(images: np.ndarray | StoredImages) -> Iterator[np.ndarray]:
-    """Yields all images in order, as arrays of at most about `CHUNK_BYTES`."""
+    """Yields all images in order, as arrays of about `CHUNK_BYTES` each."""
     if isinstance(images, StoredImages):
         yield from images.chunks()
         return

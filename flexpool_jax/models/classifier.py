@@ -81,8 +81,8 @@ class Classifier(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Maps images ``[B, H, W, C]`` to float32 logits ``[B, num_classes]``.
 
-        With ``sac`` and ``train``, the tuple of the auxiliary logits, first stage first, is stored
-        as ``logits`` in the collection ``aux_logits`` if this collection is mutable.
+        If ``sac`` and ``train`` are true and the collection ``aux_logits`` is mutable, auxiliary
+        logits are stored there under the name ``logits``, as a tuple, first stage first.
         """
         if images.ndim != 4:
             raise ValueError(f"images must be [B, H, W, C]; got shape {tuple(images.shape)}")

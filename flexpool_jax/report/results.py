@@ -170,7 +170,7 @@ class Run:
 
     @property
     def source(self) -> str:
-        """The hash of the source code that trained the run; empty if there is not exactly one."""
+        """Hash of the source code that trained the run; empty if none or several are recorded."""
         source = self.result.get("source_hash")
         return source if isinstance(source, str) else ""
 

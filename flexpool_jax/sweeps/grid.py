@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """The digest of the config, see `configuration.digest`."""
+        """The digest of the config; see `configuration.digest`."""
         return configuration.digest(self.config)
 
 

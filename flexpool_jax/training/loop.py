@@ -72,7 +72,7 @@ class Run:
             self.meter.rows.clear()
 
     def snapshot(self, state: TrainState, accuracy: float | None = None) -> Snapshot:
-        """Copies a state to the host, with the progress that belongs to it."""
+        """Returns a copy of a state on the host, together with the progress of the run."""
         self.progress.metrics_position = self.log.position()
         self.progress.seconds = time.monotonic() - self.started
         return take_snapshot(state, self.progress, accuracy)

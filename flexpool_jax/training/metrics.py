@@ -247,8 +247,8 @@ class _Events:
     """A TensorBoard file, written in the calling thread.
 
     tensorboardX's SummaryWriter writes in another thread, and its flush misses events that are
-    still in the queue. A process that is killed after a checkpoint would lose events from before
-    the checkpoint.
+    still in the queue. With it, a process that is killed after a checkpoint could lose events from
+    before the checkpoint.
     """
 
     def __init__(self, workdir: Path, purge_step: int | None) -> None:

@@ -55,9 +55,10 @@ def restore_or_init(
     identity: Identity,
     pretrained: Mapping[str, Any] | None,
 ) -> tuple[TrainState, Progress]:
-    """Returns the state and progress of the latest checkpoint or, without one, those at step 0.
+    """Returns the state and progress of the latest checkpoint, or initial ones at step 0.
 
-    At step 0, ``pretrained`` are the variables of the superclass phase, if there was one.
+    If there is no checkpoint, the initial state takes the weights of ``pretrained``, the variables
+    of the superclass phase, if there was such a phase.
     """
     state = setup.init()
     if pretrained is not None:

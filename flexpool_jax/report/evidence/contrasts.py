@@ -38,7 +38,8 @@ class Experiment:
         designs: The designs of configs/evidence.py whose runs form the model.
         family: The contrasts that Holm's correction includes.
         secondary: Contrasts that are estimated without a claim of significance.
-        borrowed: Columns of E1 whose runs are added to the model, for the seeds of the designs.
+        borrowed: Columns of experiment E1. Their runs with the seeds of the designs are added to
+            the model.
     """
 
     title: str

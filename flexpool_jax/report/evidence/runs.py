@@ -54,7 +54,7 @@ class Design:
         return list(dict.fromkeys(column for column, _ in self.expected))
 
     def of_column(self, column: str) -> dict[int, Run]:
-        """A column's runs by seed."""
+        """Returns the runs of a column, with their seeds as keys."""
         return {seed: run for (c, seed), run in self.runs.items() if c == column}
 
     def accuracies(self, column: str) -> dict[int, float]:
