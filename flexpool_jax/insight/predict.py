@@ -81,7 +81,7 @@ def find_images(pattern: str) -> list[Path]:
     Raises:
         UserError: no image file was found.
     """
-    path = Path(pattern).expanduser()
+    path = files.expanded(pattern)
     if path.exists() and not path.is_dir():
         return [path]
     # Path.glob takes no absolute pattern.

@@ -25,7 +25,7 @@ import numpy as np
 from jax import export
 
 from flexpool_jax import files
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.models.weights import save_weights
@@ -203,7 +203,7 @@ def load_exported(folder: str | os.PathLike[str]) -> Exported:
         >>> model = load_exported("runs/digits/export")  # doctest: +SKIP
         >>> model(uint8_images).argmax(axis=1)  # doctest: +SKIP
     """
-    folder = Path(folder).expanduser()
+    folder = files.expanded(folder)
     check = _read_check(folder)
     altered = [name for name, sha in check["sha256"].items() if _sha256(folder / name) != sha]
     if altered:
@@ -220,10 +220,9 @@ def load_exported(folder: str | os.PathLike[str]) -> Exported:
         images = np.frombuffer(base64.b64decode(probe["input"]), np.uint8).reshape(probe["shape"])
         difference = np.abs(np.asarray(model(images)) - np.asarray(probe["output"])).max()
     except Exception as error:  # jax.export raises many kinds for what its release cannot read.
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder / PROGRAM} does not run with jax {jax.__version__}: {reason}; the weights in "
-            f"{WEIGHTS} can be loaded by flexpool_jax.load_weights all the same"
+            f"{folder / PROGRAM} does not run with jax {jax.__version__}: {one_line(error)}; the "
+            f"weights in {WEIGHTS} can be loaded by flexpool_jax.load_weights all the same"
         ) from error
     if not difference <= probe["tolerance"]:
         raise UserError(

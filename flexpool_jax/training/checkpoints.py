@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.training import orbax_faults, processes
 from flexpool_jax.training.orbax_faults import DAMAGED_FOLDER, FOLDER
 from flexpool_jax.training.steps import NotFinite, TrainState
@@ -283,8 +283,7 @@ def _restore_items(
 
 
 def _unreadable(step: int, error: Exception) -> DamagedCheckpoint:
-    reason = " ".join(str(error).split())[:200]
-    return DamagedCheckpoint(f"step {step} cannot be read: {reason}")
+    return DamagedCheckpoint(f"step {step} cannot be read: {one_line(error)}")
 
 
 def _check_shapes(items: Any, like: Any) -> None:
