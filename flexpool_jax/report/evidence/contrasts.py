@@ -21,7 +21,7 @@ Weights = Mapping[str, float]
 
 WHOLE = "flexpool+reg+dropout"
 # The smallest gain that is claimed, in points.
-_CLAIMED = 1.0
+CLAIMED = 1.0
 
 
 def minus(column: str, baseline: str) -> dict[str, float]:
@@ -263,14 +263,14 @@ def verdict(contrast: Contrast, p_value: float) -> str:
     if p_value < 0.05:
         if high < 0:
             return "It harms."
-        if low >= _CLAIMED:
+        if low >= CLAIMED:
             return "It helps, by the claimed size."
         return (
             "It helps, by less than claimed."
-            if high < _CLAIMED
+            if high < CLAIMED
             else "It helps; the claimed size is possible."
         )
-    if high >= _CLAIMED:
+    if high >= CLAIMED:
         return "Undecided."
     text = "No difference is shown; a gain of 1 point or more is excluded."
     if contrast.equivalence_p_value() < 0.05:

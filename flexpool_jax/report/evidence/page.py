@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flexpool_jax.errors import UserError
+from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import BlockModel, Contrast, Estimate, estimate
 from flexpool_jax.report.evidence import figures, mechanism
 from flexpool_jax.report.evidence.contrasts import (
+    CLAIMED,
     E1,
     EXPERIMENTS,
     LENGTHS,
@@ -40,13 +42,15 @@ MARKER = (
     "<!-- Everything below is written by `python -m flexpool_jax.report.evidence`; "
     "edits are lost. -->"
 )
+# The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.
+_PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
 # If the residual deviation is above this, E1 needs more seeds; see "Stopping" in the protocol.
 _EXTENSION = 0.248
 _LIMITS = (
-    "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs. The "
-    "intervals are about other seeds on this one test set. They say nothing about other networks, "
-    "other data or longer training. A null would not refute a gain under the paper's recipe (100 "
-    "epochs at batch 1000 and rate 0.1)."
+    "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs, "
+    "n = {n} seeds. The intervals are about other seeds on this one test set. They say nothing "
+    "about other networks, other data or longer training. A null would not refute a gain under "
+    "the paper's recipe (100 epochs at batch 1000 and rate 0.1)."
 )
 
 
@@ -100,17 +104,22 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
         pictures[name] = f"\n\n![{name}]({folder.name}/{path.name})" if draw(path) else ""
     write_csv(folder / "runs.csv", _run_records(evidence))
     write_csv(folder / "contrasts.csv", _contrast_records(analyses))
+    has_slope = any(slope for slope, _ in slopes.values())
     changed = mechanism.changed_accuracies(probes)
     parts = [
         f"## Results\n\n{_answer(analyses[0])}{pictures['contrasts']}",
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
-        *(_experiment(analysis) for analysis in analyses),
-        f"### E6: training length\n\n{_length(slopes)}{pictures['length']}",
+        *(_experiment(analysis) for analysis in analyses if analysis.accuracies),
+        *([f"### E6: training length\n\n{_length(slopes)}{pictures['length']}"] * has_slope),
         f"### What the networks use\n\n{changed}{pictures['perturbations']}",
         f"### Which part of it\n\n{mechanism.predictions(analyses, slopes['flexpool'][0], probes)}",
         f"### Weights\n\n{mechanism.weight_statistics(probes)}{pictures['weights']}",
     ]
+    absent = [analysis.experiment.title for analysis in analyses if not analysis.accuracies]
+    if absent:
+        listed = "\n".join(f"- {title}" for title in absent)
+        parts.append(f"### Experiments without runs so far\n\n{listed}")
     if evidence.left_out:
         listed = "\n".join(f"- {entry}" for entry in evidence.left_out)
         parts.append(f"### Results that are not used\n\n{listed}")
@@ -120,7 +129,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
 
 
 def _answer(e1: Analysis) -> str:
-    """The first paragraph: the three primary contrasts in the words of the protocol."""
+    """The first paragraph, and the table of the primary contrasts in the words of the protocol."""
     if e1.missing or e1.model is None:
         done = len(e1.accuracies)
         return (
@@ -132,29 +141,63 @@ def _answer(e1: Analysis) -> str:
             "**No answer yet.** E1 is to be extended to seeds 6 to 9: its residual deviation is "
             f"above {_EXTENSION} points. The page makes no claim before these runs are there."
         )
-    seeds = len({seed for _, seed in e1.accuracies})
-    sentences = [f"**Does FlexPool help? Under this recipe, with n = {seeds} seeds:**"]
-    for (name, (_, question)), finding in zip(PRIMARY.items(), e1.findings, strict=False):
-        if finding.contrast is None:
-            sentences.append(f"{name}, {finding.title}: its runs failed.")
+    primary = dict(zip(PRIMARY, e1.findings, strict=False))
+    rows = []
+    for (name, (_, question)), finding in zip(PRIMARY.items(), primary.values(), strict=True):
+        contrast = finding.contrast
+        difference = [finding.title, _published(finding)]
+        if contrast is None:
+            rows.append([f"{name}. {question}", *difference, "its runs failed", *["–"] * 3])
             continue
-        sentences.append(
-            f"{name}, {finding.title}: {question} "
-            f"**{verdict(finding.contrast, finding.p_value)}** "
-            f"The difference is {points(finding.contrast)}, {p_text(finding.p_value)} after "
-            f"Holm's correction{_detectable(finding)}.{_disagreement(finding)}"
+        rows.append(
+            [
+                *(f"{name}. {question}", *difference),
+                _bracket(contrast.estimate, contrast.interval()),
+                *(_p(finding.p_value), f"{contrast.detectable():.2f}"),
+                verdict(contrast, finding.p_value) + _disagreement(finding),
+            ]
         )
+    heads = [
+        *("", "difference", "the paper", "here, 95 % interval", "p (Holm)"),
+        *("detectable at 80 %", "the protocol's words"),
+    ]
+    n = len({seed for _, seed in e1.accuracies})
+    paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
     if e1.failed:
-        sentences.append(f"Failed runs, which are not in these numbers: {_cells(e1.failed)}.")
-    return " ".join([*sentences, _LIMITS])
+        paragraph += f" Failed runs, which are not in these numbers: {_cells(e1.failed)}."
+    return f"{paragraph}\n\n{markdown_table(heads, rows)}"
 
 
-def _detectable(finding: Finding) -> str:
-    assert finding.contrast is not None
-    if finding.p_value < 0.05:
-        return ""
-    detectable = finding.contrast.detectable()
-    return f"; a true difference of {detectable:.2f} would be found with 80 % power"
+def _summary(primary: Mapping[str, Finding]) -> str:
+    """Two sentences: whether the claimed size is excluded, and which differences are not zero."""
+    contrasts = {name: f.contrast for name, f in primary.items() if f.contrast is not None}
+    highest = max(contrast.interval()[1] for contrast in contrasts.values())
+    reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
+    size = (
+        "A gain of 1 point, the least that the paper claims, is not excluded for "
+        f"{', '.join(reach)}."
+        if reach
+        else "Under this recipe none of the three differences below reaches 1 point, the least "
+        f"that the paper claims: the highest end of their 95 % intervals is {signed(highest)}."
+    )
+    differ = [
+        f"{name} ({signed(contrast.estimate)})"
+        for name, contrast in contrasts.items()
+        if primary[name].p_value < 0.05
+    ]
+    return f"{size} After Holm's correction " + (
+        f"these differences are significant: {', '.join(differ)}."
+        if differ
+        else "no difference is significant."
+    )
+
+
+def _published(finding: Finding) -> str:
+    """The paper's difference; its columns are those of E1 but for `avg+dropout`."""
+    published = dict(zip(_PAPER_COLUMNS, paper.TABLE_1["fashion_mnist"], strict=True))
+    if not finding.weights.keys() <= published.keys():
+        return "not given"
+    return signed(sum(weight * published[c] for c, weight in finding.weights.items()))
 
 
 def _disagreement(finding: Finding) -> str:
@@ -184,7 +227,8 @@ def _progress(evidence: Evidence) -> str:
     rows = [
         [
             *(f"`{name}`", str(len(design.runs)), str(len(design.expected))),
-            *(_cells(design.missing), _cells(design.failed)),
+            _cells(design.missing) if design.runs else "all",
+            _cells(design.failed),
         ]
         for name, design in evidence.designs.items()
     ]
@@ -203,7 +247,7 @@ def _cells(keys: Sequence[tuple[str, int]]) -> str:
 
 
 def _rates(evidence: Evidence) -> str:
-    e0, paper = evidence.designs["e0"], evidence.designs["e0_paper"]
+    e0, literal = evidence.designs["e0"], evidence.designs["e0_paper"]
     rows = []
     for column in e0.columns:
         pool, _, rate = column.partition("+learning_rate=")
@@ -221,14 +265,14 @@ def _rates(evidence: Evidence) -> str:
         )
     heads = ["pool", "peak rate", "validation accuracy", "standard error", "by seed"]
     lines = [markdown_table(heads, rows), rates_note(evidence)]
-    for (column, seed), run in sorted(paper.runs.items()):
+    for (column, seed), run in sorted(literal.runs.items()):
         trains = run.accuracy >= 85 and math.isfinite(float(run.result["final_test_loss"] or "nan"))
         lines.append(
             f"Rate 0.1 at batch 1000, `{column}`, seed {seed} (n = 1): validation accuracy "
             f"{run.accuracy:.2f} after 10 epochs. The paper's literal recipe "
             f"{'trains' if trains else 'does not train'} here."
         )
-    if not paper.runs:
+    if not literal.runs:
         lines.append("Rate 0.1 at batch 1000: not run.")
     return "\n\n".join(lines)
 
@@ -256,8 +300,6 @@ def rates_note(evidence: Evidence) -> str:
 def _experiment(analysis: Analysis) -> str:
     """The table of accuracies and the table of contrasts of one model."""
     title = f"### {analysis.experiment.title}\n\n"
-    if not analysis.accuracies:
-        return f"{title}Not run."
     columns = list(dict.fromkeys(column for column, _ in analysis.accuracies))
     rows = []
     for column in columns:
