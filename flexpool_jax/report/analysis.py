@@ -137,14 +137,14 @@ class Contrast:
         """The two-sided p-value of the contrast being zero."""
         return 2 * float(stats.t.sf(abs(self.estimate) / self.error, self.df))
 
-    def equivalence_p_value(self, bound: float = 0.5) -> float:
+    def equivalence_p_value(self, bound: float) -> float:
         """The p-value of two one-sided tests (TOST) of the contrast lying within ± bound.
 
         It is the larger of the p-values of "≤ −bound" and "≥ bound", and below 0.05 exactly if the
         90 % interval lies within the bounds (Schuirmann 1987, J. Pharmacokin. Biopharm. 15).
 
         Example:
-            >>> Contrast(0.1, 0.1, 20).equivalence_p_value() < 0.05
+            >>> Contrast(0.1, 0.1, 20).equivalence_p_value(0.5) < 0.05
             True
         """
         room = bound - abs(self.estimate)

@@ -15,7 +15,14 @@ from scipy import stats
 
 from flexpool_jax.errors import UserError
 from flexpool_jax.report.analysis import Contrast
-from flexpool_jax.report.evidence.contrasts import E1, EXPERIMENTS, Prediction, verdict
+from flexpool_jax.report.evidence.contrasts import (
+    E1,
+    EXPERIMENTS,
+    Prediction,
+    agreement,
+    analyse,
+    verdict,
+)
 from flexpool_jax.report.evidence.page import MARKER, write_page
 from flexpool_jax.report.evidence.runs import read_evidence
 from tests.report.simulated import write_evidence
@@ -188,13 +195,31 @@ def test_no_claim_before_e1_is_whole(small):
 def test_no_claim_while_e1_has_too_few_seeds_for_its_residual_deviation(small):
     write_evidence(small / "results", ("e1",), sd=0.6)
     text = text_of(small)
-    assert "**No answer yet.** E1 is to be extended to seeds 6 to 9" in text
-    assert "More seeds are needed: the limit is 0.248" in text
+    assert "**No answer yet.** E1 has 30 of its 50 runs." in text
+    assert "seeds 6 to 9 are added if it is above 0.248" in text
     write_evidence(small / "results", ("e1",), sd=0.6, seeds=tuple(range(10)))
     text = text_of(small)
     assert "**Does FlexPool help? " in text
     assert "n = 10 seeds" in text
     assert "with 36 degrees of freedom" in text
+
+
+def test_seeds_that_the_stopping_rule_does_not_ask_for_do_not_count(small):
+    before = text_of(small)
+    write_evidence(small / "results", ("e1",), seeds=(7,))
+    text = text_of(small)
+    answer, left_out = text.split("\n\n![contrasts]")[0], text.partition("that are not used")[2]
+    assert answer == before.split("\n\n![contrasts]")[0]
+    assert left_out.count("the stopping rule does not ask for it") == len(COLUMNS)
+
+
+def test_literal_recipe_that_diverged_is_a_result(small):
+    names = read_evidence(small / "results").designs["e0_paper"].expected
+    (name,) = (cell.name for (column, _), cell in names.items() if column.startswith("avg"))
+    write_page(small / "results", small / "evidence.md", failed=[f"e0_paper/{name}"], draws=20)
+    text = (small / "evidence.md").read_text()
+    assert "it diverged. The paper's literal recipe does not train here." in text
+    assert "Rate 0.1 at batch 1000: not run." not in text
 
 
 def test_rate_at_which_a_run_diverged_is_not_selected(small):
@@ -220,6 +245,12 @@ def test_diverged_runs_are_counted_and_do_not_hold_the_answer_back(small):
     assert "**Does FlexPool help?" in text
     rows = {row[0]: row for row in section(text, E1)}
     assert rows["`avg`"][2:] == ["5", "–", "3"]
+    evidence = read_evidence(small / "results", [cell.replace("seed-3", "seed-1")])
+    (controls,) = (one for one in EXPERIMENTS if one.designs == ("e4",))
+    evidence.designs["e4"].runs["gdconv", 0] = evidence.designs["e1"].runs["avg", 0]
+    found = analyse(evidence, controls, draws=20)
+    assert ("avg", 1) in found.failed
+    assert not {("avg", seed) for seed in range(6)} & set(found.missing)
     with pytest.raises(UserError, match=r"did you mean e1/fashion_mnist/avg/seed-3"):
         write_page(small / "results", small / "evidence.md", failed=["e1/avg/seed-3"])
 
@@ -288,6 +319,8 @@ def test_verdicts_are_those_of_the_protocols_table(estimate, p_value, words):
 def test_predictions_agree_only_where_the_interval_does():
     below = Prediction("M4", {"gdconv": 1, "flexpool": -1}, "below")
     assert [below.agrees(Contrast(d, 0.1, 12)) for d in (-1, 0, 1)] == ["yes", "open", "no"]
+    ends = ((-0.4, 0.2), (-0.6, 0.2), (-0.4, -0.2))
+    assert [agreement("not below", interval) for interval in ends] == ["yes", "open", "no"]
     equal = Prediction("M2", {"channel_scale": 1, "flexpool": -1}, "equal")
     assert [equal.agrees(Contrast(d, 0.1, 12)) for d in (0, 0.5, 1)] == ["yes", "open", "no"]
 

@@ -20,8 +20,9 @@ from flexpool_jax.report.evidence.runs import POOLS, Evidence, Key, read_correct
 Weights = Mapping[str, float]
 
 WHOLE = "flexpool+reg+dropout"
-# The smallest gain that is claimed, in points.
+# The smallest gain that is claimed, and the bound of equivalence, in points.
 CLAIMED = 1.0
+EQUIVALENT = 0.5
 
 
 def minus(column: str, baseline: str) -> dict[str, float]:
@@ -182,7 +183,8 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
         e1 = evidence.designs["e1"].runs
         wanted = [(column, seed) for column in experiment.borrowed for seed in sorted(seeds)]
         runs = {key: e1[key] for key in wanted if key in e1} | runs
-        missing += [key for key in wanted if key not in e1]
+        failed += [key for key in wanted if key in evidence.designs["e1"].failed]
+        missing += [key for key in wanted if key not in e1 and key not in failed]
     accuracies = {key: run.accuracy for key, run in runs.items()}
     try:
         model = BlockModel.of_columns(accuracies)
@@ -273,7 +275,7 @@ def verdict(contrast: Contrast, p_value: float) -> str:
     if high >= CLAIMED:
         return "Undecided."
     text = "No difference is shown; a gain of 1 point or more is excluded."
-    if contrast.equivalence_p_value() < 0.05:
+    if contrast.equivalence_p_value(EQUIVALENT) < 0.05:
         text += " The two are equivalent within 0.5 points."
     return text
 
@@ -304,13 +306,32 @@ class Prediction:
             'yes'
         """
         low, high = contrast.interval()
-        yes, no = {
-            "below": (high < 0, low > 0),
-            "above": (low > 0, high < 0),
-            "not below": (low > 0, high < 0),
-            "equal": (contrast.equivalence_p_value() < 0.05, low > 0.5 or high < -0.5),
-        }[self.expects]
-        return "yes" if yes else "no" if no else "open"
+        if self.expects == "equal":
+            if contrast.equivalence_p_value(EQUIVALENT) < 0.05:
+                return "yes"
+            return "no" if low > EQUIVALENT or high < -EQUIVALENT else "open"
+        return agreement(self.expects, (low, high))
+
+
+def agreement(expects: str, interval: tuple[float, float]) -> str:
+    """Returns whether an interval agrees with a prediction: "yes", "no" or "open".
+
+    Args:
+        expects: "below", "above" or "not below" zero. The last one gets a "yes" if the interval
+            excludes differences of -0.5 points and less.
+        interval: The 95 % interval of the difference, in points.
+
+    Example:
+        >>> [agreement("not below", ends) for ends in ((-0.1, 0.3), (-0.9, 0.3), (-0.9, -0.3))]
+        ['yes', 'open', 'no']
+    """
+    low, high = interval
+    yes, no = {
+        "below": (high < 0, low > 0),
+        "above": (low > 0, high < 0),
+        "not below": (low > -EQUIVALENT, high < 0),
+    }[expects]
+    return "no" if no else "yes" if yes else "open"
 
 
 PREDICTIONS = (

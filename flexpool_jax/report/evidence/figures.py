@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from flexpool_jax.insight.probe_report import by_title
 from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report.analysis import Estimate, estimate
-from flexpool_jax.report.evidence.contrasts import Analysis
+from flexpool_jax.report.evidence.contrasts import CLAIMED, EQUIVALENT, Analysis
 from flexpool_jax.report.evidence.runs import Probes
 
 
@@ -28,9 +28,10 @@ def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
         return False
     with drawn(path, 9.5, 0.3 * len(found) + 1.8) as figure:
         ax = figure.subplots()
-        ax.axvspan(-0.5, 0.5, color=FAINT, alpha=0.15, lw=0, label="equivalence, ±0.5")
+        bound = EQUIVALENT
+        ax.axvspan(-bound, bound, color=FAINT, alpha=0.15, lw=0, label=f"equivalence, ±{bound}")
         ax.axvline(0, color=INK, lw=1)
-        ax.axvline(1, color=FAINT, lw=1, ls="--", label="smallest gain that is claimed")
+        ax.axvline(CLAIMED, color=FAINT, lw=1, ls="--", label="smallest gain that is claimed")
         titles = list(dict.fromkeys(analysis.experiment.title for analysis, _ in found))
         for y, (analysis, finding) in enumerate(found):
             contrast = finding.contrast
@@ -175,7 +176,7 @@ def draw_length(differences: Mapping[str, Mapping[int, Estimate]], path: Path) -
         return False
     with drawn(path, 6.5, 3.8) as figure:
         ax = figure.subplots()
-        ax.axhspan(-0.5, 0.5, color=FAINT, alpha=0.15, lw=0)
+        ax.axhspan(-EQUIVALENT, EQUIVALENT, color=FAINT, alpha=0.15, lw=0)
         ax.axhline(0, color=INK, lw=1)
         for (column, found), colour in zip(shown.items(), COLOURS[1:], strict=False):
             _draw_estimates(ax, found, colour, f"{column} − avg")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import paper
-from flexpool_jax.report.analysis import BlockModel, Contrast, Estimate, estimate
+from flexpool_jax.report.analysis import Contrast, Estimate, estimate
 from flexpool_jax.report.evidence import figures, mechanism
 from flexpool_jax.report.evidence.contrasts import (
     CLAIMED,
     E1,
+    EQUIVALENT,
     EXPERIMENTS,
     LENGTHS,
     PRIMARY,
@@ -27,9 +28,11 @@ from flexpool_jax.report.evidence.contrasts import (
 )
 from flexpool_jax.report.evidence.mechanism import points
 from flexpool_jax.report.evidence.runs import (
+    EXTENSION,
     POOLS,
     Evidence,
     Key,
+    first_deviation,
     read_evidence,
     read_probes,
     read_weights,
@@ -44,8 +47,6 @@ MARKER = (
 )
 # The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.
 _PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
-# If the residual deviation is above this, E1 needs more seeds; see "Stopping" in the protocol.
-_EXTENSION = 0.248
 _LIMITS = (
     "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs, "
     "n = {n} seeds. The intervals are about other seeds on this one test set. They say nothing "
@@ -133,13 +134,9 @@ def _answer(e1: Analysis) -> str:
     if e1.missing or e1.model is None:
         done = len(e1.accuracies)
         return (
-            f"**No answer yet.** E1 has {done} of its {done + len(e1.missing)} runs. The page "
-            "makes no claim before all are there; what follows is what was found so far."
-        )
-    if _is_to_be_extended(e1, e1.model):
-        return (
-            "**No answer yet.** E1 is to be extended to seeds 6 to 9: its residual deviation is "
-            f"above {_EXTENSION} points. The page makes no claim before these runs are there."
+            f"**No answer yet.** E1 has {done} of its {done + len(e1.missing) + len(e1.failed)} "
+            "runs. The page makes no claim before all are there; what follows is what was found so "
+            "far."
         )
     primary = dict(zip(PRIMARY, e1.findings, strict=False))
     rows = []
@@ -227,7 +224,7 @@ def _progress(evidence: Evidence) -> str:
     rows = [
         [
             *(f"`{name}`", str(len(design.runs)), str(len(design.expected))),
-            _cells(design.missing) if design.runs else "all",
+            "all" if len(design.missing) == len(design.expected) else _cells(design.missing),
             _cells(design.failed),
         ]
         for name, design in evidence.designs.items()
@@ -272,7 +269,12 @@ def _rates(evidence: Evidence) -> str:
             f"{run.accuracy:.2f} after 10 epochs. The paper's literal recipe "
             f"{'trains' if trains else 'does not train'} here."
         )
-    if not literal.runs:
+    for column, seed in literal.failed:
+        lines.append(
+            f"Rate 0.1 at batch 1000, `{column}`, seed {seed} (n = 1): it diverged. The paper's "
+            "literal recipe does not train here."
+        )
+    if not literal.runs and not literal.failed:
         lines.append("Rate 0.1 at batch 1000: not run.")
     return "\n\n".join(lines)
 
@@ -300,20 +302,18 @@ def rates_note(evidence: Evidence) -> str:
 def _experiment(analysis: Analysis) -> str:
     """The table of accuracies and the table of contrasts of one model."""
     title = f"### {analysis.experiment.title}\n\n"
-    columns = list(dict.fromkeys(column for column, _ in analysis.accuracies))
+    cells = [*analysis.accuracies, *analysis.missing, *analysis.failed]
     rows = []
-    for column in columns:
-        found = estimate([v for (c, _), v in analysis.accuracies.items() if c == column])
+    for column in dict.fromkeys(column for column, _ in cells):
+        found = [v for (c, _), v in analysis.accuracies.items() if c == column]
         without = [
             ", ".join(str(seed) for c, seed in keys if c == column) or "–"
             for keys in (analysis.missing, analysis.failed)
         ]
-        rows.append([f"`{column}`", _interval(found), str(found.n), *without])
+        mean = _interval(estimate(found)) if found else "–"
+        rows.append([f"`{column}`", mean, str(len(found)), *without])
     heads = ["column", "test accuracy", "n", "seeds without a result", "failed seeds"]
     text = title + markdown_table(heads, rows)
-    absent = sorted({column for column, _ in analysis.missing} - set(columns))
-    if absent:
-        text += "\n\nWithout any result: " + ", ".join(f"`{column}`" for column in absent) + "."
     if analysis.model is None:
         return f"{text}\n\nToo few runs for the model: no contrast is estimated."
     text += (
@@ -322,17 +322,13 @@ def _experiment(analysis: Analysis) -> str:
     )
     if analysis.missing:
         text += " Cells are missing: least squares uses the others, and no claim is made."
-    elif analysis.experiment.title == E1:
-        extended = _is_to_be_extended(analysis, analysis.model)
+    deviation = first_deviation(analysis.accuracies)
+    if analysis.experiment.title == E1 and deviation is not None:
         text += (
-            f" More seeds are {'needed' if extended else 'not needed'}: the limit is {_EXTENSION}."
+            f" Stopping rule: the residual deviation of seeds 0 to 5 is {deviation:.3f}; seeds 6 "
+            f"to 9 are added if it is above {EXTENSION} once these six are complete."
         )
     return f"{text}\n\n{_contrasts(analysis)}"
-
-
-def _is_to_be_extended(e1: Analysis, model: BlockModel) -> bool:
-    """Whether E1 needs seeds 6 to 9: its residual deviation is too large, and it has none yet."""
-    return model.sd > _EXTENSION and max(seed for _, seed in e1.accuracies) <= 5
 
 
 def _contrasts(analysis: Analysis) -> str:
@@ -346,7 +342,7 @@ def _contrasts(analysis: Analysis) -> str:
         if contrast is None:
             rows.append([finding.title, "runs are missing", *["–"] * 6])
             continue
-        equivalence = contrast.equivalence_p_value()
+        equivalence = contrast.equivalence_p_value(EQUIVALENT)
         paired = finding.paired
         rows.append(
             [
@@ -430,7 +426,7 @@ def _contrast_records(analyses: Iterable[Analysis]) -> list[Record]:
                     **{"estimate": contrast.estimate, "low": low, "high": high},
                     **{"standard_error": contrast.error, "df": contrast.df},
                     **{"p": contrast.p_value, "p_holm": finding.adjusted},
-                    **{"tost_p": contrast.equivalence_p_value()},
+                    **{"tost_p": contrast.equivalence_p_value(EQUIVALENT)},
                     **{"detectable": contrast.detectable()},
                     **{"bootstrap_low": bootstrap[0], "bootstrap_high": bootstrap[1]},
                     **{"paired_p": finding.paired.p_value if finding.paired else None},

@@ -17,7 +17,7 @@ from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
-from flexpool_jax.report.analysis import select_rate
+from flexpool_jax.report.analysis import BlockModel, select_rate
 from flexpool_jax.report.results import Run, find_runs
 from flexpool_jax.sweeps import grid
 
@@ -26,6 +26,9 @@ Probes = dict[str, dict[int, dict[str, Any]]]  # content of probe.json, by colum
 
 CONFIGS_DIR = "configs"
 POOLS = ("avg", "flexpool")
+# E1 has six seeds. If their residual deviation is above EXTENSION points, it needs seeds 6 to 9.
+FIRST_SEEDS = 6
+EXTENSION = 0.248
 
 
 @dataclasses.dataclass
@@ -87,7 +90,8 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     """Reads all runs under a folder and keeps those that the protocol asks for.
 
     A run counts if its config is that of a cell of its design, its `source_hash` is that of most
-    runs, and no field changed between two starts.
+    runs, and no field changed between two starts. Seeds 6 to 9 of E1 are cells of the protocol only
+    if its stopping rule asks for them.
 
     Args:
         folder: The folder that holds one folder for each design. Runs of designs that use E0's
@@ -107,8 +111,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
 
     def read(name: str, argument: str) -> Design:
         config = sweeps.get_config(argument)
-        extended = name == "e1" and any(run.seed > 5 for run in found[name].runs)
-        if extended:
+        if name == "e1":
             config.seeds = tuple(range(10))
         cells = grid.expand(config, CONFIGS_DIR)
         expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
@@ -122,6 +125,11 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
             else:
                 runs[key] = run
         design = Design(expected, [names[cell] for cell in failed if cell in names], {})
+        if name == "e1" and not _is_extended(design, runs):
+            design.expected = {key: cell for key, cell in expected.items() if key[1] < FIRST_SEEDS}
+            design.failed = [key for key in design.failed if key in design.expected]
+            for key in runs.keys() - design.expected.keys():
+                left_out.append(f"{runs.pop(key).folder}: the stopping rule does not ask for it")
         order = design.columns
         ordered = sorted(runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
         design.runs.update(ordered)
@@ -144,6 +152,23 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
             raise UserError(f"--failed={cell} is not a cell of the protocol; did you mean {match}?")
     left_out = [line.replace(f"{folder}/", "") for line in left_out]
     return Evidence({name: designs[name] for name in sweeps.DESIGNS}, rates, source, left_out)
+
+
+def _is_extended(e1: Design, runs: Mapping[Key, Run]) -> bool:
+    """Whether the protocol's stopping rule extends E1 to seeds 6 to 9."""
+    first = [key for key in e1.expected if key[1] < FIRST_SEEDS]
+    deviation = first_deviation({key: run.accuracy for key, run in runs.items()})
+    is_complete = all(key in runs or key in e1.failed for key in first)
+    return is_complete and deviation is not None and deviation > EXTENSION
+
+
+def first_deviation(accuracies: Mapping[Key, float]) -> float | None:
+    """The residual deviation of seeds 0 to 5, in points; None with too few runs."""
+    first = {key: accuracy for key, accuracy in accuracies.items() if key[1] < FIRST_SEEDS}
+    try:
+        return BlockModel.of_columns(first).sd
+    except ValueError:
+        return None
 
 
 def _column(cell: grid.Cell, design: str) -> str:
