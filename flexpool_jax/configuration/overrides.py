@@ -207,7 +207,11 @@ def _parse_scalar(text: str, kind: type) -> Any:
 
 
 def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Reads `1,2`, `(1, 2)` or `[1, 2]`; elements are read as the type of those in `current`."""
+    """Reads `1,2`, `(1, 2)` or `[1, 2]`.
+
+    Elements are read as the type of those in `current`. They are read as floats if it has both ints
+    and floats, or if it is empty and all of them are numbers.
+    """
     kinds = {type(value) for value in current}
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("()", "[]"):
@@ -216,7 +220,9 @@ def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
     if parts[-1] == "":
         # A trailing comma, as in `(1,)`, or an empty tuple.
         parts.pop()
-    kind = kinds.pop() if len(kinds) == 1 else str
+    if not kinds and all(type(_parse_any(part)) in (int, float) for part in parts):
+        kinds = {float}
+    kind = kinds.pop() if len(kinds) == 1 else float if kinds == {int, float} else str
     if kind is str:
         return tuple(map(_unquote, parts))
     values = tuple(_parse_scalar(part, kind) for part in parts)

@@ -27,6 +27,13 @@ def overridden(*arguments):
         (["--config.sac.weights=[0.05,0.1,0.85]"], "sac.weights", (0.05, 0.1, 0.85)),
         (["--config.sac.weights", "0.05,0.1,0.85"], "sac.weights", (0.05, 0.1, 0.85)),
         (["--config.augment.scale=1,1"], "augment.scale", (1.0, 1.0)),
+        (["--config.dataset.mean=0.485,0.456,0.406"], "dataset.mean", (0.485, 0.456, 0.406)),
+        (["--config.dataset.mean="], "dataset.mean", ()),
+        (
+            ["--config.augment.random_resized_crop=0.08,1"],
+            "augment.random_resized_crop",
+            (0.08, 1.0),
+        ),
         (["--config.sac.weights=1,"], "sac.weights", (1.0,)),
         (["--config.tensorboard", "False"], "tensorboard", False),
         (["--config.tensorboard=false"], "tensorboard", False),
