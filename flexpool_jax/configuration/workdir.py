@@ -163,8 +163,8 @@ def config_from_json(values: Mapping[str, Any]) -> ConfigDict:
 def has_effect(name: str, config: ConfigDict) -> bool:
     """Whether a field changes the results of a run, see `Field.has_effect`.
 
-    For the data set image_folder, `dataset.raw_dir` has an effect, because this path selects the
-    images.
+    For the data sets image_folder and npz, `dataset.raw_dir` has an effect, because this path
+    selects the images.
 
     Example:
         >>> from configs import default
@@ -172,7 +172,7 @@ def has_effect(name: str, config: ConfigDict) -> bool:
         >>> has_effect("learning_rate", config), has_effect("tensorboard", config)
         (True, False)
     """
-    is_dataset = name == "dataset.raw_dir" and config.dataset.name == "image_folder"
+    is_dataset = name == "dataset.raw_dir" and config.dataset.name in ("image_folder", "npz")
     return is_dataset or definition(name).has_effect
 
 

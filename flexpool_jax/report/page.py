@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _WRITTEN = ("report.md", PAGE_FILE, "*.csv", "figure[24].png", "settings-*.png",
 
 # The largest number of classes for which report.md has a table with a column for each class.
 _MAX_CLASSES = 20
+_MAX_SLUG = 100
 
 _TABLES = (
     ("Table 1: one classifier", "table1.csv", "figure2.png", "Figure 2", False),
@@ -82,7 +84,10 @@ def write_report(
 
 def _settings(row: Row, folder: Path) -> str:
     """Draws a row's figures into the folder, and returns the row's section in Markdown."""
-    slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")[:100]
+    slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")
+    if len(slug) > _MAX_SLUG:
+        # Long titles can differ in their last words alone.
+        slug = f"{slug[:_MAX_SLUG]}-{zlib.crc32(row.title.encode()):08x}"
     images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
         (f"curves-{slug}.png", "training curves", figures.draw_curves),

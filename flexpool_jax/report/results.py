@@ -36,8 +36,9 @@ ARM_FIELDS: dict[str, Any] = {
 }
 # Titles from the paper. Other pools are shown by their names in configs.
 _POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
-# Subfolders that hold no runs.
-_PASSED_OVER = ("checkpoints", "tensorboard", "report")
+# Subfolders without results of a run: an export has a config.json too, and the first phase of a run
+# with super classing a result.json, whose accuracy is that of the superclasses.
+_PASSED_OVER = ("checkpoints", "tensorboard", "report", "export", "superclass")
 
 
 @dataclasses.dataclass(frozen=True, order=True)

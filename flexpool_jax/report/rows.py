@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 from ml_collections import ConfigDict
 
+from flexpool_jax import configuration
 from flexpool_jax.configuration import FIELDS
 from flexpool_jax.configuration.fields import definition, get_field
 from flexpool_jax.report import paper
@@ -219,7 +220,7 @@ def _title(row: Row, rows: Sequence[Row]) -> str:
 
 def _dataset_title(config: ConfigDict) -> str:
     name = paper.DATASET_TITLES.get(config.dataset.name, config.dataset.name)
-    if config.dataset.name == "image_folder":
+    if configuration.has_effect("dataset.raw_dir", config):
         name = f"Images of {PurePath(config.dataset.raw_dir).name}"
     # The paper's numbers, which are of the test split, cannot be compared with such a row.
     return f"{name}, held-out training images" if config.dataset.holdout else name

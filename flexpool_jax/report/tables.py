@@ -68,21 +68,22 @@ def class_records(rows: Sequence[Row]) -> list[Record]:
 
 def run_records(rows: Sequence[Row], workdir: Path) -> list[Record]:
     """A record for each run."""
-    return [
-        {
-            "folder": run.folder.relative_to(workdir).as_posix(),
-            "dataset": row.title,
-            **_arm(setting.arm),
-            "seed": seed,
-            "final_accuracy": run.accuracy,
-            "best_accuracy": run.best_accuracy,
-            **{name: run.result.get(name) for name in _RUN_VALUES},
-            **run.metrics,
-        }
-        for row in rows
-        for setting in row.settings.values()
-        for seed, run in setting.runs.items()
-    ]
+    records = []
+    for row in rows:
+        for setting in row.settings.values():
+            for seed, run in setting.runs.items():
+                record: Record = {
+                    "folder": run.folder.relative_to(workdir).as_posix(),
+                    "dataset": row.title,
+                    **_arm(setting.arm),
+                    "seed": seed,
+                    "final_accuracy": run.accuracy,
+                    "best_accuracy": run.best_accuracy,
+                    **{name: run.result.get(name) for name in _RUN_VALUES},
+                }
+                # If a metric has the name of a column, the record keeps the column's value.
+                records.append(record | {n: v for n, v in run.metrics.items() if n not in record})
+    return records
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:

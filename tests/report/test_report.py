@@ -195,13 +195,15 @@ def test_different_recipes_are_never_averaged(tmp_path):
     }
 
 
-def test_image_folders_of_one_name_stay_apart(tmp_path):
+@pytest.mark.parametrize("name", ["image_folder", "npz"])
+def test_data_of_one_name_stay_apart(name, tmp_path):
     for i, value in enumerate((0.8, 0.9)):
         sweep = small_sweep(
             datasets=("image_folder",),
             columns=("avg",),
             num_epochs=1,
-            overrides=f"dataset.raw_dir=/data{i}/cats",
+            seeds=(i,),
+            overrides=f"dataset.name={name} dataset.raw_dir=/data{i}/cats",
         )
         (cell,) = grid.expand(sweep, CONFIGS_DIR)
         write_run(tmp_path / str(i), cell.config, value)
@@ -209,6 +211,34 @@ def test_image_folders_of_one_name_stay_apart(tmp_path):
     rows = tables_of(path)["Table 1: one classifier"]
     assert [row[0] for row in rows if row[0]] == ["Images of cats", "Images of cats [2]"]
     assert len(list(path.parent.glob("curves-*.png"))) == 2
+
+
+def test_folders_inside_a_run_are_not_runs(tmp_path):
+    (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
+    write_run(tmp_path / "run", cell.config, 0.8)
+    cell.config.seed += 1
+    write_run(tmp_path / "run/superclass", cell.config, 0.9)
+    (tmp_path / "run/export").mkdir()
+    (tmp_path / "run/export/config.json").write_text("{}")
+    path, _ = write_report(tmp_path)
+    assert len(read_csv(path.parent / "runs.csv")) == 1
+    assert "not finished" not in path.read_text()
+
+
+def test_rows_whose_titles_differ_after_a_hundred_letters_have_figures_of_their_own(tmp_path):
+    other = (
+        "batch_size=32 learning_rate=0.003 schedule=constant optimizer.weight_decay=0.001 "
+        "optimizer.name=sgd optimizer.momentum=0.5 model=resnet32"
+    )
+    for i, fields in enumerate(("", other, f"{other} label_smoothing=0.1")):
+        sweep = small_sweep(columns=("avg",), num_epochs=1, overrides=fields)
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        write_run(tmp_path / str(i), cell.config, 0.8)
+    path, _ = write_report(tmp_path)
+    names = [file.name for file in path.parent.glob("curves-*.png")]
+    assert len(names) == 3
+    assert len({name[:100] for name in names}) == 2
+    assert all(f"({name})" in path.read_text() for name in names)
 
 
 def test_different_settings_of_a_column_are_listed_not_averaged(write_sweep):
@@ -396,6 +426,9 @@ def test_metrics_beside_accuracy_have_tables_and_columns(write_sweep):
     setting = read_csv(path.parent / "settings.csv")[1]
     assert float(setting["calibration_error_half_width"]) == pytest.approx(half)
     assert read_csv(path.parent / "runs.csv")[-1]["top5_accuracy"] == "0.99"
+    edit_result(folder / FLEXPOOL / "seed-2", final_test_metrics={"seed": 0.5, "mine": 0.5})
+    last = read_csv(write_report(folder)[0].parent / "runs.csv")[-1]
+    assert (last["seed"], last["mine"]) == ("2", "0.5")
     first, _, empty = read_csv(path.parent / "classes.csv")
     assert (first["class"], first["n"], first["accuracy"]) == ("cat|dog", "3", "91.0")
     assert (empty["class"], empty["n"], empty["accuracy"]) == ("eel", "0", "")
