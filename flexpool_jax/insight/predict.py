@@ -262,7 +262,6 @@ def _predict(
 ) -> Iterator[tuple[Prediction, np.ndarray | None]]:
     """Yields each file's prediction and its image; the image is None if it cannot be read."""
     network, variables = jax.jit(trained.probabilities), jax.device_put(trained.variables)
-    labels = {name.casefold(): name for name in trained.class_names}
     dataset = trained.config.dataset
     crops = dataset.resize == "crop"
     fit = images.Fit(dataset.image_size, crops) if crops or dataset.center_crop else None
@@ -283,13 +282,21 @@ def _predict(
                 block[place] = image
         rows = np.asarray(network(variables, block))
         for (path, image), row in zip(chunk, rows, strict=False):
-            label = labels.get(path.absolute().parent.name.casefold(), "")
+            label = _class_of(path.absolute().parent.name, trained.class_names)
             if isinstance(image, UserError):
                 yield Prediction(path, label, error=str(image)), None
                 continue
             best = np.argsort(-row, kind="stable")[:top_k]
             classes = tuple(trained.class_names[index] for index in best)
             yield Prediction(path, label, classes, tuple(map(float, row[best]))), image
+
+
+def _class_of(folder: str, class_names: Sequence[str]) -> str:
+    """Returns the class that has a folder's name, in any case if one class has; "" without one."""
+    if folder in class_names:
+        return folder
+    alike = [name for name in class_names if name.casefold() == folder.casefold()]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -232,6 +232,11 @@ def test_the_class_is_green_in_a_folder_of_its_name_and_red_in_another():
     assert WRONG not in colours
 
 
+def test_classes_that_differ_in_case_alone_are_told_apart():
+    found = [predict._class_of(name, ("A", "a", "Cat")) for name in ("A", "a", "cat", "CAT", "b")]
+    assert found == ["A", "a", "Cat", "Cat", ""]
+
+
 def test_many_files_do_not_take_more_memory(workdir, photos, monkeypatch):
     """At no time are more images held than in two batches, two for each thread and tiles."""
     held = {"now": 0, "most": 0}
