@@ -114,7 +114,7 @@ def hub_config(trained: Trained) -> dict[str, Any]:
     arguments of `flexpool_jax.create_model`.
     """
     height, width, channels = trained.image_shape
-    config = trained.config
+    config, dataset = trained.config, trained.config.dataset
     model_args = {"pool": config.pool, "sac": config.sac.enabled}
     model_args |= {name: True for name in CIFAR_OPTIONS if config[name]}
     kernel = trained.variables["params"]["head"]["classifier"]["kernel"]
@@ -129,7 +129,9 @@ def hub_config(trained: Trained) -> dict[str, Any]:
             "input_size": [channels, height, width],
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "crop_pct": dataset.center_crop / dataset.image_size if dataset.center_crop else 1.0,
+            # "squash" is timm's word for stretching an image to the size.
+            "crop_mode": "squash" if dataset.resize == "stretch" else "center",
             "mean": [float(value) for value in trained.mean],
             "std": [float(value) for value in trained.std],
             "num_classes": len(trained.class_names),

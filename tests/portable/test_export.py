@@ -19,7 +19,7 @@ from flexpool_jax.configuration import read_config
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.portable import card
-from flexpool_jax.portable.export import export_workdir
+from flexpool_jax.portable.export import export_workdir, hub_config
 from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
@@ -155,6 +155,11 @@ def test_config_has_the_layout_of_timms_hub_folders(folder, workdir):
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
     np.testing.assert_allclose(config["pretrained_cfg"]["mean"], data["mean"])
     np.testing.assert_allclose(config["pretrained_cfg"]["std"], data["std"])
+    trained = load_trained(workdir)
+    assert hub_config(trained)["pretrained_cfg"]["crop_pct"] == 1
+    trained.config.dataset.update(resize="crop", image_size=256, center_crop=224)
+    cropped = hub_config(trained)["pretrained_cfg"]
+    assert (cropped["crop_pct"], cropped["crop_mode"]) == (0.875, "center")
 
 
 def test_card_tells_what_was_measured_of_this_checkpoint(folder, workdir):
