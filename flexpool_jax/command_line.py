@@ -122,14 +122,14 @@ def read(
         config = configuration.read_config(workdir)
     if config is not None:
         arguments = configuration.apply_overrides(config, arguments)
-    _, others = _parse([argument for argument in arguments if not is_override(argument)])
-    if others:
-        raise _unexpected(others[0], modes)
-    if config is None and overridden:
+    elif overridden:
         raise UserError(
             "--config.FIELD=VALUE needs --config=FILE, e.g. --config=configs/digits.py, "
             "or the --workdir of a run that has begun"
         )
+    _, others = _parse(arguments)
+    if others:
+        raise _unexpected(others[0], modes)
     return Command(**{**values, "config": config}, config_given=config_given)
 
 

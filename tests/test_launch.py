@@ -47,6 +47,8 @@ MISTAKES = [
     (["--mode=eval", "--workdir={run}", "--config=configs/cifar10.py"], ["dataset.name"]),
     (["--workdir={run}", "--config=configs/digits.py:avg"], ["config.pool is 'avg'"]),
     (["--mode=predict", "--workdir={run}", "--images=x", f"--top_k={'9' * 5000}"], ["--top_k=99"]),
+    (["--config.seed", "3", "--workdir={new}"], ["needs --config=FILE"]),
+    (["--mode=report", DIGITS, "--workdir={run}"], ["--mode=report can do without"]),
     ([DIGITS, "--workdir={new}", "--num_processes=2"], ["--process_id=I", "--distributed"]),
     ([DIGITS, "--workdir={new}", "--distributed", "--process_id=0"], ["the one or the other"]),
     ([DIGITS, "--workdir={new}", *PEER, "--process_id=2"], ["--process_id=2", "0 to N - 1"]),

@@ -1,8 +1,9 @@
 """Expands a sweep's config into its runs: a name and a training config for each.
 
-Configs of sweeps, such as configs/paper_tables.py, have the fields of `FIELDS`. A run's config is
-the config file of one data set with a variant, as on the command line, and with the fields that a
-column or the sweep sets. So a cell of a sweep is equal to the same run started by hand.
+Configs of sweeps, such as configs/paper_tables.py, have the fields of `SWEEP_FIELDS`. A run's
+config is the config file of one data set with a variant, as on the command line, and with the
+fields that a column or the sweep sets. So a cell of a sweep is equal to the same run started by
+hand.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flexpool_jax.configuration import variants
 from flexpool_jax.errors import UserError, unknown_name
 
 # Each field's type, the type of its entries if it is a tuple, and its allowed values in words.
-FIELDS: dict[str, tuple[type, type | None, str]] = {
+SWEEP_FIELDS: dict[str, tuple[type, type | None, str]] = {
     "datasets": (tuple, str, "names of files in configs/ without .py, e.g. digits,cifar10"),
     "columns": (tuple, str, "variants joined by +, e.g. avg,flexpool+reg,flexpool+reg=0.01"),
     "sac": (tuple, str, "off, on, or weights joined by /, e.g. off,0.1/0.2/0.7"),
@@ -83,13 +84,15 @@ e.g. 0,1,2
     """
     if not is_sweep(config):
         raise UserError(
-            "--config names a single run; --mode=sweep needs a sweep, e.g. "
-            "--config=configs/paper_tables.py"
+            "--config names a single run; --mode=sweep and --mode=report take a sweep's, e.g. "
+            "--config=configs/paper_tables.py, and --mode=report can do without"
         )
     for name in config:
-        if name not in FIELDS:
-            raise unknown_name("field", f"config.{name}", [f"config.{field}" for field in FIELDS])
-    for name, (kind, entry, allowed) in FIELDS.items():
+        if name not in SWEEP_FIELDS:
+            raise unknown_name(
+                "field", f"config.{name}", [f"config.{field}" for field in SWEEP_FIELDS]
+            )
+    for name, (kind, entry, allowed) in SWEEP_FIELDS.items():
         if name not in config:
             raise UserError(f"the sweep has no config.{name}; start from configs/paper_tables.py")
         value = config[name]
@@ -151,7 +154,7 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         cell = Cell(name, dataset, training, tuple(arguments))
-        same = names_of.setdefault(f"{cell.digest} {seed}", name)
+        same = names_of.setdefault(cell.digest, name)
         if same != name:
             raise UserError(f"{same} and {name} are the same run; a sweep needs one of them")
         cells.append(cell)
@@ -259,7 +262,7 @@ def _sac_weights(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split("/"))
     except ValueError:
-        raise UserError(f"config.sac has {text!r}; allowed: {FIELDS['sac'][2]}") from None
+        raise UserError(f"config.sac has {text!r}; allowed: {SWEEP_FIELDS['sac'][2]}") from None
 
 
 def _split_overrides(text: str) -> list[str]:
@@ -269,7 +272,9 @@ def _split_overrides(text: str) -> list[str]:
         raise UserError(f"config.overrides is {text!r}: {error}") from error
     for part in parts:
         if "=" not in part or part.startswith("-"):
-            raise UserError(f"config.overrides has {part!r}; allowed: {FIELDS['overrides'][2]}")
+            raise UserError(
+                f"config.overrides has {part!r}; allowed: {SWEEP_FIELDS['overrides'][2]}"
+            )
         if part.startswith("seed="):
             raise UserError("config.overrides sets the seed; that is what config.seeds is for")
     return parts
