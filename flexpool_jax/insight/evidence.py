@@ -10,7 +10,7 @@ import numpy as np
 from flexpool_jax.pooling import effective_weights
 
 
-class Evidence(NamedTuple):
+class EvidenceMaps(NamedTuple):
     """The evidence maps of some images, for the classes that are most probable.
 
     Attributes:

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
-from flexpool_jax.insight.evidence import Evidence
+from flexpool_jax.insight.evidence import EvidenceMaps
 from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
 from flexpool_jax.scoring import Bin
 
@@ -74,7 +74,7 @@ def _around(centre: float, values: np.ndarray) -> Normalize:
     return Normalize(centre - reach, centre + reach)
 
 
-def draw_evidence(evidence: Evidence, split: Split, names: Sequence[str], path: Path) -> None:
+def draw_evidence(evidence: EvidenceMaps, split: Split, names: Sequence[str], path: Path) -> None:
     """Draws images beside the evidence for their predicted and for their true class.
 
     Each row has one scale, centred at 0, so that its two maps can be compared.

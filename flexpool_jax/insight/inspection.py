@@ -25,7 +25,7 @@ from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
-from flexpool_jax.insight.evidence import Evidence, evidence_maps, why_not_exact
+from flexpool_jax.insight.evidence import EvidenceMaps, evidence_maps, why_not_exact
 from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
@@ -198,7 +198,7 @@ def stage_weights(
     return found
 
 
-def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
+def find_evidence(restored: Restored, probabilities: np.ndarray) -> EvidenceMaps:
     """Computes evidence maps of up to 24 images: confident errors and correctly classified ones.
 
     Args:
@@ -221,7 +221,7 @@ def find_evidence(restored: Restored, probabilities: np.ndarray) -> Evidence:
         if label not in row:
             row[-1] = label
     rows = np.arange(len(positions))[:, None]
-    return Evidence(
+    return EvidenceMaps(
         positions,
         order,
         np.moveaxis(maps, -1, 1)[rows, order],
@@ -280,7 +280,7 @@ def _write_pictures(
     report: Mapping[str, Any],
     dataset: Dataset,
     pools: Mapping[str, np.ndarray],
-    evidence: Evidence | None,
+    evidence: EvidenceMaps | None,
     confusion: np.ndarray,
 ) -> None:
     test, names = dataset.test, dataset.class_names
@@ -326,7 +326,7 @@ def _describe_image(
 
 
 def _describe_evidence(
-    evidence: Evidence | None, reason: str, labels: np.ndarray, probabilities: np.ndarray
+    evidence: EvidenceMaps | None, reason: str, labels: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, Any]:
     if evidence is None:
         return {"exact": False, "reason": reason, "images": []}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flexpool_jax import pages
 from flexpool_jax.data import Split
-from flexpool_jax.insight.evidence import Evidence
+from flexpool_jax.insight.evidence import EvidenceMaps
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.pages.curves import Point, read_metrics, thinned
 
@@ -26,7 +26,7 @@ def write_page(
     workdir: Path,
     report: Mapping[str, Any],
     pools: Mapping[str, np.ndarray],
-    evidence: Evidence | None,
+    evidence: EvidenceMaps | None,
     split: Split,
     summary: str,
 ) -> None:
@@ -122,7 +122,7 @@ def _encode_weights(w: np.ndarray) -> dict[str, Any]:
 
 
 def _encode_evidence(
-    evidence: Evidence, report: Mapping[str, Any], split: Split
+    evidence: EvidenceMaps, report: Mapping[str, Any], split: Split
 ) -> list[dict[str, Any]]:
     height, width = evidence.maps.shape[2:]
     return [
