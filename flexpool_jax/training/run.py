@@ -28,6 +28,7 @@ from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import (
     Setup,
+    check_training,
     load_configured_dataset,
     set_up,
     use_compilation_cache,
@@ -53,6 +54,8 @@ def train(
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
             phases.insert(0, (superclass.FOLDER, first))
+        for _, setup in phases:
+            check_training(setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
             processes.check_shared(workdir / LOCK_FILE)
