@@ -86,7 +86,9 @@ def _train_phase(
         saved_progress, result = processes.gather(found)[0]
         state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
-        if result is not None and step == setup.total_steps and progress.evaluated:
+        is_done = step == setup.total_steps and progress.evaluated
+        # The result of fewer epochs is still there if that of the last one could not be written.
+        if is_done and result is not None and result["epochs"] == config.num_epochs:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
         for change in changes:

@@ -14,6 +14,7 @@ from configs import digits
 from flexpool_jax import (
     configuration,
     evaluate,
+    files,
     load_trained,
     register_metric,
     register_model,
@@ -408,6 +409,18 @@ def test_a_result_that_was_altered_is_neither_told_again_nor_reported(workdir, m
     assert "not those that were written" in found.skipped[0]
     assert train(make_config(), workdir)["final_test_accuracy"] == right
     assert [run.result["final_test_accuracy"] for run in find_runs(workdir.parent).runs] == [right]
+
+
+def test_a_result_of_fewer_epochs_is_replaced(workdir, make_config):
+    path = workdir / "result.json"
+    content = json.loads(path.read_text())
+    right = content["final_test_accuracy"]
+    # As after an extension from one epoch to two whose result could not be written.
+    old = {**content, "epochs": 1, "step": STEPS_PER_EPOCH, "final_test_accuracy": 0.1}
+    del old["sha256"]
+    files.write_json(path, files.sealed(old))
+    assert train(make_config(), workdir)["final_test_accuracy"] == right
+    assert result_of(workdir)["step"] == 2 * STEPS_PER_EPOCH
 
 
 def test_each_evaluation_logs_what_became_of_the_pool(workdir):
