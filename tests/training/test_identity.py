@@ -203,8 +203,9 @@ def test_fewer_epochs_than_are_done_are_refused_and_nothing_is_written(workdir, 
     assert configuration.config_path(workdir).read_bytes() == before
 
 
-def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
-    make_config, tmp_path, monkeypatch
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_run_that_is_ended_at_an_earlier_epoch_is_evaluated_there_and_logged_once(
+    make_config, tmp_path, monkeypatch, every
 ):
     def save_twice(*arguments):
         if int(arguments[1].step) == 33:
@@ -212,7 +213,7 @@ def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
         save(*arguments)
 
     save = checkpoints.save
-    fields = {"eval_every_epochs": 10, "checkpoint_every_epochs": 1}
+    fields = {"eval_every_epochs": every, "checkpoint_every_epochs": 1}
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save", save_twice)
         with pytest.raises(KeyboardInterrupt):
@@ -222,6 +223,9 @@ def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
     assert evaluate(tmp_path)["accuracy"] == result["final_test_accuracy"]
     assert (tmp_path / "predictions.npz").is_file()
     assert train(make_config(num_epochs=2, **fields), tmp_path) == result_of(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    tests = [line["step"] for line in lines if line["split"] == "test"]
+    assert tests == ([11, 22] if every == 1 else [22])
 
 
 def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
