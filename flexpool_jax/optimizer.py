@@ -278,7 +278,11 @@ def make_optimizer(
 
 def _try(tx: optax.GradientTransformation) -> None:
     """Traces an update of a few weights; raises an error if gradients alone are not enough."""
-    params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 2))}, "dense": {"kernel": jnp.zeros((2, 2))}}
+    # Shapes, because the first array starts JAX, which reads XLA's flags only then.
+    shapes = {"conv": (3, 3, 2, 2), "dense": (2, 2)}
+    params = {
+        name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in shapes.items()
+    }
     state = jax.eval_shape(tx.init, params)
     jax.eval_shape(tx.update, params, state, params)
     if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):

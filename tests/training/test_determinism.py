@@ -19,7 +19,10 @@ def test_jax_starts_with_the_flag():
     # What `flexpool_jax.train` does before it starts JAX must not start it.
     program = (
         "import os, jax; from configs import digits; from flexpool_jax import configuration;"
-        "configuration.resolve(digits.get_config()); from flexpool_jax.training import run;"
+        "names = ('adam', 'sgd', 'adamw', 'muon', 'prodigy');"
+        "configs = [digits.get_config(f'flexpool,reg,optimizer.name={name}') for name in names];"
+        "[configuration.resolve(config) for config in configs];"
+        "from flexpool_jax.training import run;"
         "run.use_deterministic_ops(); print(os.environ['XLA_FLAGS']);"
         "jax.devices(); run.use_deterministic_ops()"
     )
