@@ -350,6 +350,7 @@ def _checkpoint(command: Command) -> tuple[str, str, ConfigDict]:
     workdir = _workdir(command)
     saved = configuration.read_config(workdir)
     config = configuration.resolve(_config(command))
+    configuration.copy_normalisation(config, saved)
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")

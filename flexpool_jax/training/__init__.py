@@ -73,7 +73,7 @@ def train(
     """
     folder = files.expanded(workdir).absolute()
     config = configuration.resolve(config)
-    configuration.check_files(config)
+    configuration.check_files(config, folder)
     configuration.check_workdir(os.fspath(workdir))
     configuration.check_resume(config, folder)
 
