@@ -10,7 +10,7 @@ import pytest
 from jax._src import xla_bridge
 
 from configs import digits
-from flexpool_jax import create_model, train
+from flexpool_jax import configuration, create_model, load_trained, train
 from flexpool_jax.errors import UserError
 from flexpool_jax.training.determinism import FLAG, check_deterministic, use_deterministic_ops
 
@@ -44,6 +44,17 @@ def test_a_gpu_that_started_without_it_is_refused(monkeypatch, flags):
         use_deterministic_ops()
     monkeypatch.setenv("XLA_FLAGS", FLAG)
     use_deterministic_ops()
+
+
+def test_a_checkpoint_is_restored_with_the_flag(monkeypatch, tmp_path):
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    for deterministic in (False, True):
+        config = digits.get_config(f"flexpool,deterministic={deterministic}")
+        configuration.write_config(config, tmp_path)
+        with pytest.raises(UserError, match="no checkpoint"):
+            load_trained(tmp_path)
+        assert (FLAG in os.environ["XLA_FLAGS"]) == deterministic
 
 
 @pytest.mark.parametrize(
