@@ -147,7 +147,8 @@ class Meter:
                 row = {name: float(values[i]) for name, values in metrics.items()}
                 self.step = last_step - steps + 1 + i
                 if not math.isfinite(row["loss"]):
-                    raise NotFinite(self.step, f"the loss is {row['loss']}")
+                    what = f"the loss is {row['loss']}"
+                    raise NotFinite(self.step, what, updates=self.step - 1)
                 self.rows.append(row)
 
 
