@@ -64,6 +64,9 @@ def train(
             for name, setup in phases:
                 folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
+                if len(phases) > 1:
+                    kind = "superclasses" if name else "classes"
+                    print(f"phase: {setup.dataset.num_classes} {kind}", file=sys.stderr)
                 with (
                     profiling(setup, folder)
                     if profile and not name

@@ -1,7 +1,9 @@
 """Super classing (FlexPool paper, section 4.2): first trains on superclasses, then on the classes.
 
-The first phase is a separate run in the folder ``superclass`` of the workdir. The second phase
-starts from the weights of the first, with new classifiers. Each phase can resume, as any run can.
+The first phase is a run of its own in the folder ``superclass`` of the workdir. The second phase
+starts from the weights of the first, with new classifiers. Each phase resumes by the command of the
+whole run, but the first not by a command with the folder ``superclass`` as its workdir, which would
+train on the classes.
 """
 
 from __future__ import annotations

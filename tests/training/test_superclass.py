@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from flexpool_jax import create_model
+from configs import digits
+from flexpool_jax import create_model, register_model, train
 from flexpool_jax.data import Dataset, Split, Superclasses
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.resnet_cifar import ResNetCifar
@@ -58,3 +60,29 @@ def test_everything_but_the_classifiers_is_carried_over():
             expected = expected[part.key]
         np.testing.assert_array_equal(leaf, expected)
     jax.tree.map(np.testing.assert_array_equal, result["batch_stats"], trained.batch_stats)
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.Dense(2)(images)}
+
+
+register_model("linear_for_superclasses", num_stages=1)(lambda **fields: Linear())
+
+
+def test_the_output_says_which_phase_is_trained(tmp_path, capfd):
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(json.dumps({"insect": ["ant", "bee"], "mammal": ["cat"]}))
+    config = digits.get_config("flexpool,model=linear_for_superclasses,schedule=constant")
+    config.batch_size, config.num_epochs, config.superclass.epochs = 2, 1, 1
+    config.superclass.mapping = str(mapping)
+    train(config, tmp_path / "run", dataset(None))
+    said = capfd.readouterr().err.splitlines()
+    phases = [line for line in said if line.startswith(("phase", "epoch 1/1 | test"))]
+    assert [line.partition(" |")[0] for line in phases] == [
+        "phase: 2 superclasses",
+        "epoch 1/1",
+        "phase: 3 classes",
+        "epoch 1/1",
+    ]
