@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from flexpool_jax.errors import UserError, unknown_name
+from flexpool_jax.errors import UserError, one_line, unknown_name
 
 WEIGHT_DECAY_KINDS = ("l2", "decoupled")
 
@@ -267,8 +267,7 @@ def make_optimizer(
             _try(tx)
     except Exception as error:  # Optimizers raise many kinds of errors.
         given = f" with {kwargs}" if kwargs else ""
-        reason = " ".join(str(error).split())
-        raise UserError(f"optimizer {name!r} cannot be used{given}: {reason}") from error
+        raise UserError(f"optimizer {name!r} cannot be used{given}: {one_line(error)}") from error
     # Clipping and scaling wrap the optimizer instead of being chained with it: states of the first
     # release have no entry for them, and both settings may change in the middle of a run.
     if clip_norm:
