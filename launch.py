@@ -1,7 +1,7 @@
 """Trains and evaluates image classifiers with FlexPool; see `python launch.py --help`.
 
-There is one function for each mode. Checks that do not need JAX run before JAX is imported and
-before anything is written.
+There is one function for each mode. Flags, config and workdir are checked before anything is
+written; most mistakes are found before JAX is imported.
 """
 
 import errno
