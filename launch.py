@@ -1,7 +1,7 @@
 """Trains and evaluates image classifiers with FlexPool; see `python launch.py --help`.
 
-There is one function for each mode. Checks that do not need JAX run before JAX is imported and
-before anything is written.
+There is one function for each mode. Flags, config and workdir are checked before anything is
+written; most mistakes are found before JAX is imported.
 """
 
 import errno
@@ -350,6 +350,7 @@ def _checkpoint(command: Command) -> tuple[str, str, ConfigDict]:
     workdir = _workdir(command)
     saved = configuration.read_config(workdir)
     config = configuration.resolve(_config(command))
+    configuration.copy_normalisation(config, saved)
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")

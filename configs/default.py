@@ -215,7 +215,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # saved.
     config.eval_every_epochs = 1
     config.checkpoint_every_epochs = 1
-    # Number of steps between lines with the losses of a step in metrics.jsonl.
+    # Number of steps between lines of training in metrics.jsonl; an epoch ends with a line as well.
+    # Each line holds the means over the steps since the line before.
     config.log_every_steps = 50
     # Number of steps that one call runs on the device. 0 chooses the number: one on a CPU; on
     # accelerators about log_every_steps, but not more than take three seconds.

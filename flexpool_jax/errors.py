@@ -34,14 +34,16 @@ class PeerLost(Exception):
     """Another process of the same run has ended. All processes of the run can be started again."""
 
 
-def one_line(error: object) -> str:
-    """An exception's message in one line of at most 200 characters; if empty, the class's name.
+def one_line(error: object, limit: int | None = 200) -> str:
+    """An exception's message in one line of at most ``limit`` characters; if empty, its class.
+
+    If ``limit`` is None, the message may have any length.
 
     Example:
         >>> one_line(ValueError("a sentence\\nover two lines")), one_line(EOFError())
         ('a sentence over two lines', 'EOFError')
     """
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def closest_name(given: str, allowed: Iterable[str]) -> str | None:

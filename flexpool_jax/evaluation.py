@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import sys
@@ -124,12 +123,10 @@ def at_resolution(restored: Restored, side: int) -> Restored:
         UserError: the network cannot take images of this size, or has other weights whose shape
             depends on the size, such as the classifier after the pool ``flatten``.
     """
-    config = copy.deepcopy(restored.setup.config)
-    config.pool_reg = 0.0  # Without training, the stability check of pool_reg does not apply.
-    dataset = restored.setup.dataset
+    config, dataset = restored.setup.config, restored.setup.dataset
     resized = dataclasses.replace(
         dataset,
-        train=black_split(config.batch_size, (side, side, dataset.image_shape[2])),
+        train=black_split(0, (side, side, dataset.image_shape[2])),
         test=dataset.test.resize(Fit(side)),
     )
     setup = set_up(config, resized)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from flexpool_jax.errors import UserError, unknown_name
+from flexpool_jax.errors import UserError, one_line, unknown_name
 
 WEIGHT_DECAY_KINDS = ("l2", "decoupled")
 
@@ -267,8 +267,7 @@ def make_optimizer(
             _try(tx)
     except Exception as error:  # Optimizers raise many kinds of errors.
         given = f" with {kwargs}" if kwargs else ""
-        reason = " ".join(str(error).split())
-        raise UserError(f"optimizer {name!r} cannot be used{given}: {reason}") from error
+        raise UserError(f"optimizer {name!r} cannot be used{given}: {one_line(error)}") from error
     # Clipping and scaling wrap the optimizer instead of being chained with it: states of the first
     # release have no entry for them, and both settings may change in the middle of a run.
     if clip_norm:
@@ -278,7 +277,11 @@ def make_optimizer(
 
 def _try(tx: optax.GradientTransformation) -> None:
     """Traces an update of a few weights; raises an error if gradients alone are not enough."""
-    params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 2))}, "dense": {"kernel": jnp.zeros((2, 2))}}
+    # Shapes, because the first array starts JAX, which reads XLA's flags only then.
+    shapes = {"conv": (3, 3, 2, 2), "dense": (2, 2)}
+    params = {
+        name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in shapes.items()
+    }
     state = jax.eval_shape(tx.init, params)
     jax.eval_shape(tx.update, params, state, params)
     if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):

@@ -748,7 +748,10 @@ def _origin(entry: Any) -> tuple[Any, ...]:
     """Where an entry is defined; running its definition again creates a different object."""
     if isinstance(entry, functools.partial):
         return (*map(_origin, (entry.func, *entry.args)), *sorted(entry.keywords.items()))
-    return getattr(entry, "__module__", None), getattr(entry, "__qualname__", entry)
+    name = getattr(entry, "__qualname__", entry)
+    # Lambdas of a module have one name.
+    code = getattr(entry, "__code__", None) if "<" in str(name) else None
+    return getattr(entry, "__module__", None), name, code
 
 
 def create_pool(pool: str, **module_fields: Any) -> nn.Module:

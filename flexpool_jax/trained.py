@@ -20,6 +20,7 @@ from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
+from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
 from flexpool_jax.training.setup import Setup, set_up, use_compilation_cache
 
@@ -59,13 +60,16 @@ def restore(
             run; a checkpoint of another run is refused.
 
     Raises:
-        UserError: there is no such workdir or step, or a file is damaged or belongs to another run.
+        UserError: there is no such workdir or step, or a file is damaged or belongs to another run;
+            or see `use_deterministic_ops`.
     """
     workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
     config = saved if config is None else config
     configuration.compare_with_workdir(config, saved)
     use_compilation_cache(config.compilation_cache)
+    if config.deterministic:
+        use_deterministic_ops()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
         try:

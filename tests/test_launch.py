@@ -123,6 +123,16 @@ def test_run_without_checkpoint_cannot_be_evaluated(run_workdir, capsys):
     assert "no checkpoint" in capsys.readouterr().err
 
 
+def test_the_command_that_trained_on_initial_weights_evaluates_them_too(run_workdir, capsys):
+    config = digits.get_config("flexpool,reg,init_from=weights.safetensors")
+    config.dataset.mean, config.dataset.std = (0.5,), (0.25,)  # As read from the file.
+    write_config(config, run_workdir)
+    (run_workdir / "checkpoints" / "21").rmdir()
+    command = [f"{DIGITS},init_from=weights.safetensors", f"--workdir={run_workdir}"]
+    assert launch.main([*command, "--mode=eval"]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
 def test_mistakes_are_answered_before_jax_is_imported(tmp_path):
     script = (
         "import sys, launch\n"

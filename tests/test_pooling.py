@@ -555,6 +555,9 @@ def test_the_same_definition_may_be_registered_again_and_no_other(pools):
     for other in (corner, Corner):
         with pytest.raises(ValueError, match="'last' is registered already"):
             register_pool("last")(other)
+    register_pool("lambda")(lambda x: x.mean((1, 2)))
+    with pytest.raises(ValueError, match="'lambda' is registered already"):
+        register_pool("lambda")(lambda x: x.max((1, 2)))
     # The same class with other fields is another pool.
     with pytest.raises(ValueError, match="registered already"):
         register_pool("flexpool_softmax")(FlexPool)

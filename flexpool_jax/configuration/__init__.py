@@ -11,6 +11,7 @@ from flexpool_jax.configuration.validation import (
     check_batch_size,
     check_files,
     check_pool_reg_stability,
+    copy_normalisation,
     resolve,
 )
 from flexpool_jax.configuration.workdir import (
@@ -40,6 +41,7 @@ __all__ = [
     "config_files",
     "config_from_json",
     "config_path",
+    "copy_normalisation",
     "dataset_options",
     "digest",
     "field_names",

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from flexpool_jax.errors import UserError, closest_name
+from flexpool_jax.errors import UserError, closest_name, one_line
 
 # Module name of every config file, so that a config file cannot replace an installed module.
 _MODULE_NAME = "flexpool_jax_config_file"
@@ -117,5 +117,6 @@ def _run(step: Callable[[], object], path: Path, shown: str) -> object:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{shown}:{lines[-1]}" if lines else shown
-        message = " ".join(str(error).split())
+        # The whole message: a ConfigDict lists all of its fields before it names the closest.
+        message = one_line(error, limit=None)
         raise UserError(f"{where}: {type(error).__name__}: {message}") from error

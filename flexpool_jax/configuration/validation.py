@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,7 @@ from flexpool_jax.configuration.fields import (
     field_names,
     get_field,
 )
+from flexpool_jax.configuration.workdir import config_path, has_checkpoint, read_config
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.models import registry
 
@@ -171,21 +173,40 @@ evenly; allowed: multiples of 8, e.g. 96 or 104
         )
 
 
-def check_files(config: ConfigDict) -> None:
+def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = None) -> None:
     """Checks that the files which only training reads exist: initial weights and superclasses.
 
     If `dataset.mean` and `dataset.std` are empty, and the file of `init_from` contains the mean and
-    standard deviation of its training images, both fields are set to these numbers.
+    standard deviation of its training images, both fields are set to these numbers. A run that
+    continues does not need this file: both fields are then those of the workdir's config.
+
+    Args:
+        config: A config that `resolve` returned.
+        workdir: The folder of the run, which need not exist; None for a run that has not begun.
 
     Raises:
         UserError: The file of superclasses or of initial weights does not exist or cannot be read,
             or neither the config nor the file contains the normalisation for these weights.
     """
     if config.init_from:
-        _check_initial_weights(config)
+        if workdir is not None and has_checkpoint(workdir) and config_path(workdir).is_file():
+            copy_normalisation(config, read_config(workdir))
+        else:
+            _check_initial_weights(config)
     mapping = config.superclass.mapping
     if mapping and not files.expanded(mapping).is_file():
         raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")
+
+
+def copy_normalisation(config: ConfigDict, saved: ConfigDict) -> None:
+    """Sets an empty `dataset.mean` and `dataset.std` as training did from the file of `init_from`.
+
+    Args:
+        config: A config that `resolve` returned.
+        saved: The config of the workdir, from `read_config`.
+    """
+    if config.init_from and not config.dataset.mean:
+        config.dataset.mean, config.dataset.std = saved.dataset.mean, saved.dataset.std
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -154,8 +154,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         training = not self.use_running_average and not self.is_initializing()
-        if training and _use_kernels(x, self.dtype):
-            return self._call_kernel(x)
+        # Flax creates running statistics that are missing.
+        has_statistics = self.has_variable("batch_stats", "mean")
+        if training and has_statistics and _use_kernels(x, self.dtype):
+            # The kernel computes in the dtype of its input, and Flax's layer in that of the result.
+            return self._call_kernel(jnp.asarray(x, self.dtype))
         norm = nn.BatchNorm(
             use_running_average=self.use_running_average,
             axis_name=self.axis_name,

@@ -37,7 +37,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains a model, or continues from the workdir's latest checkpoint if it holds one.
 
-    JAX is imported after the config and the workdir have been checked.
+    The workdir and the config are checked before anything is written, and most of the config before
+    JAX is imported.
 
     Args:
         config: a config with every field of configs/default.py, such as
@@ -72,9 +73,10 @@ def train(
         flexpool_jax.errors.UserError: config.num_epochs is 0; allowed: ...
     """
     folder = files.expanded(workdir).absolute()
+    # The text and not the folder, because a Path has lost the slashes of an address.
+    configuration.check_workdir(os.path.expanduser(workdir))  # noqa: PTH111
     config = configuration.resolve(config)
-    configuration.check_files(config)
-    configuration.check_workdir(os.fspath(workdir))
+    configuration.check_files(config, folder)
     configuration.check_resume(config, folder)
 
     from flexpool_jax.training import debugging, run

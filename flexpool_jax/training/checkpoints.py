@@ -174,7 +174,8 @@ def check_finite(tree: Any, step: int) -> None:
     """Raises `NotFinite` with the step if arrays on the host hold a NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
-            raise NotFinite(step, f"{jax.tree_util.keystr(path)} is not finite")
+            what = f"{jax.tree_util.keystr(path)} is not finite"
+            raise NotFinite(step, what, updates=step)
 
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:

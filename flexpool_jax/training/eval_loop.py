@@ -31,29 +31,31 @@ class Evaluation(NamedTuple):
     confidences: np.ndarray
 
 
-def evaluate_split(
-    setup: Setup,
-    variables: Any,
-    feed: Feed,
-    check: Callable[[], None] = lambda: None,
-) -> Evaluation:
+def evaluate_split(setup: Setup, variables: Any, feed: Feed) -> Evaluation:
     """Evaluates every example of a split exactly once, whatever the batch size and device count.
 
     Args:
         setup: result of `set_up`.
         variables: ``params`` and ``batch_stats``, replicated.
         feed: source of the split's batches.
-        check: function that is called between batches; it may raise to abandon the evaluation.
     """
-    results = dispatch(setup, variables, feed, check)
-    return summarise(setup, collect(results, check), feed)
+    results = dispatch(setup, variables, feed)
+    return summarise(setup, collect(results), feed)
 
 
-def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]) -> list[Any]:
-    """Passes every batch of a split to the devices; arguments as for `evaluate_split`.
+def dispatch(
+    setup: Setup, variables: Any, feed: Feed, check: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """Passes every batch of a split to the devices.
 
     On accelerators this function does not wait for the devices, unless the data are streamed. A
     program that is dispatched later runs after the evaluation.
+
+    Args:
+        setup: see `evaluate_split`.
+        variables: see `evaluate_split`.
+        feed: see `evaluate_split`.
+        check: function that is called between batches; it may raise to abandon the evaluation.
 
     Returns:
         The result of ``setup.eval_step`` for each batch, to be passed to `collect`.
@@ -69,12 +71,12 @@ def dispatch(setup: Setup, variables: Any, feed: Feed, check: Callable[[], None]
     return results
 
 
-def collect(results: Sequence[Any], check: Callable[[], None]) -> list[Any]:
+def collect(results: Sequence[Any], check: Callable[[], None] = lambda: None) -> list[Any]:
     """Waits for the batches that were dispatched, and copies their results to the host.
 
     Args:
         results: result of `dispatch`.
-        check: see `evaluate_split`.
+        check: see `dispatch`.
     """
     on_host = []
     for result in results:

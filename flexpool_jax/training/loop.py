@@ -168,8 +168,9 @@ def _explaining_divergence(run: Run) -> Iterator[None]:
             raise
         good = run.saver.last_step()
         saved = f"the last good checkpoint is step {good}" if good is not None else "none was saved"
-        advice = "the same command with a lower --config.learning_rate continues from there"
-        if error.step == 1:
+        result = "begins anew" if good is None else "continues from there"
+        advice = f"the same command with a lower --config.learning_rate {result}"
+        if error.updates == 0:
             advice = "no update was made before it: look at the model and the data"
         text = (
             f"{error} at step {error.step} (epoch "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import math
 import os
 import time
@@ -146,7 +147,8 @@ class Meter:
                 row = {name: float(values[i]) for name, values in metrics.items()}
                 self.step = last_step - steps + 1 + i
                 if not math.isfinite(row["loss"]):
-                    raise NotFinite(self.step, f"the loss is {row['loss']}")
+                    what = f"the loss is {row['loss']}"
+                    raise NotFinite(self.step, what, updates=self.step - 1)
                 self.rows.append(row)
 
 
@@ -155,8 +157,8 @@ class MetricsWriter:
 
     A line is passed to the operating system before `write` returns. A run that resumes passes the
     `position` that was saved with its checkpoint as ``resume_bytes``. The lines after that position
-    are cut off, because their steps will be computed again. So no step has two lines, and each line
-    is complete.
+    are cut off, because their steps will be computed again. So each line is complete, and no split
+    has two lines of a step.
 
     Args:
         workdir: folder of the run; created if it does not exist.
@@ -185,8 +187,10 @@ class MetricsWriter:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS_FILE
+        kept = _complete_lines(path, resume_bytes) if path.exists() else b""
         if path.exists():
-            os.truncate(path, _end_of_lines(path, resume_bytes))
+            os.truncate(path, len(kept))
+        self._last = _step_and_split(kept)
         # Unbuffered, so that closing does not try again to write what could not be written.
         self._file = path.open("ab", buffering=0)
         self._path = path
@@ -195,6 +199,9 @@ class MetricsWriter:
     def write(self, *, step: int, epoch: float, split: str, **values: float | None) -> None:
         """Writes one line, and each value to TensorBoard as ``split/name``.
 
+        Nothing is written if the last line is of the same step and split: a run whose number of
+        epochs is reduced to those that are done evaluates its last epoch again.
+
         Args:
             step: number of updates so far.
             epoch: number of epochs so far, with a fraction within an epoch.
@@ -202,6 +209,8 @@ class MetricsWriter:
             **values: values such as loss (nats), accuracy (in [0, 1]), images_per_second. A value
                 that is not finite becomes null, since JSON has no NaN.
         """
+        if self._last == (step, split):
+            return
         line = {"step": step, "epoch": epoch, "split": split, **values}
         with files.naming(self._path):
             rest = memoryview(files.to_json(line).encode() + b"\n")
@@ -211,6 +220,7 @@ class MetricsWriter:
                 for name, value in values.items():
                     if value is not None and math.isfinite(value):
                         self._events.write(f"{split}/{name}", float(value), step)
+        self._last = (step, split)
 
     def position(self) -> int:
         """Writes metrics.jsonl to the disk (fsync), and returns its length in bytes."""
@@ -279,6 +289,16 @@ class _Events:
         self._writer.close()
 
 
-def _end_of_lines(path: Path, limit: int | None) -> int:
-    """The length of a file up to the end of its last complete line within a limit in bytes."""
-    return path.read_bytes()[:limit].rfind(b"\n") + 1
+def _complete_lines(path: Path, limit: int | None) -> bytes:
+    """The content of a file up to the end of its last complete line within a limit in bytes."""
+    content = path.read_bytes()[:limit]
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _step_and_split(lines: bytes) -> tuple[int, str] | None:
+    """The step and the split of the last line; None if there is no line, or it is damaged."""
+    try:
+        last = json.loads(lines.splitlines()[-1])
+        return last["step"], last["split"]
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError):
+        return None

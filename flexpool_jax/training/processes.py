@@ -24,7 +24,7 @@ import numpy as np
 from jax._src import distributed  # JAX's key-value store has no public name.
 from jax.experimental import multihost_utils
 
-from flexpool_jax.errors import PeerLost, UserError
+from flexpool_jax.errors import PeerLost, UserError, one_line
 from flexpool_jax.training import interrupts
 
 # Time for all processes to start; importing JAX from a busy file system may take a minute.
@@ -84,7 +84,8 @@ def joined(
                 time.sleep(LEAVING_SECONDS / 5)
             raise
         except Exception as error:
-            _leave({"error": _one_line(error), "mistake": isinstance(error, UserError)})
+            message = one_line(error, limit=None)
+            _leave({"error": message, "mistake": isinstance(error, UserError)})
             raise
         _leave()
 
@@ -114,9 +115,10 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
         )
     except (ValueError, RuntimeError, ImportError) as error:
         if address:
-            raise UserError(f"--coordinator_address={address}: {_one_line(error)}") from error
+            raise UserError(f"--coordinator_address={address}: {one_line(error)}") from error
+        reason = one_line(error).rstrip(".")
         raise UserError(
-            f"--distributed: JAX cannot join a cluster ({_one_line(error)}); start the tasks "
+            f"--distributed: JAX cannot join a cluster ({reason}); start the tasks "
             "by srun or mpirun, or give --coordinator_address, --num_processes and --process_id"
         ) from error
     finally:
@@ -150,13 +152,9 @@ def explaining_loss() -> Iterator[None]:
         if _client() is None or is_mistake or not _LOST.search(str(error)):
             raise
         raise PeerLost(
-            f"another process of this run has ended ({_one_line(error)[:200]}); the last saved "
+            f"another process of this run has ended ({one_line(error)}); the last saved "
             "checkpoint stands, run the same command again in all of them"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def is_first() -> bool:

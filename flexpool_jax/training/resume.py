@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import start_from
-from flexpool_jax.training import checkpoints, superclass
+from flexpool_jax.training import checkpoints, processes, superclass
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.setup import Setup
 from flexpool_jax.training.steps import TrainState
@@ -58,16 +59,17 @@ def restore_or_init(
     """Returns the state and progress of the latest checkpoint, or initial ones at step 0.
 
     If there is no checkpoint, the initial state takes the weights of ``pretrained``, the variables
-    of the superclass phase, if there was such a phase.
+    of the superclass phase, if there was such a phase, or else those of ``config.init_from``.
+
+    Only process 0 reads and initialises. The other processes get a state of zeros, in place of
+    which they receive that of process 0.
     """
-    state = setup.init()
-    if pretrained is not None:
-        state = superclass.with_new_classifiers(state, pretrained)
-    elif setup.config.init_from:
-        state = _load_initial_weights(setup, state)
-    restored = checkpoints.restore_latest(manager, state, identity.check)
+    like = setup.abstract_state()
+    if not processes.is_first():
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like), Progress()
+    restored = checkpoints.restore_latest(manager, like, identity.check)
     if restored is None:
-        return state, Progress()
+        return _initial_state(setup, pretrained), Progress()
     state, progress = restored[0], Progress(**restored[1])
     step = int(state.step)
     if step > setup.total_steps:
@@ -91,8 +93,14 @@ def restore_or_init(
     return state, progress
 
 
-def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
-    """Returns the state at step 0 with the weights of ``config.init_from``."""
+def _initial_state(setup: Setup, pretrained: Mapping[str, Any] | None) -> TrainState:
+    """Returns the state at step 0, with weights that were trained before if there are any."""
+    state = setup.init()
+    if pretrained is not None:
+        variables = superclass.with_new_classifiers(state.variables, pretrained)
+        return _with_variables(setup, state, variables)
+    if not setup.config.init_from:
+        return state
     file = setup.config.init_from
     variables, new = start_from(file, jax.device_get(state.variables))
     if new:
@@ -101,12 +109,18 @@ def _load_initial_weights(setup: Setup, state: TrainState) -> TrainState:
             f"{setup.dataset.num_classes}",
             file=sys.stderr,
         )
+    return _with_variables(setup, state, variables)
+
+
+def _with_variables(setup: Setup, state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+    """Replaces all weights and statistics of a state at step 0."""
     params = variables["params"]
-    # The optimizer is initialised again, because its state may hold a copy of the parameters.
+    # The optimizer is initialised again, because its state may hold a copy of the parameters. The
+    # average is a copy, because each buffer of the state is donated and can be donated only once.
     return dataclasses.replace(
         state,
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=jax.jit(setup.tx.init)(params),
-        ema_params=None if state.ema_params is None else params,
+        ema_params=None if state.ema_params is None else jax.tree.map(np.array, params),
     )

@@ -28,6 +28,7 @@ from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import (
     Setup,
+    check_training,
     load_configured_dataset,
     set_up,
     use_compilation_cache,
@@ -53,6 +54,8 @@ def train(
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
             phases.insert(0, (superclass.FOLDER, first))
+        for _, setup in phases:
+            check_training(setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
             processes.check_shared(workdir / LOCK_FILE)
@@ -61,6 +64,9 @@ def train(
             for name, setup in phases:
                 folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
+                if len(phases) > 1:
+                    kind = "superclasses" if name else "classes"
+                    print(f"phase: {setup.dataset.num_classes} {kind}", file=sys.stderr)
                 with (
                     profiling(setup, folder)
                     if profile and not name
@@ -83,7 +89,9 @@ def _train_phase(
         saved_progress, result = processes.gather(found)[0]
         state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
-        if result is not None and step == setup.total_steps and progress.evaluated:
+        is_done = step == setup.total_steps and progress.evaluated
+        # The result of fewer epochs is still there if that of the last one could not be written.
+        if is_done and result is not None and result["epochs"] == config.num_epochs:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
         for change in changes:

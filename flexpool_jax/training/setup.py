@@ -106,11 +106,12 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         dataset: data set that ``config.dataset`` names.
 
     Raises:
-        UserError: the config does not fit the data or the devices.
+        UserError: the config does not fit the data. `check_training` checks what only training
+            needs.
     """
     dataset = _with_normalisation(config, dataset)
-    configuration.check_batch_size(config, jax.device_count(), len(dataset.train))
-    steps_per_epoch = len(dataset.train) // config.batch_size
+    # At least one: evaluation builds a schedule as well, and may have fewer images than a batch.
+    steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
     schedule = make_schedule(
         config.schedule,
         config.learning_rate,
@@ -169,6 +170,21 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
     )
 
 
+def check_training(setup: Setup) -> None:
+    """Checks what only training needs: how a batch is divided, and that Eq. 2 is stable.
+
+    Nothing is compiled.
+
+    Raises:
+        UserError: see `flexpool_jax.configuration.check_batch_size` and
+            `flexpool_jax.configuration.check_pool_reg_stability`.
+    """
+    configuration.check_batch_size(setup.config, jax.device_count(), len(setup.dataset.train))
+    leaves = jax.tree_util.tree_leaves_with_path(setup.abstract_state().params)
+    pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
+    configuration.check_pool_reg_stability(setup.config, pooled)
+
+
 def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
     """Returns the data set with the mean and deviation of the config, if it gives any."""
     mean, std = (
@@ -188,7 +204,7 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
 
 
 def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
-    """Creates the model; before compilation, checks that it suits the images and pool_reg."""
+    """Creates the model, and checks that it can take the images, without compiling it."""
     options = {name: True for name in CIFAR_OPTIONS if config[name]}
     model = create_model(
         config.model,
@@ -213,9 +229,6 @@ def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Mod
         )
     if config.deterministic:
         check_deterministic(model, variables, shape)
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
-    configuration.check_pool_reg_stability(config, pooled)
     return model
 
 

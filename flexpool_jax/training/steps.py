@@ -72,11 +72,13 @@ class NotFinite(Exception):
 
     Attributes:
         step: number of the update after which the value was found.
+        updates: number of updates before the value was computed. The loss of an update is computed
+            before its weights change.
     """
 
-    def __init__(self, step: int, what: str) -> None:
+    def __init__(self, step: int, what: str, *, updates: int) -> None:
         super().__init__(what)
-        self.step = step
+        self.step, self.updates = step, updates
 
 
 def create_train_state(

@@ -1,7 +1,9 @@
 """Super classing (FlexPool paper, section 4.2): first trains on superclasses, then on the classes.
 
-The first phase is a separate run in the folder ``superclass`` of the workdir. The second phase
-starts from the weights of the first, with new classifiers. Each phase can resume, as any run can.
+The first phase is a run of its own in the folder ``superclass`` of the workdir. The second phase
+starts from the weights of the first, with new classifiers. Each phase resumes by the command of the
+whole run, but the first not by a command with the folder ``superclass`` as its workdir, which would
+train on the classes.
 """
 
 from __future__ import annotations
@@ -12,12 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
-from flexpool_jax.training.steps import TrainState
 
 FOLDER = "superclass"
 
@@ -64,23 +64,21 @@ def superclass_dataset(dataset: Dataset, mapping: str = "") -> Dataset:
     )
 
 
-def with_new_classifiers(state: TrainState, trained: Mapping[str, Any]) -> TrainState:
-    """Replaces the weights of a new state by trained weights, except in the classifiers.
+def with_new_classifiers(
+    variables: Mapping[str, Any], trained: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Combines trained weights and statistics with new classifiers.
 
     Args:
-        state: state at step 0 of the model for classes.
+        variables: initial ``params`` and ``batch_stats`` of the model for classes.
         trained: ``params`` and ``batch_stats`` of the same model with another number of classes.
 
     Returns:
-        The state with the trained weights and statistics. The classifiers and the state of the
-        optimizer are those of ``state``.
+        The trained variables, with the classifiers of ``variables``.
     """
 
     def choose(path: tuple[Any, ...], fresh: Any, old: Any) -> Any:
         return fresh if any(part.key == "classifier" for part in path) else old
 
-    params = jax.tree_util.tree_map_with_path(choose, state.params, trained["params"])
-    average = None if state.ema_params is None else jax.tree.map(jnp.array, params)
-    return dataclasses.replace(
-        state, params=params, batch_stats=trained["batch_stats"], ema_params=average
-    )
+    params = jax.tree_util.tree_map_with_path(choose, variables["params"], trained["params"])
+    return {"params": params, "batch_stats": trained["batch_stats"]}

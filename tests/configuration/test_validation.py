@@ -13,6 +13,7 @@ from flexpool_jax.configuration import (
     check_files,
     check_pool_reg_stability,
     resolve,
+    write_config,
 )
 from flexpool_jax.configuration.fields import field_names
 from flexpool_jax.errors import UserError
@@ -258,6 +259,17 @@ def test_missing_mapping_to_superclasses(tmp_path):
         check_files(config)
     mapping.write_text("{}")
     check_files(config)
+
+
+def test_a_run_that_continues_knows_its_normalisation_without_the_initial_weights(tmp_path):
+    config = resolve(config_with({"init_from": "nowhere.safetensors"}))
+    with pytest.raises(UserError, match=r"config.init_from: nowhere.safetensors: there is no such"):
+        check_files(config, tmp_path)
+    saved = config_with({"dataset.mean": (0.5,), "dataset.std": (0.25,)})
+    write_config(saved, tmp_path)
+    (tmp_path / "checkpoints" / "21").mkdir(parents=True)
+    check_files(config, tmp_path)
+    assert (config.dataset.mean, config.dataset.std) == ((0.5,), (0.25,))
 
 
 def sum_after_descent(pool_reg, *, rate, momentum, positions, steps=300):

@@ -61,6 +61,38 @@ def test_forward_mode_needs_flaxs_own_layers_and_the_error_says_so(layer):
     np.testing.assert_allclose(dy, expected, rtol=0.02, atol=0.02 * jnp.abs(y).max())
 
 
+@pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float16])
+def test_a_norm_of_narrow_inputs_computes_in_its_own_dtype(given):
+    norm, x = BatchNorm(use_running_average=False, dtype=jnp.float32), random(64, 3)
+    x = (300 + x).astype(given)
+    variables = norm.init(jax.random.key(0), x)
+    results = []
+    for kernels in (True, False):
+        with cpu_kernels(kernels):
+            y, updates = norm.apply(variables, x, mutable=["batch_stats"])
+            gradient = jax.grad(
+                lambda x: jnp.sum(norm.apply(variables, x, mutable=["batch_stats"])[0] ** 3)
+            )(x)
+        results.append((y, updates["batch_stats"], gradient))
+    assert results[0][0].dtype == jnp.float32
+    assert results[0][2].dtype == given
+    jax.tree.map(
+        lambda ours, flaxs: np.testing.assert_allclose(
+            np.float32(ours), np.float32(flaxs), rtol=0.02, atol=0.02
+        ),
+        *results,
+    )
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_training_creates_the_statistics_that_are_missing(kernels):
+    norm, x = BatchNorm(use_running_average=False), random(4, 3)
+    params = norm.init(jax.random.key(0), x)["params"]
+    with cpu_kernels(kernels):
+        _, updates = norm.apply({"params": params}, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * x.mean(0), rtol=1e-5)
+
+
 def test_with_flaxs_own_layers_a_network_can_be_exported():
     conv, x = Conv(features=4), random(2, 6, 6, 3)
     variables = conv.init(jax.random.key(0), x)

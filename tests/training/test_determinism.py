@@ -10,7 +10,7 @@ import pytest
 from jax._src import xla_bridge
 
 from configs import digits
-from flexpool_jax import create_model, train
+from flexpool_jax import configuration, create_model, load_trained, train
 from flexpool_jax.errors import UserError
 from flexpool_jax.training.determinism import FLAG, check_deterministic, use_deterministic_ops
 
@@ -19,7 +19,10 @@ def test_jax_starts_with_the_flag():
     # What `flexpool_jax.train` does before it starts JAX must not start it.
     program = (
         "import os, jax; from configs import digits; from flexpool_jax import configuration;"
-        "configuration.resolve(digits.get_config()); from flexpool_jax.training import run;"
+        "names = ('adam', 'sgd', 'adamw', 'muon', 'prodigy');"
+        "configs = [digits.get_config(f'flexpool,reg,optimizer.name={name}') for name in names];"
+        "[configuration.resolve(config) for config in configs];"
+        "from flexpool_jax.training import run;"
         "run.use_deterministic_ops(); print(os.environ['XLA_FLAGS']);"
         "jax.devices(); run.use_deterministic_ops()"
     )
@@ -41,6 +44,17 @@ def test_a_gpu_that_started_without_it_is_refused(monkeypatch, flags):
         use_deterministic_ops()
     monkeypatch.setenv("XLA_FLAGS", FLAG)
     use_deterministic_ops()
+
+
+def test_a_checkpoint_is_restored_with_the_flag(monkeypatch, tmp_path):
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    for deterministic in (False, True):
+        config = digits.get_config(f"flexpool,deterministic={deterministic}")
+        configuration.write_config(config, tmp_path)
+        with pytest.raises(UserError, match="no checkpoint"):
+            load_trained(tmp_path)
+        assert (FLAG in os.environ["XLA_FLAGS"]) == deterministic
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,16 @@ class Later:
 class Device:
     """Does what it is told in order, while the host's clock runs on its own."""
 
-    def __init__(self, accuracies=(), stop_at=None, diverges_at=None, step_seconds=STEP_SECONDS):
-        self.accuracies, self.stop_at, self.diverges_at = accuracies, stop_at, diverges_at
+    def __init__(
+        self,
+        accuracies=(),
+        stop_at=None,
+        diverges_at=None,
+        overflows_at=None,
+        step_seconds=STEP_SECONDS,
+    ):
+        self.accuracies, self.stop_at = accuracies, stop_at
+        self.diverges_at, self.overflows_at = diverges_at, overflows_at
         self.step_seconds = step_seconds
         self.now = self.free = 0.0
         self.calls = 0
@@ -78,7 +86,8 @@ class Device:
         loss = np.where(numbers == self.diverges_at, math.nan, 1 / (1 + numbers))
         # Of donated buffers nothing may be read any more.
         step = state.step + steps
-        params = jax.tree.map(lambda x: 0 * x + step, state.params)
+        weight = math.inf if int(step) == self.overflows_at else step
+        params = jax.tree.map(lambda x: 0 * x + weight, state.params)
         kept = jax.tree.map(jnp.copy, (state.batch_stats, state.opt_state))
         jax.tree.map(lambda x: x.delete(), state)
         values = {name: Later(self, loss) for name in ("loss", "accuracy", "learning_rate")}
@@ -87,7 +96,8 @@ class Device:
     def eval_step(self, variables, data, part):
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
         self.work("evaluate", EVAL_SECONDS)
-        epoch = int(jax.tree.leaves(variables)[0].mean()) // STEPS
+        weight = float(jax.tree.leaves(variables)[0].mean())
+        epoch = int(weight) // STEPS if math.isfinite(weight) else 0
         accuracy = self.accuracies[epoch - 1] if self.accuracies else epoch / 100
         sums = {"loss": 1.0, "correct": int(accuracy * np.sum(np.asarray(part) >= 0))}
         examples = {"logits": np.zeros((*part.shape, 10))}
@@ -225,3 +235,19 @@ def test_the_best_state_is_saved_when_the_run_stops_or_diverges(run, tmp_path):
     steps, best = saved_steps(tmp_path / "stopped")
     assert best == 22
     assert steps[-1] > 33
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        (Device(diverges_at=0), "at step 1 .*none was saved; no update was made before it"),
+        (Device(diverges_at=1), "at step 2 .*none was saved; .*learning_rate begins anew"),
+        (Device(overflows_at=1), "not finite at step 1 .*none was saved; .* begins anew"),
+        (Device(diverges_at=12), "at step 13 .*is step 11; .* continues from there"),
+    ],
+)
+def test_a_run_that_diverges_says_from_where_it_can_be_trained(run, tmp_path, device, words):
+    # With a batch that is the whole epoch, the state of step 1 is due to be saved.
+    fields = {"batch_size": 1408} if device.overflows_at else {}
+    with pytest.raises(TrainingDiverged, match=words):
+        run(device, "cpu", tmp_path, **fields)

@@ -14,6 +14,7 @@ from configs import digits
 from flexpool_jax import (
     configuration,
     evaluate,
+    files,
     load_trained,
     register_metric,
     register_model,
@@ -202,8 +203,9 @@ def test_fewer_epochs_than_are_done_are_refused_and_nothing_is_written(workdir, 
     assert configuration.config_path(workdir).read_bytes() == before
 
 
-def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
-    make_config, tmp_path, monkeypatch
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_run_that_is_ended_at_an_earlier_epoch_is_evaluated_there_and_logged_once(
+    make_config, tmp_path, monkeypatch, every
 ):
     def save_twice(*arguments):
         if int(arguments[1].step) == 33:
@@ -211,7 +213,7 @@ def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
         save(*arguments)
 
     save = checkpoints.save
-    fields = {"eval_every_epochs": 10, "checkpoint_every_epochs": 1}
+    fields = {"eval_every_epochs": every, "checkpoint_every_epochs": 1}
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save", save_twice)
         with pytest.raises(KeyboardInterrupt):
@@ -221,6 +223,9 @@ def test_a_run_that_is_ended_at_an_epoch_without_evaluation_is_evaluated_there(
     assert evaluate(tmp_path)["accuracy"] == result["final_test_accuracy"]
     assert (tmp_path / "predictions.npz").is_file()
     assert train(make_config(num_epochs=2, **fields), tmp_path) == result_of(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    tests = [line["step"] for line in lines if line["split"] == "test"]
+    assert tests == ([11, 22] if every == 1 else [22])
 
 
 def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
@@ -408,6 +413,18 @@ def test_a_result_that_was_altered_is_neither_told_again_nor_reported(workdir, m
     assert "not those that were written" in found.skipped[0]
     assert train(make_config(), workdir)["final_test_accuracy"] == right
     assert [run.result["final_test_accuracy"] for run in find_runs(workdir.parent).runs] == [right]
+
+
+def test_a_result_of_fewer_epochs_is_replaced(workdir, make_config):
+    path = workdir / "result.json"
+    content = json.loads(path.read_text())
+    right = content["final_test_accuracy"]
+    # As after an extension from one epoch to two whose result could not be written.
+    old = {**content, "epochs": 1, "step": STEPS_PER_EPOCH, "final_test_accuracy": 0.1}
+    del old["sha256"]
+    files.write_json(path, files.sealed(old))
+    assert train(make_config(), workdir)["final_test_accuracy"] == right
+    assert result_of(workdir)["step"] == 2 * STEPS_PER_EPOCH
 
 
 def test_each_evaluation_logs_what_became_of_the_pool(workdir):

@@ -65,6 +65,25 @@ def test_resuming_cuts_off_what_was_written_after_the_checkpoint(tmp_path):
     assert [line["step"] for line in metrics_lines(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("resumes", [False, True])
+def test_an_evaluation_that_is_repeated_writes_no_second_line(tmp_path, resumes):
+    def write(log, step, split="test"):
+        log.write(step=step, epoch=step / 10, split=split, loss=0.5)
+
+    with MetricsWriter(tmp_path) as log:
+        for split in ("train", "test"):
+            write(log, 10, split)
+        position = log.position()
+        write(log, 10)
+    with MetricsWriter(tmp_path, resume_bytes=position if resumes else None) as log:
+        write(log, 10)
+        write(log, 20)
+    lines = [(line["step"], line["split"]) for line in metrics_lines(tmp_path)]
+    assert lines == [(10, "train"), (10, "test"), (20, "test")]
+    steps = [event.step for event in tensorboard_events(tmp_path) if event.summary.value]
+    assert steps == [10, 10, 20]
+
+
 def test_position_is_the_length_of_the_file(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as log:
         assert log.position() == 0
