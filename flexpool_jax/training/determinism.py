@@ -30,7 +30,7 @@ def use_deterministic_ops() -> None:
     elif jax.default_backend() == "gpu":
         raise UserError(
             "config.deterministic is True, but JAX has started without deterministic operations; "
-            f"set XLA_FLAGS={FLAG}=true in the environment, or start a process of its own"
+            f"set XLA_FLAGS={FLAG}=true in the environment, or train in a process of its own"
         )
 
 

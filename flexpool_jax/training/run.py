@@ -91,7 +91,7 @@ def _train_phase(
         step = int(state.step)
         is_done = step == setup.total_steps and progress.evaluated
         # The result of fewer epochs is still there if that of the last one could not be written.
-        if is_done and result is not None and result["epochs"] == config.num_epochs:
+        if is_done and result is not None and result.get("epochs") == config.num_epochs:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
         for change in changes:
