@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,9 @@ def is_same_definition(one: Any, other: Any) -> bool:
         >>> is_same_definition(define(1), define(1)), is_same_definition(define(1), define(2))
         (True, False)
     """
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        given, other_given = (one.args, one.keywords), (other.args, other.keywords)
+        return is_same_definition(one.func, other.func) and _may_be_equal(given, other_given)
     if _written_in(one) != _written_in(other):
         return False
     if "<" not in str(getattr(one, "__qualname__", "")):

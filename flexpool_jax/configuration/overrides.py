@@ -169,7 +169,8 @@ def _parse(field: str, text: str, current: Any) -> Any:
     kind = type(current)
     try:
         if kind is tuple:
-            return _parse_tuple(text, current)
+            # A training config's tuples hold floats, but may be empty or written as (1, 1).
+            return _parse_tuple(text, (0.0,) if field in FIELDS else current)
         return _parse_scalar(text, kind)
     except ValueError:
         expected = _KIND_IN_WORDS[kind]
@@ -207,11 +208,7 @@ def _parse_scalar(text: str, kind: type) -> Any:
 
 
 def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Reads `1,2`, `(1, 2)` or `[1, 2]`.
-
-    Elements are read as the type of those in `current`. They are read as floats if it has both ints
-    and floats, or if it is empty and all of them are numbers.
-    """
+    """Reads `1,2`, `(1, 2)` or `[1, 2]`; elements are read as the type of those in `current`."""
     kinds = {type(value) for value in current}
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("()", "[]"):
@@ -220,9 +217,7 @@ def _parse_tuple(text: str, current: tuple[Any, ...]) -> tuple[Any, ...]:
     if parts[-1] == "":
         # A trailing comma, as in `(1,)`, or an empty tuple.
         parts.pop()
-    if not kinds and all(type(_parse_any(part)) in (int, float) for part in parts):
-        kinds = {float}
-    kind = kinds.pop() if len(kinds) == 1 else float if kinds == {int, float} else str
+    kind = kinds.pop() if len(kinds) == 1 else str
     if kind is str:
         return tuple(map(_unquote, parts))
     values = tuple(_parse_scalar(part, kind) for part in parts)

@@ -27,7 +27,7 @@ CITATION = """\
 
 def model_card(trained: Trained) -> str:
     """Returns the card in Markdown, with the front matter that the Hugging Face Hub reads."""
-    config = trained.config
+    config, run = trained.config, configuration.read_config(trained.workdir)
     height, width, channels = trained.image_shape
     sac = ", trained with Simple Auxiliary Classifiers" if config.sac.enabled else ""
     classes = ", ".join(trained.class_names[:20])
@@ -57,9 +57,9 @@ An image classifier{sac}: {parameter_count(trained.variables["params"]):,} param
 
 {_measured(trained)}
 
-The weights are those of step {trained.step:,} of a run of {config.num_epochs} epochs in batches of
-{config.batch_size} with seed {config.seed}; the digest of its config is
-`{configuration.digest(config)}`.
+The weights are those of step {trained.step:,} of a run of {run.num_epochs} epochs in batches of
+{run.batch_size} with seed {run.seed}; the digest of its config is
+`{configuration.digest(run)}`.
 
 ## Use
 

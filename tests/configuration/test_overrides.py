@@ -106,6 +106,13 @@ def test_fields_that_no_flag_can_set_are_refused_by_name():
             apply_overrides(config, [f"--config.{field}=1"])
 
 
+def test_a_tuple_that_a_file_writes_with_whole_numbers_takes_fractions():
+    config = default.get_config()
+    config.augment.scale = (1, 1)
+    apply_overrides(config, ["--config.augment.scale=0.8,1.2"])
+    assert config.augment.scale == (0.8, 1.2)
+
+
 def test_a_tuple_of_names_is_split_at_commas():
     config = ConfigDict({"names": ("a",), "anything": ()})
     apply_overrides(config, ["--config.names=x, 'y'", "--config.anything=p,q"])

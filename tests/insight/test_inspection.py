@@ -225,6 +225,12 @@ def test_weights_of_any_shape_are_drawn(shape, tmp_path):
             assert min(picture.size) > 100
 
 
+def test_names_with_dollar_signs_are_drawn(tmp_path):
+    names = ("under_$5_$10", "$10_and_more")
+    figures.draw_confusion(np.ones((2, 2), int), names, tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"interventions": [], "perturbations": 1}'])
 def test_a_damaged_probe_is_left_out(content, tmp_path):
     (tmp_path / "probe.json").write_text(content)

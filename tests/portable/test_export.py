@@ -178,6 +178,8 @@ def test_card_takes_no_number_of_another_step_or_size(workdir, tmp_path):
     (copy / "result.json").write_text(json.dumps(result | {"step": result["step"] + 1}))
     report = {"step": result["step"], "split": "test", "examples": 9, "accuracy": 1.0, "loss": 0}
     trained = load_trained(copy)
+    trained.config.num_epochs += 1
+    assert f"a run of {trained.config.num_epochs - 1} epochs" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report | {"resize": 12}))
     assert "has not been measured" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report))

@@ -59,6 +59,10 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
     tree = archives.open_tree(raw_dir)
     root = _root(tree)
     top = {name.lower(): name for name in _subfolders(tree, root)}
+    splits_found = [top[name] for name in (_TRAIN, *_TEST) if name in top]
+    if len(splits_found) == 1 and not _subfolders(tree, f"{root}{splits_found[0]}/"):
+        # A class may have such a name; a split has folders of classes.
+        top.pop(splits_found[0].lower())
     test_folder = next((top[name] for name in _TEST if name in top), None)
     if _TRAIN not in top and test_folder is None:
         roots = {"train": root}

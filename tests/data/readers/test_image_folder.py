@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from flexpool_jax.data import load_dataset, prepare_dataset
+from flexpool_jax.data.images import Fit
+from flexpool_jax.data.readers import image_folder
 from flexpool_jax.errors import UserError
 
 CLASSES = ("cat", "dog", "Zebra crossing")
@@ -253,6 +255,14 @@ def test_a_damaged_or_huge_image_is_named_and_nothing_is_left(tree, tmp_path, co
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "Val"])
+def test_a_class_may_have_the_name_of_a_split(name, tmp_path):
+    tree = write_tree(tmp_path / "tree", prefixes=("",))
+    (tree / "cat").rename(tree / name)
+    source = image_folder.open_image_folder(tree, Fit(8))
+    assert (source.num_classes, source.num_examples) == (3, {"train": 12})
 
 
 def spoil_empty_class(tree):
