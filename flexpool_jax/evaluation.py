@@ -138,5 +138,12 @@ def at_resolution(restored: Restored, side: int) -> Restored:
         )
     except ValueError as error:
         raise UserError(f"cannot evaluate at {side}x{side} pixels: {error}") from error
+    trees = (params, setup.abstract_state().params)
+    has, needs = ({path for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in trees)
+    if has != needs:
+        raise UserError(
+            f"cannot evaluate at {side}x{side} pixels: {config.model} has other layers for images "
+            "of this size"
+        )
     variables = {**restored.variables, "params": jax.device_get(params)}
     return dataclasses.replace(restored, setup=setup, variables=variables)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -35,7 +36,7 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
 
     Raises:
         ValueError: the shapes do not match, or a label is outside ``[0, num_classes)``. The labels
-            are not checked under ``jit`` and other transformations, where they have no values yet.
+            are not checked where they have no values yet, as arguments of a jitted function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,7 +60,9 @@ def _check_labels(labels: Array, logits_shape: tuple[int, ...]) -> None:
         )
     if isinstance(labels, jax.core.Tracer) or not jnp.size(labels):
         return
-    low, high = int(jnp.min(labels)), int(jnp.max(labels))
+    # With NumPy, because inside a jitted function jnp.min has no value even if the labels have.
+    values = np.asarray(labels)
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= logits_shape[1]:
         raise ValueError(f"labels are {low} to {high}; allowed: 0 to {logits_shape[1] - 1}")
 
@@ -122,7 +125,8 @@ def sac_loss(
     """
     check_sac_weights(weights, len(stage_logits))
     losses = [cross_entropy(logits, labels, label_smoothing) for logits in stage_logits]
-    return sum((w * loss for w, loss in zip(weights, losses, strict=True)), jnp.zeros(()))
+    first, *others = (w * loss for w, loss in zip(weights, losses, strict=True))
+    return sum(others, first)
 
 
 def total_loss(

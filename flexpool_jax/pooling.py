@@ -11,6 +11,7 @@ VISAPP 2023, section 3 ("the paper" below).
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
@@ -39,7 +40,8 @@ def _check_weights(
     w_shape: tuple[int, ...],
     owner: str = "FlexPool's weights",
     remedy: str = (
-        ", or resample the weights with flexpool_jax.pooling.resample_weights(w_fp, {size})"
+        ", or resample the weights with flexpool_jax.pooling.resample_weights(w_fp, {size}), those "
+        "of softmax pools with flexpool_jax.resize_flexpool"
     ),
     axes: str = "HWC",
 ) -> None:
@@ -272,7 +274,9 @@ class ChannelScale(nn.Module):
 
 def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """The keys on the way to a leaf."""
-    names = tuple(getattr(part, "key", getattr(part, "name", None)) for part in path)
+    names = tuple(
+        getattr(part, "key", getattr(part, "name", getattr(part, "idx", None))) for part in path
+    )
     # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
     return names[:-1] if names[1:] and names[-1] == "value" else names
 
@@ -316,7 +320,7 @@ def flexpool_regularizer(params: Any) -> Array:
     """
     total = jnp.zeros((), jnp.float32)
     for _, w in _named_w_fp(params):
-        total = total + jnp.sum((jnp.sum(w, axis=(0, 1)) - 1.0) ** 2)
+        total = total + jnp.sum((jnp.sum(_widen(w), axis=(0, 1)) - 1.0) ** 2)
     return total
 
 
@@ -508,7 +512,7 @@ def flatten(x: Array) -> Array:
         (2, 4096)
     """
     _check_feature_map(x)
-    return jnp.reshape(x, (x.shape[0], -1))
+    return jnp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
 def avgmax_pool(x: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -65,7 +66,8 @@ def restore(
     """
     workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
-    config = saved if config is None else config
+    config = copy.deepcopy(saved if config is None else config)
+    configuration.copy_normalisation(config, saved)
     configuration.compare_with_workdir(config, saved)
     use_compilation_cache(config.compilation_cache)
     if config.deterministic:

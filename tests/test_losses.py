@@ -121,6 +121,13 @@ def test_labels_are_not_looked_at_under_jit():
     np.testing.assert_allclose(compiled, cross_entropy(STAGE_LOGITS[0], LABELS), rtol=1e-6)
 
 
+def test_labels_with_values_are_checked_inside_a_jitted_function():
+    for labels in (LABELS, np.asarray(LABELS)):
+        compiled = jax.jit(lambda logits, labels=labels: cross_entropy(logits, labels))
+        expected = cross_entropy(STAGE_LOGITS[0], labels)
+        np.testing.assert_allclose(compiled(STAGE_LOGITS[0]), expected, rtol=1e-6)
+
+
 def test_sac_needs_a_stage():
     with pytest.raises(ValueError, match="at least one stage"):
         sac_loss([], LABELS, ())

@@ -135,6 +135,13 @@ def test_regularizer_is_equation_2_over_every_block():
     np.testing.assert_allclose(flexpool_regularizer(params), expected, rtol=1e-5)
 
 
+def test_regularizer_of_narrow_weights_is_summed_in_float32():
+    # The sum 1 + 2⁻⁸ is 1 in bfloat16.
+    w = jnp.full((8, 8, 2), 1 / 64, jnp.bfloat16).at[0, 0].set(1.25 / 64)
+    expected = 2 * 2.0**-16
+    np.testing.assert_allclose(flexpool_regularizer({"w_fp": w}), expected, rtol=1e-3)
+
+
 def test_regularizer_gradient_is_twice_the_excess_at_every_position():
     gradient = jax.grad(lambda w: flexpool_regularizer({"w_fp": w}))(jnp.asarray(WEIGHTS))
     excess = 2 * (WEIGHTS.sum(axis=(0, 1)) - 1)
@@ -223,6 +230,13 @@ def test_resizing_a_tree_resamples_each_w_fp_and_leaves_the_rest():
         assert w.shape == (9, 7, pool.shape[2])
         np.testing.assert_allclose(w.sum((0, 1)), pool.sum((0, 1)), rtol=1e-4, atol=1e-5)
     assert resized["head"]["classifier"]["kernel"] is TWO_POOLS["head"]["classifier"]["kernel"]
+
+
+def test_resizing_tells_the_pools_of_a_list_apart():
+    params = {"pools": [{"w_fp": jnp.ones((8, 8, 2))}, {"w_fp": jnp.ones((4, 4, 2))}]}
+    like = {"pools": [{"w_fp": (6, 6, 2)}, {"w_fp": (3, 3, 2)}]}
+    resized = resize_flexpool(params, like=like)
+    assert [pool["w_fp"].shape for pool in resized["pools"]] == [(6, 6, 2), (3, 3, 2)]
 
 
 @pytest.mark.parametrize("constraint", [None, "softmax"])

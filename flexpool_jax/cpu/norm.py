@@ -80,7 +80,8 @@ def _batch_norm_backward(
     a = scale * inverse
     b = -a * inverse * inverse * (mean_gx - mean * mean_g)
     dx = materialise(a * g + b * x - (a * mean_g + b * mean), scale)
-    return dx, (sum_gx - mean * sum_g) * inverse, sum_g
+    d_scale = (sum_gx - mean * sum_g) * inverse
+    return dx, d_scale.astype(scale.dtype), sum_g.astype(scale.dtype)
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -7,7 +7,6 @@ These layers have the same parameters and results as Flax's layers. On a CPU, in
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +25,8 @@ _MOMENTUM = 0.9
 # Number that BatchNorm adds to the variance.
 _EPSILON = 1e-5
 
-_cpu_kernels = contextvars.ContextVar("cpu_kernels", default=True)
+# JAX traces a function again where this value differs, even if it is jitted.
+_cpu_kernels = jax.make_user_context(True)
 
 
 @contextlib.contextmanager
@@ -48,11 +48,8 @@ def cpu_kernels(enabled: bool) -> Iterator[None]:
         >>> with cpu_kernels(False):
         ...     y = Conv(features=4).init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
     """
-    token = _cpu_kernels.set(enabled)
-    try:
+    with _cpu_kernels(enabled):
         yield
-    finally:
-        _cpu_kernels.reset(token)
 
 
 def _use_kernels(x: Array, dtype: Any = None) -> bool:
@@ -61,7 +58,7 @@ def _use_kernels(x: Array, dtype: Any = None) -> bool:
     wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4
     # A symbolic size of `jax.export` is not an int.
     known = all(isinstance(size, int) and size > 0 for size in x.shape)
-    return wide and known and _cpu_kernels.get() and jax.default_backend() == "cpu"
+    return wide and known and _cpu_kernels.value and jax.default_backend() == "cpu"
 
 
 @contextlib.contextmanager
@@ -178,7 +175,7 @@ class BatchNorm(nn.Module):
         for name, batch in (("mean", mean), ("var", variance)):
             running: Array = self.get_variable("batch_stats", name)
             mixed = _MOMENTUM * running + (1 - _MOMENTUM) * batch
-            self.put_variable("batch_stats", name, mixed)
+            self.put_variable("batch_stats", name, mixed.astype(running.dtype))
         return y
 
 

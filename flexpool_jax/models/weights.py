@@ -241,8 +241,10 @@ def _match(
     for name, leaf in expected.items():
         array = arrays.get(name)
         if array is None:
-            loaded[name] = np.asarray(leaf)
-            if name.split(".")[-1] != "w_fp":
+            # A jax.ShapeDtypeStruct has no values to keep.
+            if name.split(".")[-1] == "w_fp" and hasattr(leaf, "__array__"):
+                loaded[name] = np.asarray(leaf)
+            else:
                 problems["missing"].append(name)
         elif array.shape != leaf.shape:
             owner = ".".join(name.split(".")[1:-1])

@@ -128,7 +128,7 @@ def hub_config(trained: Trained) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [channels, height, width],
             "fixed_input_size": True,
-            "interpolation": "bilinear",
+            "interpolation": "box" if dataset.resize == "stretch" else "bilinear",
             "crop_pct": dataset.center_crop / dataset.image_size if dataset.center_crop else 1.0,
             # "squash" is timm's word for stretching an image to the size.
             "crop_mode": "squash" if dataset.resize == "stretch" else "center",

@@ -233,6 +233,18 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path):
     ]
 
 
+def test_shapes_are_not_enough_for_a_file_without_w_fp(tmp_path):
+    save_weights(tmp_path / "f.safetensors", {"params": {"kernel": np.ones((2, 2), np.float32)}})
+    shapes = {
+        "params": {
+            "kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32),
+            "pool": {"w_fp": jax.ShapeDtypeStruct((3, 3, 2), jnp.float32)},
+        }
+    }
+    with pytest.raises(UserError, match=r"missing: params\.pool\.w_fp"):
+        load_weights(tmp_path / "f.safetensors", shapes)
+
+
 def test_two_arrays_for_one_place_are_refused(tmp_path):
     arrays = akamaster() | {"module.fc.bias": np.zeros(10, np.float32)}
     save_file(arrays, tmp_path / "a.safetensors")

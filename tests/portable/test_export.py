@@ -160,6 +160,7 @@ def test_config_has_the_layout_of_timms_hub_folders(folder, workdir):
     trained.config.dataset.update(resize="crop", image_size=256, center_crop=224)
     cropped = hub_config(trained)["pretrained_cfg"]
     assert (cropped["crop_pct"], cropped["crop_mode"]) == (0.875, "center")
+    assert cropped["interpolation"] == "bilinear"
 
 
 def test_card_tells_what_was_measured_of_this_checkpoint(folder, workdir):
