@@ -150,23 +150,42 @@ def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransf
     return tx._replace(update=update)
 
 
-def _add(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Adds the updates of all parts: the first part gets the gradients, all others get zeros."""
+def _schedule_counts(state: Any) -> list[tuple[Any, jax.Array]]:
+    """The paths and values of the counts of updates with which a state looks up its schedule."""
+    found: list[tuple[Any, jax.Array]] = optax.tree_utils.tree_get_all_with_path(state, "count")
+    # Adam and others have a second count, for the correction of their moments. Prodigy, MADGRAD and
+    # D-Adaptation have one count for everything.
+    apart = [
+        (path, count)
+        for path, count in found
+        if getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+    ]
+    return apart or found
 
-    def init(params: Any) -> Any:
-        return tuple(part.init(params) for part in parts)
+
+def _decay(
+    tx: optax.GradientTransformation,
+    coefficient: float,
+    kind: str,
+    mask: Callable[[Any], Any],
+    schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+    """Adds weight decay to an optimizer of Optax; the state is that of `tx`."""
+
+    def add(updates: Any, params: Any, factor: Any) -> Any:
+        def add_to(update: jax.Array, param: jax.Array, is_marked: bool) -> jax.Array:
+            return update + factor * param if is_marked else update
+
+        return jax.tree.map(add_to, updates, params, mask(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        zeros = jax.tree.map(jnp.zeros_like, updates)
-        given = (updates, *(zeros for _ in parts[1:]))
-        results = [
-            part.update(value, old, params)
-            for part, value, old in zip(parts, given, state, strict=True)
-        ]
-        total = jax.tree.map(lambda *leaves: sum(leaves), *(result[0] for result in results))
-        return total, tuple(result[1] for result in results)
+        if kind == "l2":
+            return tx.update(add(updates, params, coefficient), state, params, **extra)
+        rate = schedule(_schedule_counts(state)[0][1])
+        updates, state = tx.update(updates, state, params, **extra)
+        return add(updates, params, -rate * coefficient), state
 
-    return optax.GradientTransformation(init, update)
+    return tx._replace(update=update)
 
 
 def _from_optax(
@@ -191,10 +210,7 @@ def _from_optax(
     tx = OPTIMIZERS[name](learning_rate=schedule, **options)
     if maskable or not weight_decay:
         return tx
-    decay = optax.add_decayed_weights(weight_decay, mask=mask)
-    if weight_decay_kind == "l2":
-        return optax.chain(decay, tx)
-    return _add(tx, optax.chain(decay, optax.scale_by_learning_rate(schedule)))
+    return _decay(tx, weight_decay, weight_decay_kind, mask, schedule)
 
 
 def make_optimizer(
@@ -268,11 +284,32 @@ def make_optimizer(
     except Exception as error:  # Optimizers raise many kinds of errors.
         given = f" with {kwargs}" if kwargs else ""
         raise UserError(f"optimizer {name!r} cannot be used{given}: {one_line(error)}") from error
-    # Clipping and scaling wrap the optimizer instead of being chained with it: states of the first
-    # release have no entry for them, and both settings may change in the middle of a run.
+    # Clipping and scaling, like `_decay`, wrap the optimizer instead of being chained with it:
+    # states of the first release have no entry for them, and these settings may change in the
+    # middle of a run.
     if clip_norm:
         tx = _clip(tx, clip_norm)
     return _scale_w_fp(tx, pool_learning_rate_scale)
+
+
+def earlier_states(name: str, state: Any) -> list[tuple[Any, int]]:
+    """Lists the other trees in which a state may have been saved before release 0.2.
+
+    Development versions saved the state of weight decay beside that of the optimizer, unless weight
+    decay was 0, and so a run could not continue with weight decay turned on or off.
+
+    Args:
+        name: name of the optimizer, one of `OPTIMIZERS`.
+        state: a state of the optimizer, or its `jax.eval_shape`.
+
+    Returns:
+        Pairs of a tree and the index at which the tree holds `state`.
+    """
+    if name in ("adam", "sgd"):
+        return []
+    decay = optax.MaskedState(optax.EmptyState())
+    rate = optax.ScaleByScheduleState(jax.ShapeDtypeStruct((), jnp.int32))
+    return [((decay, state), 1), ((state, (decay, rate)), 0)]
 
 
 def _try(tx: optax.GradientTransformation) -> None:

@@ -157,6 +157,32 @@ def test_every_optimizer_keeps_decay_off_norms_biases_and_the_pool(name):
         assert np.any(decay["conv"]["kernel"] != 0)
 
 
+@pytest.mark.parametrize("name", USABLE)
+def test_the_tree_of_the_state_is_the_same_with_every_weight_decay(name):
+    """A run continues with weight decay turned on or off, or of the other kind."""
+    rate = optax.constant_schedule(0.1)
+    plain, l2, decoupled = (
+        make_optimizer(name, rate, weight_decay=decay, weight_decay_kind=kind)
+        for decay, kind in ((0.0, "l2"), (0.1, "l2"), (0.1, "decoupled"))
+    )
+    expected = jax.eval_shape(plain.init, PARAMS)
+    for tx in (l2, decoupled):
+        assert jax.eval_shape(tx.init, PARAMS) == expected
+
+
+@pytest.mark.parametrize("name", ["radam", "madgrad", "muon"])
+def test_decoupled_decay_follows_the_schedule_of_the_optimizer(name):
+    params = {"conv": {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.25]])}}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    schedule = optax.piecewise_constant_schedule(0.1, {1: 0.5, 2: 0.1})
+    tx = make_optimizer(name, schedule, weight_decay=0.2, weight_decay_kind="decoupled")
+    state = tx.init(params)
+    for rate in (0.1, 0.05, 0.005):
+        updates, state = tx.update(grads, state, params)
+        expected = -rate * 0.2 * params["conv"]["kernel"]
+        np.testing.assert_allclose(updates["conv"]["kernel"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd", "adamw", "rmsprop"])
 def test_decay_reaches_the_pool_when_it_is_told_to(name):
     decay = decay_of(name, weight_decay_kind="decoupled", decay_pool=True)
