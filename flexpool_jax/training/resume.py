@@ -104,7 +104,7 @@ def _initial_state(setup: Setup, pretrained: Mapping[str, Any] | None) -> TrainS
     if not setup.config.init_from:
         return state
     file = setup.config.init_from
-    variables, new = start_from(file, jax.device_get(state.variables))
+    variables, new = start_from(file, jax.device_get(state.variables), pool=setup.config.pool)
     if new:
         print(
             f"{file} is for another number of classes: {', '.join(new)} begins anew, for "

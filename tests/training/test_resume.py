@@ -65,6 +65,13 @@ def test_the_optimizer_and_the_average_start_with_the_weights_that_are_given(tmp
     assert int(state.step) == 0
 
 
+def test_weights_of_a_pool_with_another_constraint_are_not_a_start(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_weights(file, make().init().variables, pool="flexpool_softmax")
+    with pytest.raises(UserError, match=r"'flexpool_softmax' .* the model's pool 'flexpool' "):
+        start(make(init_from=str(file)), tmp_path / "run")
+
+
 def test_a_run_that_continues_does_not_need_the_file_that_it_started_from(tmp_path):
     setup = make(init_from="nowhere.safetensors")
     with pytest.raises(UserError, match=r"nowhere.safetensors: there is no such file"):
