@@ -150,17 +150,18 @@ def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransf
     return tx._replace(update=update)
 
 
-def _schedule_counts(state: Any) -> list[tuple[Any, jax.Array]]:
-    """The paths and values of the counts of updates with which a state looks up its schedule."""
-    found: list[tuple[Any, jax.Array]] = optax.tree_utils.tree_get_all_with_path(state, "count")
-    # Adam and others have a second count, for the correction of their moments. Prodigy, MADGRAD and
-    # D-Adaptation have one count for everything.
-    apart = [
-        (path, count)
-        for path, count in found
-        if getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
-    ]
-    return apart or found
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+def _schedule_count(state: Any) -> jax.Array:
+    """The number of updates so far, with which the optimizer of this state looks up its rate."""
+    nodes = jax.tree.leaves(state, is_leaf=_is_schedule)
+    counts: list[jax.Array] = [node.count for node in nodes if _is_schedule(node)]
+    if not counts:
+        # Prodigy, MADGRAD and D-Adaptation have one count for everything.
+        counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(state, "count")]
+    return counts[0]
 
 
 def _decay(
@@ -181,7 +182,7 @@ def _decay(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if kind == "l2":
             return tx.update(add(updates, params, coefficient), state, params, **extra)
-        rate = schedule(_schedule_counts(state)[0][1])
+        rate = schedule(_schedule_count(state))
         updates, state = tx.update(updates, state, params, **extra)
         return add(updates, params, -rate * coefficient), state
 
@@ -290,6 +291,31 @@ def make_optimizer(
     if clip_norm:
         tx = _clip(tx, clip_norm)
     return _scale_w_fp(tx, pool_learning_rate_scale)
+
+
+def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | None:
+    """Initialises an optimizer's state anew, except for the counts that the schedule uses.
+
+    Adam divides its moments by 1 - β^count. The moments of weights that were frozen are 0 while the
+    count is large, so that the first updates of these weights would be up to four times the rate.
+
+    Args:
+        tx: the optimizer.
+        params: the parameters from which training continues.
+        state: the optimizer's state so far.
+
+    Returns:
+        The new state; None if the optimizer has one count for the schedule and for everything else,
+        as Prodigy, MADGRAD and D-Adaptation do.
+    """
+    if not any(map(_is_schedule, jax.tree.leaves(state, is_leaf=_is_schedule))):
+        return None
+    return jax.tree.map(
+        lambda new, old: old if _is_schedule(new) else new,
+        jax.jit(tx.init)(params),
+        state,
+        is_leaf=_is_schedule,
+    )
 
 
 def earlier_states(name: str, state: Any) -> list[tuple[Any, int]]:

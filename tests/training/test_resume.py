@@ -111,6 +111,31 @@ def test_a_run_continues_with_weight_decay_turned_on_or_off(tmp_path, capfd, tre
     assert "damaged" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["adam", "prodigy"])
+def test_the_optimizer_begins_anew_when_the_backbone_is_no_longer_frozen(tmp_path, capfd, name):
+    fields = {"optimizer.name": name, "init_from": "nowhere.safetensors"}
+    frozen = make(**fields, freeze="backbone")
+    saved = jax.tree.map(lambda x: np.full_like(x, 7), frozen.init())
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        run = Identity(None, frozen.config, frozen.dataset.digest).to_json()
+        checkpoints.save(manager, saved, dataclasses.asdict(Progress()), run=run)
+    setup = make(**fields)
+    state, _ = start(setup, tmp_path)
+    said = capfd.readouterr().err
+    assert_equal(state.params, saved.params)
+    assert int(state.step) == 7
+    if name == "prodigy":
+        assert "freeze is now empty: prodigy keeps its state" in said
+        assert_equal(state.opt_state, saved.opt_state)
+        return
+    assert "freeze is now empty: the optimizer's state begins anew" in said
+    *moments, rate = state.opt_state
+    assert int(rate.count) == 7
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(moments))
+    # While the backbone stays frozen, the state is kept.
+    assert_equal(start(frozen, tmp_path)[0], saved)
+
+
 def test_processes_that_receive_the_state_need_no_file(tmp_path, monkeypatch):
     setup = make(init_from="nowhere.safetensors")
     monkeypatch.setattr(processes, "is_first", lambda: False)
