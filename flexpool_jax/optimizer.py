@@ -318,26 +318,6 @@ def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | 
     )
 
 
-def earlier_states(name: str, state: Any) -> list[tuple[Any, int]]:
-    """Lists the other trees in which a state may have been saved before release 0.2.
-
-    Development versions saved the state of weight decay beside that of the optimizer, unless weight
-    decay was 0, and so a run could not continue with weight decay turned on or off.
-
-    Args:
-        name: name of the optimizer, one of `OPTIMIZERS`.
-        state: a state of the optimizer, or its `jax.eval_shape`.
-
-    Returns:
-        Pairs of a tree and the index at which the tree holds `state`.
-    """
-    if name in ("adam", "sgd"):
-        return []
-    decay = optax.MaskedState(optax.EmptyState())
-    rate = optax.ScaleByScheduleState(jax.ShapeDtypeStruct((), jnp.int32))
-    return [((decay, state), 1), ((state, (decay, rate)), 0)]
-
-
 def _try(tx: optax.GradientTransformation) -> None:
     """Traces an update of a few weights; raises an error if gradients alone are not enough."""
     # Shapes, because the first array starts JAX, which reads XLA's flags only then.

@@ -13,12 +13,10 @@ silent damage on a disk is detected. `orbax_faults` handles damaged folders.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +193,7 @@ def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None
 
 
 def restore(
-    manager: ocp.CheckpointManager,
-    step: int,
-    like: TrainState,
-    earlier: Sequence[tuple[Any, int]] = (),
+    manager: ocp.CheckpointManager, step: int, like: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
     """Restores one checkpoint to arrays on the host.
 
@@ -206,8 +201,6 @@ def restore(
         manager: result of `open_checkpoints`.
         step: step of the checkpoint, one of ``manager.all_steps()``.
         like: a state, or its `jax.eval_shape`, of the same structure, shapes and dtypes.
-        earlier: other trees that the optimizer's state may have in the checkpoint, see
-            `flexpool_jax.optimizer.earlier_states`.
 
     Returns:
         The state, as NumPy arrays, and the progress that was saved with it.
@@ -217,28 +210,13 @@ def restore(
         UserError: the name of the checkpoint's folder is not the step that the checkpoint holds.
     """
     progress, _, sha256 = _read_progress(manager, step)
-
-    def read(opt_state: Any) -> dict[str, Any]:
-        items = _items(dataclasses.replace(like, opt_state=opt_state))
-        return _restore_items(manager, step, items, sha256)
-
-    try:
-        items = read(like.opt_state)
-        opt_state = items["optimizer"]["opt_state"]
-    except DamagedCheckpoint:
-        for tree, index in earlier:
-            with contextlib.suppress(DamagedCheckpoint):
-                items = read(tree)
-                opt_state = items["optimizer"]["opt_state"][index]
-                break
-        else:
-            raise
+    items = _restore_items(manager, step, _items(like), sha256)
     model, optimizer = items["model"], items["optimizer"]
     state = TrainState(
         step=optimizer["step"],
         params=optimizer.get("params", model["params"]),
         batch_stats=model["batch_stats"],
-        opt_state=opt_state,
+        opt_state=optimizer["opt_state"],
         ema_params=model["params"] if "params" in optimizer else None,
     )
     _check_step(manager, step, int(state.step))
@@ -323,7 +301,6 @@ def restore_latest(
     manager: ocp.CheckpointManager,
     like: TrainState,
     check: Callable[[int, Mapping[str, Any] | None], object] = lambda step, run: None,
-    earlier: Sequence[tuple[Any, int]] = (),
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the latest undamaged checkpoint; returns None if none was ever saved.
 
@@ -335,7 +312,6 @@ def restore_latest(
         like: see `restore`.
         check: function that is called with a step and the result of `read_run`, before the arrays
             of the checkpoint are read. It raises a UserError to refuse the checkpoint.
-        earlier: see `restore`.
 
     Raises:
         UserError: every checkpoint is damaged, or ``check`` refuses one.
@@ -345,7 +321,7 @@ def restore_latest(
     for step in steps:
         try:
             check(step, read_run(manager, step))
-            state, progress = restore(manager, step, like, earlier)
+            state, progress = restore(manager, step, like)
         except DamagedCheckpoint as error:
             print(f"damaged checkpoint: {error}; trying the one before", file=sys.stderr)
             damaged.append(step)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import start_from
-from flexpool_jax.optimizer import earlier_states, restart
+from flexpool_jax.optimizer import restart
 from flexpool_jax.training import checkpoints, processes, superclass
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.setup import Setup
@@ -68,8 +68,7 @@ def restore_or_init(
     like = setup.abstract_state()
     if not processes.is_first():
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like), Progress()
-    earlier = earlier_states(setup.config.optimizer.name, like.opt_state)
-    restored = checkpoints.restore_latest(manager, like, identity.check, earlier)
+    restored = checkpoints.restore_latest(manager, like, identity.check)
     if restored is None:
         return _initial_state(setup, pretrained), Progress()
     state, progress = restored[0], Progress(**restored[1])
