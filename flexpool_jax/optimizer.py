@@ -150,23 +150,43 @@ def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransf
     return tx._replace(update=update)
 
 
-def _add(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Adds the updates of all parts: the first part gets the gradients, all others get zeros."""
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
 
-    def init(params: Any) -> Any:
-        return tuple(part.init(params) for part in parts)
+
+def _schedule_count(state: Any) -> jax.Array:
+    """The number of updates so far, with which the optimizer of this state looks up its rate."""
+    nodes = jax.tree.leaves(state, is_leaf=_is_schedule)
+    counts: list[jax.Array] = [node.count for node in nodes if _is_schedule(node)]
+    if not counts:
+        # Prodigy, MADGRAD and D-Adaptation have one count for everything.
+        counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(state, "count")]
+    return counts[0]
+
+
+def _decay(
+    tx: optax.GradientTransformation,
+    coefficient: float,
+    kind: str,
+    mask: Callable[[Any], Any],
+    schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+    """Adds weight decay to an optimizer of Optax; the state is that of `tx`."""
+
+    def add(updates: Any, params: Any, factor: Any) -> Any:
+        def add_to(update: jax.Array, param: jax.Array, is_marked: bool) -> jax.Array:
+            return update + factor * param if is_marked else update
+
+        return jax.tree.map(add_to, updates, params, mask(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        zeros = jax.tree.map(jnp.zeros_like, updates)
-        given = (updates, *(zeros for _ in parts[1:]))
-        results = [
-            part.update(value, old, params)
-            for part, value, old in zip(parts, given, state, strict=True)
-        ]
-        total = jax.tree.map(lambda *leaves: sum(leaves), *(result[0] for result in results))
-        return total, tuple(result[1] for result in results)
+        if kind == "l2":
+            return tx.update(add(updates, params, coefficient), state, params, **extra)
+        rate = schedule(_schedule_count(state))
+        updates, state = tx.update(updates, state, params, **extra)
+        return add(updates, params, -rate * coefficient), state
 
-    return optax.GradientTransformation(init, update)
+    return tx._replace(update=update)
 
 
 def _from_optax(
@@ -191,10 +211,7 @@ def _from_optax(
     tx = OPTIMIZERS[name](learning_rate=schedule, **options)
     if maskable or not weight_decay:
         return tx
-    decay = optax.add_decayed_weights(weight_decay, mask=mask)
-    if weight_decay_kind == "l2":
-        return optax.chain(decay, tx)
-    return _add(tx, optax.chain(decay, optax.scale_by_learning_rate(schedule)))
+    return _decay(tx, weight_decay, weight_decay_kind, mask, schedule)
 
 
 def make_optimizer(
@@ -268,11 +285,37 @@ def make_optimizer(
     except Exception as error:  # Optimizers raise many kinds of errors.
         given = f" with {kwargs}" if kwargs else ""
         raise UserError(f"optimizer {name!r} cannot be used{given}: {one_line(error)}") from error
-    # Clipping and scaling wrap the optimizer instead of being chained with it: states of the first
-    # release have no entry for them, and both settings may change in the middle of a run.
+    # Clipping and scaling, like `_decay`, wrap the optimizer instead of being chained with it:
+    # states of the first release have no entry for them, and these settings may change in the
+    # middle of a run.
     if clip_norm:
         tx = _clip(tx, clip_norm)
     return _scale_w_fp(tx, pool_learning_rate_scale)
+
+
+def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | None:
+    """Initialises an optimizer's state anew, except for the counts that the schedule uses.
+
+    Adam divides its moments by 1 - β^count. The moments of weights that were frozen are 0 while the
+    count is large, so that the first updates of these weights would be up to four times the rate.
+
+    Args:
+        tx: the optimizer.
+        params: the parameters from which training continues.
+        state: the optimizer's state so far.
+
+    Returns:
+        The new state; None if the optimizer has one count for the schedule and for everything else,
+        as Prodigy, MADGRAD and D-Adaptation do.
+    """
+    if not any(map(_is_schedule, jax.tree.leaves(state, is_leaf=_is_schedule))):
+        return None
+    return jax.tree.map(
+        lambda new, old: old if _is_schedule(new) else new,
+        jax.jit(tx.init)(params),
+        state,
+        is_leaf=_is_schedule,
+    )
 
 
 def _try(tx: optax.GradientTransformation) -> None:

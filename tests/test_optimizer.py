@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from flexpool_jax.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule, restart
 
 PARAMS = {"conv": {"kernel": jnp.array([1.0, -2.0])}, "pool": {"w_fp": jnp.array([0.5, 0.5])}}
 GRADS = {"conv": {"kernel": jnp.array([0.1, 0.3])}, "pool": {"w_fp": jnp.array([0.2, -0.4])}}
@@ -155,6 +155,52 @@ def test_every_optimizer_keeps_decay_off_norms_biases_and_the_pool(name):
     # The first steps of these two do not depend on weights or gradients by design.
     if name not in ("cocob", "adopt"):
         assert np.any(decay["conv"]["kernel"] != 0)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_the_tree_of_the_state_is_the_same_with_every_weight_decay(name):
+    """A run continues with weight decay turned on or off, or of the other kind."""
+    rate = optax.constant_schedule(0.1)
+    plain, l2, decoupled = (
+        make_optimizer(name, rate, weight_decay=decay, weight_decay_kind=kind)
+        for decay, kind in ((0.0, "l2"), (0.1, "l2"), (0.1, "decoupled"))
+    )
+    expected = jax.eval_shape(plain.init, PARAMS)
+    for tx in (l2, decoupled):
+        assert jax.eval_shape(tx.init, PARAMS) == expected
+
+
+@pytest.mark.parametrize("name", ["radam", "madgrad", "muon"])
+def test_decoupled_decay_follows_the_schedule_of_the_optimizer(name):
+    params = {"conv": {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.25]])}}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    schedule = optax.piecewise_constant_schedule(0.1, {1: 0.5, 2: 0.1})
+    tx = make_optimizer(name, schedule, weight_decay=0.2, weight_decay_kind="decoupled")
+    state = tx.init(params)
+    for rate in (0.1, 0.05, 0.005):
+        updates, state = tx.update(grads, state, params)
+        expected = -rate * 0.2 * params["conv"]["kernel"]
+        np.testing.assert_allclose(updates["conv"]["kernel"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_weights_that_were_frozen_begin_at_the_rate_after_a_restart(name):
+    tx = make_optimizer(name, lambda step: jnp.where(step == 10_000, 0.1, 1.0))
+    # The counts are 10,000, and the moments are still 0.
+    state = jax.tree.map(lambda x: x if x.ndim else jnp.full_like(x, 10_000), tx.init(PARAMS))
+    restarted = restart(tx, PARAMS, state)
+    assert jax.tree.structure(restarted) == jax.tree.structure(state)
+    largest = [
+        np.abs(tx.update(GRADS, given, PARAMS)[0]["conv"]["kernel"]).max()
+        for given in (state, restarted)
+    ]
+    assert largest[0] > 0.3
+    np.testing.assert_allclose(largest[1], 0.1, rtol=1e-3)
+
+
+def test_an_optimizer_with_one_count_cannot_restart():
+    tx = make_optimizer("prodigy", optax.constant_schedule(1.0))
+    assert restart(tx, PARAMS, tx.init(PARAMS)) is None
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "adamw", "rmsprop"])

@@ -35,12 +35,15 @@ class Header:
             if the file does not contain it.
         std: standard deviation of the training images after division by 255, one number for each
             channel; empty if the file does not contain it.
+        pool: name of the pool whose ``w_fp`` the file holds; empty if the file does not contain the
+            name or a ``w_fp``.
     """
 
     path: Path
     foreign: bool
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    pool: str = ""
 
 
 def save_weights(
@@ -49,6 +52,7 @@ def save_weights(
     *,
     mean: Iterable[float] = (),
     std: Iterable[float] = (),
+    pool: str = "",
 ) -> None:
     """Writes a model's variables to a safetensors file.
 
@@ -59,6 +63,7 @@ def save_weights(
             written to the file's metadata.
         std: standard deviation of the training images after division by 255, one number for each
             channel; it is written to the file's metadata.
+        pool: name of the model's pool; it is written to the file's metadata unless it is empty.
 
     Example:
         >>> import tempfile
@@ -81,10 +86,14 @@ def save_weights(
     for key, values in (("mean", mean), ("std", std)):
         if numbers := [repr(float(value)) for value in values]:
             metadata[key] = " ".join(numbers)
+    if pool:
+        metadata["pool"] = pool
     files.write_whole(Path(file), save(arrays, metadata))
 
 
-def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str, Any]:
+def load_weights(
+    file: str | os.PathLike[str], variables: Variables, *, pool: str = ""
+) -> dict[str, Any]:
     """Loads a safetensors file into a model's variables.
 
     The file is either this project's own (``--mode=export`` writes ``model.safetensors``) or a
@@ -102,13 +111,16 @@ def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str
         file: path of a safetensors file.
         variables: variables of the model, from ``model.init``. If the file has every array, shapes
             from `jax.eval_shape` are enough.
+        pool: name of the model's pool. If it is given, and the file names a pool with another
+            constraint, the file is refused, because its ``w_fp`` has the same shape and another
+            meaning. Files of PyTorch, and files without the name of a pool, are not checked.
 
     Returns:
         A tree like ``variables``, of NumPy arrays with its dtypes and the values of the file.
 
     Raises:
-        UserError: the file cannot be read or does not fit the model. The message names every array
-            that is missing, unexpected, not finite or of another shape.
+        UserError: the file cannot be read or does not fit the model. The message names the two
+            pools, or every array that is missing, unexpected, not finite or of another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, flexpool_jax
@@ -120,11 +132,11 @@ def load_weights(file: str | os.PathLike[str], variables: Variables) -> dict[str
         ...
         flexpool_jax.errors.UserError: resnet20-12fca82f.safetensors: there is no such file
     """
-    return _load(file, variables, new_classifiers=False)[0]
+    return _load(file, variables, pool, new_classifiers=False)[0]
 
 
 def start_from(
-    file: str | os.PathLike[str], variables: Variables
+    file: str | os.PathLike[str], variables: Variables, *, pool: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
     """Loads initial weights for training, as `load_weights` does.
 
@@ -135,11 +147,11 @@ def start_from(
         The variables, and the paths of the classifiers that were not loaded, such as
         ``head.classifier``.
     """
-    return _load(file, variables, new_classifiers=True)
+    return _load(file, variables, pool, new_classifiers=True)
 
 
 def read_header(file: str | os.PathLike[str]) -> Header:
-    """Reads from a safetensors file whether it is foreign, and the normalisation; imports no JAX.
+    """Reads the information in `Header` from a safetensors file; imports no JAX.
 
     Raises:
         UserError: the file does not exist, or is damaged or not a safetensors file.
@@ -158,7 +170,8 @@ def read_header(file: str | os.PathLike[str]) -> Header:
         mean, std = (tuple(map(float, metadata.get(key, "").split())) for key in ("mean", "std"))
     except ValueError as error:
         raise _not_safetensors(path, error) from error
-    return Header(path, False, mean, std)
+    has_weights = any(map(_is_w_fp, names))
+    return Header(path, False, mean, std, metadata.get("pool", "") if has_weights else "")
 
 
 def _check_file(file: str | os.PathLike[str]) -> Path:
@@ -177,12 +190,34 @@ def _not_safetensors(path: Path, error: Exception) -> UserError:
     )
 
 
+def _is_w_fp(name: str) -> bool:
+    return name.split(".")[-1] == "w_fp"
+
+
+def _check_pool(header: Header, pool: str) -> None:
+    """Checks that a model with this pool uses ``w_fp`` in the way of the file's pool."""
+    from flexpool_jax.pooling import POOLS, create_pool
+
+    # A name that is not registered here is of a user's own pool.
+    if header.pool not in POOLS or pool not in POOLS:
+        return
+    found, expected = (
+        getattr(create_pool(name), "constraint", None) for name in (header.pool, pool)
+    )
+    if found != expected:
+        raise UserError(
+            f"{header.path} holds w_fp of the pool {header.pool!r} (constraint {found}), which has "
+            f"another meaning in the model's pool {pool!r} (constraint {expected}); allowed: a "
+            f"model with the pool {header.pool!r}, or a file of a pool with the model's constraint"
+        )
+
+
 def _is_foreign(names: Iterable[str]) -> bool:
     return not any(name.startswith("params.") for name in names)
 
 
 def _load(
-    file: str | os.PathLike[str], variables: Variables, *, new_classifiers: bool
+    file: str | os.PathLike[str], variables: Variables, pool: str, *, new_classifiers: bool
 ) -> tuple[dict[str, Any], list[str]]:
     from flax.traverse_util import flatten_dict, unflatten_dict
     from safetensors.numpy import load_file
@@ -193,6 +228,8 @@ def _load(
     except Exception as error:  # As in `read_header`.
         raise _not_safetensors(path, error) from error
     expected = flatten_dict(variables, sep=".")
+    if any(map(_is_w_fp, expected)):
+        _check_pool(read_header(path), pool)
     place_of = {name: name for name in expected}
     if _is_foreign(arrays):
         arrays, place_of = _from_torch(path, arrays, expected)
@@ -242,9 +279,10 @@ def _match(
         array = arrays.get(name)
         if array is None:
             # A jax.ShapeDtypeStruct has no values to keep.
-            if name.split(".")[-1] == "w_fp" and hasattr(leaf, "__array__"):
+            if _is_w_fp(name) and hasattr(leaf, "__array__"):
                 loaded[name] = np.asarray(leaf)
             else:
+                problems["missing"].append(name)
                 problems["missing"].append(name)
         elif array.shape != leaf.shape:
             owner = ".".join(name.split(".")[1:-1])

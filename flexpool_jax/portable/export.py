@@ -70,7 +70,13 @@ def export_workdir(
     (folder / CHECK).unlink(missing_ok=True)
     program = export_program(trained)
     files.write_whole(folder / PROGRAM, program)
-    save_weights(folder / WEIGHTS, trained.variables, mean=trained.mean, std=trained.std)
+    save_weights(
+        folder / WEIGHTS,
+        trained.variables,
+        mean=trained.mean,
+        std=trained.std,
+        pool=trained.config.pool,
+    )
     files.write_json(folder / CONFIG, hub_config(trained))
     files.write_whole(folder / CARD, model_card(trained).encode())
     images = probe_images(trained.image_shape)

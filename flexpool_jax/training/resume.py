@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import start_from
+from flexpool_jax.optimizer import restart
 from flexpool_jax.training import checkpoints, processes, superclass
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.setup import Setup
@@ -86,11 +87,30 @@ def restore_or_init(
     )
     changes = identity.changes(step, began_with)
     progress.config_changes += changes
+    if any(change["field"] == "freeze" and not change["to"] for change in changes):
+        state = _thawed(setup, state)
     # With the old num_epochs this epoch was not the last one: it may not have been evaluated, and
     # its predictions were not written.
     if step == setup.total_steps and any(change["field"] == "num_epochs" for change in changes):
         progress.evaluated = False
     return state, progress
+
+
+def _thawed(setup: Setup, state: TrainState) -> TrainState:
+    """Restarts the optimizer if possible, because the backbone's moments are 0; says so."""
+    opt_state = restart(setup.tx, state.params, state.opt_state)
+    if opt_state is None:
+        print(
+            f"config.freeze is now empty: {setup.config.optimizer.name} keeps its state, with "
+            "which the first updates of the backbone may be several times as large as usual",
+            file=sys.stderr,
+        )
+        return state
+    print(
+        "config.freeze is now empty: the optimizer's state begins anew; the schedule continues",
+        file=sys.stderr,
+    )
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
 def _initial_state(setup: Setup, pretrained: Mapping[str, Any] | None) -> TrainState:
@@ -102,7 +122,7 @@ def _initial_state(setup: Setup, pretrained: Mapping[str, Any] | None) -> TrainS
     if not setup.config.init_from:
         return state
     file = setup.config.init_from
-    variables, new = start_from(file, jax.device_get(state.variables))
+    variables, new = start_from(file, jax.device_get(state.variables), pool=setup.config.pool)
     if new:
         print(
             f"{file} is for another number of classes: {', '.join(new)} begins anew, for "

@@ -279,6 +279,47 @@ def test_weights_of_another_map_name_the_function_that_resizes_them(tmp_path):
         load_weights(tmp_path / "a.safetensors", variables_of(pool="flexpool"))
 
 
+def weights_only(value):
+    return {"params": {"pool": {"w_fp": np.full((2, 2, 3), value, np.float32)}}}
+
+
+@pytest.mark.parametrize(
+    "pools", [("flexpool_softmax", "flexpool"), ("gdconv", "flexpool_softmax")]
+)
+def test_weights_of_a_pool_with_another_constraint_are_refused(tmp_path, pools):
+    file, (saved, pool) = tmp_path / "a.safetensors", pools
+    save_weights(file, weights_only(0.5), pool=saved)
+    for load in (load_weights, start_from):
+        with pytest.raises(UserError, match=rf"a.safetensors holds w_fp of .*'{saved}' .*'{pool}'"):
+            load(file, weights_only(0.25), pool=pool)
+
+
+@pytest.mark.parametrize(
+    ("saved", "pool"),
+    [
+        ("flexpool", "gdconv"),  # The same function of w_fp.
+        ("flexpool_softmax", "flexpool_softmax"),
+        ("", "flexpool_softmax"),  # A file from before the pool's name was written.
+        ("a_pool_of_another_program", "flexpool_softmax"),
+    ],
+)
+def test_weights_of_a_pool_with_the_same_or_an_unknown_constraint_are_taken(tmp_path, saved, pool):
+    file = tmp_path / "a.safetensors"
+    save_weights(file, weights_only(0.5), pool=saved)
+    assert read_header(file).pool == saved
+    loaded, _ = start_from(file, weights_only(0.25), pool=pool)
+    assert np.all(loaded["params"]["pool"]["w_fp"] == 0.5)
+
+
+def test_weights_of_a_pool_without_w_fp_fit_every_constraint(tmp_path):
+    file = tmp_path / "a.safetensors"
+    kernel = {"kernel": np.ones((3, 2), np.float32)}
+    save_weights(file, {"params": {"dense": kernel}}, pool="avg")
+    variables = {"params": {"dense": kernel, **weights_only(0.25)["params"]}}
+    loaded, _ = start_from(file, variables, pool="flexpool_softmax")
+    assert np.all(loaded["params"]["pool"]["w_fp"] == 0.25)
+
+
 def test_half_precision_and_double_precision_are_read(tmp_path):
     for dtype in (np.float16, np.float64, jnp.bfloat16):
         save_file({k: v.astype(dtype) for k, v in akamaster().items()}, tmp_path / "a.safetensors")

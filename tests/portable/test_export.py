@@ -18,6 +18,7 @@ from flexpool_jax import files, load_exported, load_weights
 from flexpool_jax.configuration import read_config
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
+from flexpool_jax.models.weights import read_header
 from flexpool_jax.portable import card
 from flexpool_jax.portable.export import export_workdir, hub_config
 from flexpool_jax.trained import load_trained
@@ -141,7 +142,9 @@ def test_other_images_than_the_models_are_refused(folder, images):
 def test_its_weights_are_those_of_the_checkpoint(folder, workdir):
     trained = load_trained(workdir)
     zeros = jax.tree.map(np.zeros_like, trained.variables)
-    loaded = load_weights(folder / "model.safetensors", zeros)
+    file, pool = folder / "model.safetensors", trained.config.pool
+    assert read_header(file).pool == pool
+    loaded = load_weights(file, zeros, pool=pool)
     jax.tree.map(np.testing.assert_array_equal, loaded, trained.variables)
 
 

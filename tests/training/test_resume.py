@@ -64,6 +64,13 @@ def test_the_optimizer_and_the_average_start_with_the_weights_that_are_given(tmp
     assert int(state.step) == 0
 
 
+def test_weights_of_a_pool_with_another_constraint_are_not_a_start(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_weights(file, make().init().variables, pool="flexpool_softmax")
+    with pytest.raises(UserError, match=r"'flexpool_softmax' .* the model's pool 'flexpool' "):
+        start(make(init_from=str(file)), tmp_path / "run")
+
+
 def test_a_run_that_continues_does_not_need_the_file_that_it_started_from(tmp_path):
     setup = make(init_from="nowhere.safetensors")
     with pytest.raises(UserError, match=r"nowhere.safetensors: there is no such file"):
@@ -75,6 +82,42 @@ def test_a_run_that_continues_does_not_need_the_file_that_it_started_from(tmp_pa
     state, _ = start(setup, tmp_path)
     assert int(state.step) == 1
     assert_equal(state.params, saved.params)
+
+
+def test_a_run_continues_with_weight_decay_turned_off(tmp_path, capfd):
+    before = make(**{"optimizer.name": "rmsprop", "optimizer.weight_decay": 0.1})
+    saved = jax.tree.map(lambda x: np.ones_like(x), before.init())
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        run = Identity(None, before.config, before.dataset.digest).to_json()
+        checkpoints.save(manager, saved, dataclasses.asdict(Progress()), run=run)
+    state, _ = start(make(**{"optimizer.name": "rmsprop"}), tmp_path)
+    assert_equal(state, saved)
+    assert "damaged" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["adam", "prodigy"])
+def test_the_optimizer_begins_anew_when_the_backbone_is_no_longer_frozen(tmp_path, capfd, name):
+    fields = {"optimizer.name": name, "init_from": "nowhere.safetensors"}
+    frozen = make(**fields, freeze="backbone")
+    saved = jax.tree.map(lambda x: np.full_like(x, 7), frozen.init())
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        run = Identity(None, frozen.config, frozen.dataset.digest).to_json()
+        checkpoints.save(manager, saved, dataclasses.asdict(Progress()), run=run)
+    setup = make(**fields)
+    state, _ = start(setup, tmp_path)
+    said = capfd.readouterr().err
+    assert_equal(state.params, saved.params)
+    assert int(state.step) == 7
+    if name == "prodigy":
+        assert "freeze is now empty: prodigy keeps its state" in said
+        assert_equal(state.opt_state, saved.opt_state)
+        return
+    assert "freeze is now empty: the optimizer's state begins anew" in said
+    *moments, rate = state.opt_state
+    assert int(rate.count) == 7
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(moments))
+    # While the backbone stays frozen, the state is kept.
+    assert_equal(start(frozen, tmp_path)[0], saved)
 
 
 def test_processes_that_receive_the_state_need_no_file(tmp_path, monkeypatch):
