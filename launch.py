@@ -100,7 +100,7 @@ def predict(command: Command) -> None:
     """Predicts the classes of image files."""
     if not command.images:
         raise UserError("--mode=predict needs --images=PATH_OR_GLOB, e.g. --images=photos/")
-    workdir, step, config = _checkpoint(command)
+    workdir, step, config = _checkpoint(command, reads_data=False)
     configuration.check_workdir(workdir)
 
     from flexpool_jax.insight import predict as predicting
@@ -112,7 +112,7 @@ def predict(command: Command) -> None:
 
 def export(command: Command) -> None:
     """Exports a checkpoint to a folder that can be used without this project."""
-    workdir, step, config = _checkpoint(command)
+    workdir, step, config = _checkpoint(command, reads_data=False)
     configuration.check_workdir(workdir)
 
     from flexpool_jax.portable.export import export_workdir
@@ -157,7 +157,9 @@ def report(command: Command) -> None:
 
     workdir = _workdir(command)
     # A config.json in the workdir belongs to a single run and does not list the runs of a sweep.
-    cells = grid.expand(_config(command), CONFIGS_DIR) if command.config_given else []
+    cells = []
+    if command.config_given:
+        cells = grid.expand(_config(command), CONFIGS_DIR, reads_data=False)
     configuration.check_workdir(workdir)
     path, skipped = write_report(workdir, cells)
     for line in skipped:
@@ -339,17 +341,18 @@ def _workdir(command: Command) -> str:
     return command.workdir
 
 
-def _checkpoint(command: Command) -> tuple[str, str, ConfigDict]:
+def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str, ConfigDict]:
     """Returns the workdir of a run, the step of the checkpoint to use, and the config.
 
-    The step is "best", "latest" or a number as text.
+    The step is "best", "latest" or a number as text. If the mode reads the run's data set,
+    reads_data is True, and the data set must exist.
 
     Raises:
         UserError: The run has no checkpoint, or the config describes another run.
     """
     workdir = _workdir(command)
     saved = configuration.read_config(workdir)
-    config = configuration.resolve(_config(command))
+    config = configuration.resolve(_config(command), reads_data=reads_data)
     configuration.copy_normalisation(config, saved)
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):

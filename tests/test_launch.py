@@ -123,6 +123,22 @@ def test_run_without_checkpoint_cannot_be_evaluated(run_workdir, capsys):
     assert "no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (("--mode=predict", "--images=x.png"), "x.png: there is no such file"),
+        (("--mode=export",), "cannot use .*step 21 cannot be read"),
+        (("--mode=eval",), "config.dataset.name: unknown data set 'mine'"),
+    ],
+)
+def test_only_modes_that_read_the_data_ask_for_them(mode, words, run_workdir, capsys):
+    config = digits.get_config("flexpool,reg")
+    config.dataset.name = "mine"  # A name that another config file registers.
+    write_config(config, run_workdir)
+    assert launch.main([f"--workdir={run_workdir}", *mode]) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
 def test_the_command_that_trained_on_initial_weights_evaluates_them_too(run_workdir, capsys):
     config = digits.get_config("flexpool,reg,init_from=weights.safetensors")
     config.dataset.mean, config.dataset.std = (0.5,), (0.25,)  # As read from the file.

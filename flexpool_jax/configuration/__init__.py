@@ -24,6 +24,7 @@ from flexpool_jax.configuration.workdir import (
     digest,
     has_checkpoint,
     has_effect,
+    has_saved_state,
     read_config,
     write_config,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "get_field",
     "has_checkpoint",
     "has_effect",
+    "has_saved_state",
     "load_config",
     "read_config",
     "resolve",

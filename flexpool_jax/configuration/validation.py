@@ -28,7 +28,7 @@ _SAC_SUM_TOLERANCE = 2e-3
 _STAGES_OF_THE_PAPER = 3
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, *, reads_data: bool = True) -> ConfigDict:
     """Checks a training config, and returns a copy with the SAC weights of its model.
 
     The type and the value of each field are checked, and that the fields do not contradict each
@@ -41,6 +41,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
     Args:
         config: A training config with the fields of configs/default.py.
+        reads_data: Whether the data set must exist: registered, or prepared under
+            `dataset.data_dir`. A trained network can be used without its data set.
 
     Returns:
         A locked copy of the config.
@@ -70,6 +72,8 @@ at most 1000
     paper = registry.default_sac_weights(_STAGES_OF_THE_PAPER)
     if config.sac.enabled and config.sac.weights == paper:
         config.sac.weights = registry.default_sac_weights(registry.num_stages(config.model))
+    if reads_data:
+        _check_dataset_exists(config.dataset.name, config.dataset.data_dir)
     _check_dataset(config)
     _check_model(config)
     _check_pool(config)
@@ -225,7 +229,6 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _check_dataset(config: ConfigDict) -> None:
     dataset, augment = config.dataset, config.augment
-    _check_dataset_name(dataset.name, dataset.data_dir)
     if dataset.center_crop > dataset.image_size:
         raise UserError(
             f"config.dataset.center_crop is {dataset.center_crop} with image_size "
@@ -248,7 +251,7 @@ def _check_dataset(config: ConfigDict) -> None:
         )
 
 
-def _check_dataset_name(name: str, data_dir: str) -> None:
+def _check_dataset_exists(name: str, data_dir: str) -> None:
     """Raises UserError if a data set is neither registered nor prepared under data_dir by TFDS."""
     # Imported here, because it imports NumPy.
     from flexpool_jax.data.registry import DATASETS

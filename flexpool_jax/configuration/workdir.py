@@ -16,13 +16,8 @@ from flexpool_jax.errors import UserError
 
 # Files (by the endings of their names) and folders that a run writes into its workdir.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
-_FOLDERS = (
-    "checkpoints",
-    "checkpoints_damaged",
-    "checkpoints_superseded",
-    "superclass",
-    "tensorboard",
-)
+_MOVED_CHECKPOINTS = ("checkpoints_damaged", "checkpoints_superseded")
+_FOLDERS = ("checkpoints", *_MOVED_CHECKPOINTS, "superclass", "tensorboard")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +42,19 @@ def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     """Whether a workdir holds a complete checkpoint, a folder that Orbax names by its step."""
     checkpoints = Path(workdir) / "checkpoints"
     return checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
+
+
+def has_saved_state(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a workdir holds a checkpoint, also a damaged or superseded one, or a result.json.
+
+    Without these, training starts at step 0, and nothing is lost if it has another config.
+    """
+    moved = (Path(workdir) / name for name in _MOVED_CHECKPOINTS)
+    return (
+        has_checkpoint(workdir)
+        or any(folder.is_dir() and any(folder.iterdir()) for folder in moved)
+        or (Path(workdir) / "result.json").exists()
+    )
 
 
 def check_workdir(workdir: str) -> None:
@@ -219,12 +227,7 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
         >>> [str(change) for change in compare_with_workdir(config, saved)]
         ['config.num_epochs is 20 (was 12)']
     """
-    given_values, saved_values = _flat(config), _flat(saved)
-    changes = [
-        Change(name, saved_values.get(name), given_values.get(name))
-        for name in sorted(given_values.keys() | saved_values.keys())
-        if given_values.get(name) != saved_values.get(name)
-    ]
+    changes = _changes(config, saved)
     refused = [change for change in changes if definition(change.field).fixed]
     if refused:
         listed = "; ".join(map(str, refused))
@@ -235,19 +238,33 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
     return changes
 
 
+def _changes(config: ConfigDict, saved: ConfigDict) -> list[Change]:
+    given_values, saved_values = _flat(config), _flat(saved)
+    return [
+        Change(name, saved_values.get(name), given_values.get(name))
+        for name in sorted(given_values.keys() | saved_values.keys())
+        if given_values.get(name) != saved_values.get(name)
+    ]
+
+
 def check_resume(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[Change]:
     """Checks that a run in this workdir may begin or continue with this config.
 
+    Another process may train in the workdir and save its first checkpoint at any time. Before
+    config.json is overwritten, call this function while the workdir is locked.
+
     Returns:
-        The allowed differences from the config of the workdir, see `compare_with_workdir`; empty if
-        no run has begun in the workdir.
+        The differences from the config of the workdir; empty if no run has begun in the workdir. If
+        `has_saved_state` is False, any field may differ; otherwise see `compare_with_workdir`.
 
     Raises:
-        UserError: The config defines another model or data than the config of the workdir, or the
-            workdir has checkpoints but no config.json.
+        UserError: The config defines another model or data than the saved state of the workdir, or
+            the workdir has checkpoints but no config.json.
     """
     if config_path(workdir).is_file():
-        return compare_with_workdir(config, read_config(workdir))
+        saved = read_config(workdir)
+        compare = compare_with_workdir if has_saved_state(workdir) else _changes
+        return compare(config, saved)
     if has_checkpoint(workdir):
         raise UserError(
             f"{workdir} holds checkpoints, but no config.json that says of which model and data; "

@@ -105,7 +105,9 @@ e.g. 0,1,2
             raise UserError(f"config.{name} is {value!r}, which names one twice")
 
 
-def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell]:
+def expand(
+    config: ConfigDict, configs_dir: str | os.PathLike[str], *, reads_data: bool = True
+) -> list[Cell]:
     """Lists the runs of a sweep, all of them checked.
 
     Seeds are the outermost loop: a sweep that is stopped early leaves complete tables of fewer
@@ -114,6 +116,7 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
     Args:
         config: A sweep's config.
         configs_dir: The folder with the data sets' config files.
+        reads_data: Whether the runs' data sets must exist, see `configuration.resolve`.
 
     Raises:
         UserError: The sweep or one of its runs is not valid, or two runs are the same; the message
@@ -149,7 +152,7 @@ def expand(config: ConfigDict, configs_dir: str | os.PathLike[str]) -> list[Cell
                 arguments[0].removeprefix("--config="), configs_dir
             )
             configuration.apply_overrides(training, arguments[1:])
-            training = configuration.resolve(training)
+            training = configuration.resolve(training, reads_data=reads_data)
             configuration.check_files(training)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error

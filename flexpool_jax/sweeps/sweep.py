@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
-from flexpool_jax.lock import hold
+from flexpool_jax.lock import hold, hold_workdir
 from flexpool_jax.sweeps.grid import Cell
 
 
@@ -91,12 +91,13 @@ def run_sweep(
             number = len(cells) - len(remaining) + i + 1
             left = _time_left(remaining[i:], cells, workdir, _stages(probe))
             with _claimed(workdir / cell.name) as claimed:
-                if not claimed:
-                    _say(f"cell {cell.name} is being run by another process")
-                    elsewhere += 1
-                    continue
-                _say(f"cell {number} of {len(cells)}: {cell.name} ({left})")
                 try:
+                    if not claimed:
+                        _check_config(cell, workdir / cell.name)
+                        _say(f"cell {cell.name} is being run by another process")
+                        elsewhere += 1
+                        continue
+                    _say(f"cell {number} of {len(cells)}: {cell.name} ({left})")
                     if is_finished(cell, workdir, probe=probe):
                         before += 1
                         continue
@@ -139,17 +140,24 @@ def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = Fa
     """Whether a cell's folder holds the result of its config, and the probe if one is wanted.
 
     Raises:
-        UserError: The folder holds a run of another config. If that run were continued with the
-            cell's config, its result would belong to neither config.
+        UserError: The folder holds the saved state of a run of another config. If that run were
+            continued with the cell's config, its result would belong to neither config.
     """
     folder = Path(workdir) / cell.name
+    # The first phase of a run with superclasses saves its checkpoints in a folder of its own.
+    if any(map(configuration.has_saved_state, (folder, folder / "superclass"))):
+        _check_config(cell, folder)
+    return all(stage.is_done(cell, folder) for stage in _stages(probe))
+
+
+def _check_config(cell: Cell, folder: Path) -> None:
+    """Raises UserError if the config in a cell's folder is not that of the cell."""
     saved = _saved_config(folder)
     if saved is not None and configuration.digest(saved) != cell.digest:
         raise UserError(
             f"{folder} holds a run of another config: {_differences(cell, saved)}; give the sweep "
             "another --workdir, or remove that folder"
         )
-    return all(stage.is_done(cell, folder) for stage in _stages(probe))
 
 
 def _saved_config(folder: Path) -> ConfigDict | None:
@@ -208,9 +216,10 @@ def _run_cell(
 ) -> str | None:
     """Runs a cell's unfinished stages. Returns None on success, else the reason in one line."""
     try:
-        configuration.check_resume(cell.config, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        configuration.write_config(cell.config, folder)
+        # The lock of training: a run that was started by hand may not have saved anything yet.
+        with hold_workdir(folder):
+            configuration.check_resume(cell.config, folder)
+            configuration.write_config(cell.config, folder)
     except UserError as error:
         return str(error)
     except OSError as error:

@@ -57,7 +57,7 @@ def train(
 
     Raises:
         UserError: the config is wrong, or differs from the workdir's in a field that is fixed once
-            a run has begun; or the workdir cannot be used.
+            a run has saved a checkpoint; or the workdir cannot be used.
         PeerLost: another process of the run has ended.
         Interrupted: the process was told to stop by a signal; the state is saved.
         TrainingDiverged: a loss became NaN or infinite.

@@ -107,6 +107,9 @@ class Identity:
 def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     """Writes run.json and data.json when a run begins; reads and checks them when it continues.
 
+    If the workdir has no saved state, data.json may describe the data of an earlier start that
+    failed; it is then replaced.
+
     Args:
         workdir: an existing folder.
         config: config with which the run is trained.
@@ -115,8 +118,13 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
-    identity = recall(workdir, config, dataset)
-    if not (workdir / DATA_FILE).exists():
+    if configuration.has_saved_state(workdir):
+        identity = recall(workdir, config, dataset)
+        is_current = (workdir / DATA_FILE).exists()
+    else:
+        identity = Identity(read_id(workdir), config, dataset.digest)
+        is_current = files.read_json(workdir / DATA_FILE) == _describe(dataset)
+    if not is_current:
         files.write_json(workdir / DATA_FILE, _describe(dataset))
     # Checkpoints without a run.json were written by release 0.1, or were copied without the file.
     if identity.id is None and not configuration.has_checkpoint(workdir):

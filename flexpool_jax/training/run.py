@@ -94,8 +94,9 @@ def _train_phase(
         if is_done and result is not None and result.get("epochs") == config.num_epochs:
             print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
             return state.variables, result
+        verb = "continuing" if step else "starting"
         for change in changes:
-            print(f"continuing with another value: {change}", file=sys.stderr)
+            print(f"{verb} with another value: {change}", file=sys.stderr)
         # Written only if needed: a full disk may have room only after an unfinished checkpoint is
         # removed.
         if changes or not configuration.config_path(workdir).is_file():

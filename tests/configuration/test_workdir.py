@@ -234,6 +234,26 @@ def test_resuming_in_a_workdir(tmp_path):
     assert [change.field for change in check_resume(config, tmp_path)] == ["num_epochs"]
 
 
+def test_a_run_without_saved_state_may_start_again_with_another_model(tmp_path):
+    write_config(changed("model"), tmp_path)
+    (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints_damaged").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    (change,) = check_resume(default.get_config(), tmp_path)
+    assert (change.field, change.saved) == ("model", "resnet32")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    ["checkpoints/12", "checkpoints_damaged/12.0", "checkpoints_superseded/12", "result.json"],
+)
+def test_saved_state_fixes_the_model(tmp_path, saved):
+    write_config(changed("model"), tmp_path)
+    (tmp_path / saved).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"config\.model"):
+        check_resume(default.get_config(), tmp_path)
+
+
 def test_only_finished_checkpoints_count(tmp_path):
     assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir(parents=True)

@@ -105,6 +105,38 @@ def test_another_config_in_a_cells_folder_is_refused_before_anything_runs(sweeps
     assert sweeps.trained() == []
 
 
+def test_a_cell_that_failed_before_it_saved_anything_takes_the_corrected_config(sweeps):
+    failing = (trainer.LEAVES_NOTHING,)
+    with pytest.raises(SweepFailed, match="ended without a result"):
+        sweeps.run(failing, overrides="batch_size=999")
+    folder = sweeps.workdir / f"digits/avg/seed-{trainer.LEAVES_NOTHING}"
+    assert configuration.read_config(folder).batch_size == 999
+    with pytest.raises(SweepFailed, match="ended without a result"):
+        sweeps.run(failing)
+    assert configuration.read_config(folder).batch_size == 64
+    (folder / "superclass/checkpoints/11").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds .*config.batch_size is 32 \(was 64\)"):
+        sweeps.run(failing, overrides="batch_size=32")
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [(".sweep.lock", "holds a run of another config"), (".lock", "in use by another process")],
+)
+def test_the_config_of_a_cell_that_another_process_runs_is_kept(sweeps, lock, reason):
+    (cell,) = grid.expand(small_sweep(columns=("avg",), seeds=(1,)), CONFIGS_DIR)
+    folder = sweeps.workdir / cell.name
+    folder.mkdir(parents=True)
+    configuration.write_config(cell.config, folder)
+    with (
+        hold(folder / lock, "running it too"),
+        pytest.raises(SweepFailed, match=f"1 of 1 cells failed: .*{reason}"),
+    ):
+        sweeps.run((1,), overrides="batch_size=32")
+    assert configuration.read_config(folder).batch_size == 64
+    assert sweeps.trained() == []
+
+
 def test_folders_and_cadences_may_change(sweeps):
     sweeps.run((1,))
     sweeps.run((1,), overrides="log_every_steps=7 dataset.data_dir=/elsewhere")

@@ -278,6 +278,20 @@ def test_other_data_under_the_same_name_are_refused(workdir, make_config, monkey
         train(make_config(num_epochs=3), workdir)
 
 
+def test_data_are_fixed_once_a_checkpoint_is_saved(make_config, tmp_path):
+    config = make_config()
+    first = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    given = dataclasses.replace(other_data(first, "other pixels or labels"), mean=first.mean / 2)
+    begun = identity.begin(tmp_path, config, first)
+    assert identity.begin(tmp_path, config, given) == dataclasses.replace(begun, data=given.digest)
+    data = json.loads((tmp_path / identity.DATA_FILE).read_text())
+    assert data["digest"] == given.digest
+    np.testing.assert_array_equal(np.float32(data["mean"]), given.mean)
+    (tmp_path / checkpoints.FOLDER / "11").mkdir(parents=True)
+    with pytest.raises(UserError, match="other data"):
+        identity.begin(tmp_path, config, first)
+
+
 def test_arrays_from_a_program_are_not_taken_for_the_set_of_that_name(
     make_config, tmp_path, capsys
 ):
