@@ -82,6 +82,13 @@ def test_every_committed_run_is_on_the_page():
     assert len({row["source_hash"] for row in rows}) == 1
 
 
+def test_readme_shows_the_answer_of_the_page():
+    answer, table = PAGE.read_text().partition("## Results\n\n")[2].split("\n\n")[:2]
+    readme = (ROOT / "README.md").read_text()
+    assert " ".join(answer.split()) in " ".join(readme.split())
+    assert table in readme
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A folder with simulated results of most designs, and the page written from them."""
