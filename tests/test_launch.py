@@ -128,12 +128,12 @@ def test_run_without_checkpoint_cannot_be_evaluated(run_workdir, capsys):
     [
         (("--mode=predict", "--images=x.png"), "x.png: there is no such file"),
         (("--mode=export",), "cannot use .*step 21 cannot be read"),
-        (("--mode=eval",), "config.dataset.name: unknown data set 'mine'"),
+        (("--mode=eval",), "config.dataset.name: unknown data set 'holiday_photos'"),
     ],
 )
 def test_only_modes_that_read_the_data_ask_for_them(mode, words, run_workdir, capsys):
     config = digits.get_config("flexpool,reg")
-    config.dataset.name = "mine"  # A name that another config file registers.
+    config.dataset.name = "holiday_photos"  # A name that another config file registers.
     write_config(config, run_workdir)
     assert launch.main([f"--workdir={run_workdir}", *mode]) == 2
     assert re.search(words, capsys.readouterr().err)
