@@ -23,7 +23,7 @@ from flexpool_jax.report.evidence.contrasts import (
     analyse,
     verdict,
 )
-from flexpool_jax.report.evidence.page import MARKER, write_page
+from flexpool_jax.report.evidence.page import MARKER, README_MARKERS, write_page
 from flexpool_jax.report.evidence.runs import read_evidence
 from tests.report.simulated import write_evidence
 
@@ -83,10 +83,9 @@ def test_every_committed_run_is_on_the_page():
 
 
 def test_readme_shows_the_answer_of_the_page():
-    answer, table = PAGE.read_text().partition("## Results\n\n")[2].split("\n\n")[:2]
-    readme = (ROOT / "README.md").read_text()
-    assert " ".join(answer.split()) in " ".join(readme.split())
-    assert table in readme
+    answer = PAGE.read_text().partition("## Results\n\n")[2].partition("\n\n![")[0]
+    start, end = README_MARKERS
+    assert f"{start}\n\n{answer}\n\n{end}" in (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +137,7 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
         assert expected in row[6]
         assert row[3] == f"{difference:+.2f} [{difference - half:+.2f}, {difference + half:+.2f}]"
     assert [row[2] for row in rows] == ["+0.97", "+1.13", "not given"]
+    answer = " ".join(answer.split())
     assert "is not excluded for P3. " in answer
     assert re.search(r"are significant: P1 \(\+0\.\d\d\), P3 \(\+1\.\d\d\)\.\*\* ", answer)
     assert "n = 6 seeds" in answer
@@ -154,6 +154,25 @@ def test_page_keeps_the_protocol_and_is_the_same_when_written_again(written):
     protocol = PAGE.read_text().partition(MARKER)[0].rstrip()
     assert before.decode().startswith(protocol)
     assert before.decode().count(MARKER) == 1
+
+
+def test_readme_gets_the_answer_between_its_markers(written, tmp_path):
+    readme = tmp_path / "README.md"
+    start, end = README_MARKERS
+    readme.write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    write_page(written / "results", written / "evidence.md", readme=readme, draws=200)
+    results = (written / "evidence.md").read_text().partition("## Results\n\n")[2]
+    answer = results.partition("\n\n![")[0]
+    assert readme.read_text() == f"before\n{start}\n\n{answer}\n\n{end}\nafter\n"
+
+
+def test_readme_without_markers_is_refused_before_anything_is_written(small):
+    page, readme = small / "evidence.md", small / "README.md"
+    before = page.read_bytes()
+    readme.write_text("no markers\n")
+    with pytest.raises(UserError, match="has no place for the answer"):
+        write_page(small / "results", page, readme=readme, draws=20)
+    assert (page.read_bytes(), readme.read_text()) == (before, "no markers\n")
 
 
 def test_figures_are_pictures(written):

@@ -1,10 +1,11 @@
 """Writes the results of docs/evidence.md from the files of its runs.
 
-    python -m flexpool_jax.report.evidence results/evidence --page=docs/evidence.md
+    python -m flexpool_jax.report.evidence results/evidence --readme=README.md
 
 The folder holds one folder for each design of configs/evidence.py. Everything below the page's
 marker is replaced. Figures and CSV files are written to a folder beside the page, docs/evidence for
-docs/evidence.md. The page names missing runs. Run this command in the root of the repository.
+docs/evidence.md. The page names missing runs. The README gets the answer, with which the page's
+results begin. Run this command in the root of the repository.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="evidence", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="results, one folder for each design")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument("--readme", type=Path, help="a README that shows the answer too")
     parser.add_argument(
         "--failed",
         action="append",
@@ -31,7 +33,8 @@ def main() -> int:
     )
     parsed = parser.parse_args()
     try:
-        print("\n".join(write_page(parsed.folder, parsed.page, failed=parsed.failed)))
+        lines = write_page(parsed.folder, parsed.page, readme=parsed.readme, failed=parsed.failed)
+        print("\n".join(lines))
     except UserError as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,12 @@ MARKER = (
     "<!-- Everything below is written by `python -m flexpool_jax.report.evidence`; "
     "edits are lost. -->"
 )
+# In the README, the answer is between these two lines.
+README_MARKERS = (
+    "<!-- Written by `python -m flexpool_jax.report.evidence --readme=README.md`; edits are lost. "
+    "-->",
+    "<!-- The end of the answer. -->",
+)
 # The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.
 _PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
 _LIMITS = (
@@ -56,13 +63,19 @@ _LIMITS = (
 
 
 def write_page(
-    folder: Path, page: Path, *, failed: Sequence[str] = (), draws: int = 10_000
+    folder: Path,
+    page: Path,
+    *,
+    readme: Path | None = None,
+    failed: Sequence[str] = (),
+    draws: int = 10_000,
 ) -> list[str]:
     """Writes the results into a page; they replace the page's earlier results.
 
     Args:
         folder: The folder with the runs, which holds one folder for each design.
         page: An existing Markdown file. Its text above `MARKER` is kept.
+        readme: A Markdown file whose text between `README_MARKERS` is replaced by the answer.
         failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3". They count as
             failed and not as missing.
         draws: The number of draws of each bootstrap.
@@ -71,20 +84,38 @@ def write_page(
         The text of the protocol's note on E0's rates, then a line on each result that is not used.
 
     Raises:
-        UserError: The page does not exist, the folder has no run of the protocol, the protocol has
-            no such failed cell, or a predictions.npz or pool_weights.npz is damaged.
+        UserError: The page does not exist, the README lacks the markers, the folder has no run of
+            the protocol, the protocol has no such failed cell, or a predictions.npz or
+            pool_weights.npz is damaged.
     """
     if not page.is_file():
         raise UserError(f"--page={page} does not exist; it holds the protocol")
+    around = None if readme is None else _around_the_answer(readme)
     evidence = read_evidence(folder, failed)
     if not any(design.runs for design in evidence.designs.values()):
         raise UserError("; ".join([f"{folder} has no run of the protocol", *evidence.left_out[:1]]))
-    _write(evidence, page, draws)
+    answer = _write(evidence, page, draws)
+    if readme is not None and around is not None:
+        readme.write_text(answer.join(around), encoding="utf-8")
     return [rates_note(evidence), *evidence.left_out]
 
 
-def _write(evidence: Evidence, page: Path, draws: int) -> None:
-    """Replaces everything below the page's marker, and writes figures and CSV files beside it."""
+def _around_the_answer(readme: Path) -> tuple[str, str]:
+    """The text of a README before and after its answer, with the markers."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    start, end = README_MARKERS
+    before, first, rest = text.partition(start)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise UserError(f"--readme={readme} has no place for the answer: {start} {end}")
+    return f"{before}{start}\n\n", f"\n\n{end}{after}"
+
+
+def _write(evidence: Evidence, page: Path, draws: int) -> str:
+    """Replaces everything below the page's marker, and writes figures and CSV files beside it.
+
+    Returns the answer, with which the results begin.
+    """
     folder = page.with_suffix("")
     folder.mkdir(exist_ok=True)
     analyses = [analyse(evidence, experiment, draws=draws) for experiment in EXPERIMENTS]
@@ -107,8 +138,9 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
     write_csv(folder / "contrasts.csv", _contrast_records(analyses))
     has_slope = any(slope for slope, _ in slopes.values())
     changed = mechanism.changed_accuracies(probes)
+    answer = _answer(analyses[0])
     parts = [
-        f"## Results\n\n{_answer(analyses[0])}{pictures['contrasts']}",
+        f"## Results\n\n{answer}{pictures['contrasts']}",
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
         *(_experiment(analysis) for analysis in analyses if analysis.accuracies),
@@ -127,6 +159,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> None:
     protocol = page.read_text(encoding="utf-8").partition(MARKER)[0].rstrip()
     text = "\n\n".join([protocol, MARKER, *parts]) + "\n"
     page.write_text(text, encoding="utf-8")
+    return answer
 
 
 def _answer(e1: Analysis) -> str:
@@ -162,7 +195,7 @@ def _answer(e1: Analysis) -> str:
     paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
     if e1.failed:
         paragraph += f" Failed runs, which are not in these numbers: {_cells(e1.failed)}."
-    return f"{paragraph}\n\n{markdown_table(heads, rows)}"
+    return f"{textwrap.fill(paragraph, 100)}\n\n{markdown_table(heads, rows)}"
 
 
 def _summary(primary: Mapping[str, Finding]) -> str:
@@ -212,7 +245,7 @@ def _disagreement(finding: Finding) -> str:
     ]
     if not others:
         return ""
-    does = "holds" if excludes else "excludes"
+    does = "contains" if excludes else "excludes"
     return f" The interval of the {' and of the '.join(others)} {does} zero."
 
 
