@@ -70,22 +70,13 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
             "–" if slope is None else agreement("below", slope.interval()),
         ]
     )
-    gains = {
-        one.experiment.designs[0]: {
-            seed: one.accuracies["flexpool", seed] - accuracy
-            for (column, seed), accuracy in one.accuracies.items()
-            if column == "avg" and ("flexpool", seed) in one.accuracies
-        }
-        for one in analyses
-    }
+    sgd, adam = (_gains(analyses, design) for design in ("e6_sgd", "e1"))
     costs = {
         column: {seed: figures.changes(probe)["shift 4"] for seed, probe in found.items()}
         for column, found in probes.items()
     }
     rows += [
-        _paired_row(
-            *("M1", "`flexpool` − `avg`, under SGD − under Adam"), gains["e6_sgd"], gains["e1"]
-        ),
+        _paired_row("M1", "`flexpool` − `avg`, under SGD − under Adam", sgd, adam),
         _paired_row(
             *("M8", "change by a shift of 4 pixels, `flexpool` − `avg`"),
             *(costs.get("flexpool", {}), costs.get("avg", {})),
@@ -98,6 +89,16 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
         "interval is above -0.5. What probes say about M2, M3 and M8 is in the table above.\n\n"
         + markdown_table(heads, sorted(rows, key=lambda row: row[0]))
     )
+
+
+def _gains(analyses: Sequence[Analysis], design: str) -> dict[int, float]:
+    """The difference `flexpool` − `avg` of a design by seed, in points."""
+    (accuracies,) = (one.accuracies for one in analyses if design in one.experiment.designs)
+    flexpool, avg = (
+        {seed: value for (column, seed), value in accuracies.items() if column == pool}
+        for pool in ("flexpool", "avg")
+    )
+    return {seed: flexpool[seed] - avg[seed] for seed in flexpool.keys() & avg.keys()}
 
 
 def _paired_row(
