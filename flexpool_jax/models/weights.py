@@ -132,7 +132,7 @@ def load_weights(
         ...
         flexpool_jax.errors.UserError: resnet20-12fca82f.safetensors: there is no such file
     """
-    return _load(file, variables, pool, new_classifiers=False)[0]
+    return _load(file, variables, pool, for_training=False)[0]
 
 
 def start_from(
@@ -140,14 +140,15 @@ def start_from(
 ) -> tuple[dict[str, Any], list[str]]:
     """Loads initial weights for training, as `load_weights` does.
 
-    If a classifier in the file has another number of classes, the model keeps its own initial
-    classifier. Args and errors are those of `load_weights`.
+    The model keeps its own initial classifier where that of the file has another number of classes.
+    Auxiliary classifiers, which only training uses, may be in the file or in the model alone. Args
+    and errors are those of `load_weights`.
 
     Returns:
-        The variables, and the paths of the classifiers that were not loaded, such as
+        The variables, and the paths of the model's classifiers that were not loaded, such as
         ``head.classifier``.
     """
-    return _load(file, variables, pool, new_classifiers=True)
+    return _load(file, variables, pool, for_training=True)
 
 
 def read_header(file: str | os.PathLike[str]) -> Header:
@@ -217,7 +218,7 @@ def _is_foreign(names: Iterable[str]) -> bool:
 
 
 def _load(
-    file: str | os.PathLike[str], variables: Variables, pool: str, *, new_classifiers: bool
+    file: str | os.PathLike[str], variables: Variables, pool: str, *, for_training: bool
 ) -> tuple[dict[str, Any], list[str]]:
     from flax.traverse_util import flatten_dict, unflatten_dict
     from safetensors.numpy import load_file
@@ -233,6 +234,12 @@ def _load(
     place_of = {name: name for name in expected}
     if _is_foreign(arrays):
         arrays, place_of = _from_torch(path, arrays, expected)
+    if for_training:
+        arrays = {
+            title: array
+            for title, array in arrays.items()
+            if title in place_of or not _is_auxiliary(title)
+        }
     placed: Arrays = {}
     titles: dict[str, str] = {}
     unexpected = []
@@ -242,7 +249,7 @@ def _load(
             unexpected.append(title)
         else:
             placed[name], titles[name] = array, title
-    loaded, new, problems = _match(placed, titles, expected, new_classifiers)
+    loaded, new, problems = _match(placed, titles, expected, for_training)
     listed = [
         f"{kind}: {', '.join(names)}"
         for kind, names in {"unexpected": unexpected, **problems}.items()
@@ -254,7 +261,7 @@ def _load(
 
 
 def _match(
-    arrays: Arrays, titles: Mapping[str, str], expected: Mapping[str, Any], new_classifiers: bool
+    arrays: Arrays, titles: Mapping[str, str], expected: Mapping[str, Any], for_training: bool
 ) -> tuple[dict[str, Any], list[str], dict[str, list[str]]]:
     """Compares the arrays of a file with the leaves of a model.
 
@@ -262,7 +269,8 @@ def _match(
         arrays: arrays of the file, by the path of the leaf in the model.
         titles: name of each array in the file, by the path of the leaf in the model.
         expected: leaves of the model, by path.
-        new_classifiers: whether to skip a classifier with another number of classes.
+        for_training: whether a classifier may have another number of classes, and an auxiliary one
+            be missing.
 
     Returns:
         The leaves of the result by path, the paths of the skipped classifiers, and the names of the
@@ -277,19 +285,19 @@ def _match(
     }
     for name, leaf in expected.items():
         array = arrays.get(name)
-        if array is None:
-            # A jax.ShapeDtypeStruct has no values to keep.
-            if _is_w_fp(name) and hasattr(leaf, "__array__"):
-                loaded[name] = np.asarray(leaf)
-            else:
-                problems["missing"].append(name)
-                problems["missing"].append(name)
-        elif array.shape != leaf.shape:
+        is_new = for_training and (
+            _is_auxiliary(name) if array is None else _is_other_width(name, arrays, expected)
+        )
+        # A jax.ShapeDtypeStruct has no values to keep.
+        if array is None and _is_w_fp(name) and hasattr(leaf, "__array__"):
+            loaded[name] = np.asarray(leaf)
+        elif is_new:
+            loaded[name] = np.asarray(leaf)
             owner = ".".join(name.split(".")[1:-1])
-            if new_classifiers and _is_other_width(name, arrays, expected):
-                loaded[name] = np.asarray(leaf)
-                new += [owner] if owner not in new else []
-                continue
+            new += [owner] if owner not in new else []
+        elif array is None:
+            problems["missing"].append(name)
+        elif array.shape != leaf.shape:
             remedy = " (flexpool_jax.resize_flexpool resamples it)" * name.endswith(".w_fp")
             problems["misshapen"].append(
                 f"{titles[name]} is {_size(array)}, the model's is {_size(leaf)}{remedy}"
@@ -318,7 +326,12 @@ def _is_other_width(name: str, arrays: Arrays, expected: Mapping[str, Any]) -> b
         and kernel in expected
         and arrays[kernel].ndim == 2
         and arrays[kernel].shape[0] == expected[kernel].shape[0]
+        and arrays[kernel].shape[1] != expected[kernel].shape[1]
     )
+
+
+def _is_auxiliary(name: str) -> bool:
+    return name.startswith("params.aux_head_")
 
 
 def _size(array: Any) -> str:

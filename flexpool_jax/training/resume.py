@@ -125,8 +125,8 @@ def _initial_state(setup: Setup, pretrained: Mapping[str, Any] | None) -> TrainS
     variables, new = start_from(file, jax.device_get(state.variables), pool=setup.config.pool)
     if new:
         print(
-            f"{file} is for another number of classes: {', '.join(new)} begins anew, for "
-            f"{setup.dataset.num_classes}",
+            f"{file} has no {', '.join(new)} for {setup.dataset.num_classes} classes: training "
+            "begins with new ones",
             file=sys.stderr,
         )
     return _with_variables(setup, state, variables)

@@ -265,6 +265,34 @@ def test_a_classifier_of_other_classes_is_replaced_only_to_start_training(tmp_pa
     assert not np.array_equal(stem, variables["params"]["backbone"]["stem_conv"]["kernel"])
 
 
+def test_only_to_start_training_may_auxiliary_classifiers_be_in_one_of_file_and_model(tmp_path):
+    plain, with_sac = variables_of(pool="flexpool"), variables_of(pool="flexpool", sac=True)
+    save_weights(tmp_path / "sac.safetensors", with_sac)
+    save_weights(tmp_path / "plain.safetensors", plain)
+    with pytest.raises(UserError, match=r"unexpected: params\.aux_head_stage1"):
+        load_weights(tmp_path / "sac.safetensors", plain)
+    with pytest.raises(UserError, match=r"missing: params\.aux_head_stage1"):
+        load_weights(tmp_path / "plain.safetensors", with_sac)
+
+    loaded, new = start_from(tmp_path / "sac.safetensors", plain)
+    expected = {name: with_sac["params"][name] for name in ("backbone", "head")}
+    jax.tree.map(np.testing.assert_array_equal, loaded["params"], expected)
+    assert new == []
+
+    loaded, new = start_from(tmp_path / "plain.safetensors", with_sac)
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded["params"], with_sac["params"] | plain["params"]
+    )
+    assert new == ["aux_head_stage1.classifier", "aux_head_stage2.classifier"]
+
+
+def test_each_missing_array_is_named_once(tmp_path):
+    arrays = {k: v for k, v in akamaster().items() if k != "module.linear.bias"}
+    save_file(arrays, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"model; missing: params\.head\.classifier\.bias$"):
+        load_weights(tmp_path / "a.safetensors", variables_of())
+
+
 def test_a_classifier_of_other_features_is_not_replaced(tmp_path):
     arrays = akamaster(classes=100)
     arrays["module.linear.weight"] = np.zeros((100, 128), np.float32)

@@ -131,7 +131,7 @@ def test_a_classifier_of_other_classes_begins_anew_and_this_is_said(
     )
     flexpool_jax.train(config_with(init_from=file, freeze="backbone"), tmp_path, two)
     said = capfd.readouterr().err
-    assert "another number of classes: aux_head_stage2.classifier, head.classifier begins" in said
+    assert "no aux_head_stage2.classifier, head.classifier for 2 classes: training begins" in said
     variables = load_trained(tmp_path).variables
     assert are_equal(parts(variables)[0], parts(source.variables)[0])
     assert variables["params"]["head"]["classifier"]["kernel"].shape == (8, 2)
