@@ -203,7 +203,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.random_resized_crop = ()
 
     # Super classing (section 4.2): number of epochs of training on superclasses. Then the head is
-    # replaced, and training continues for num_epochs on the classes. 0 is off; the paper has 10.
+    # replaced, and training continues for num_epochs on the classes. 0 is off: the paper has 10,
+    # but does not say which of its numbers were trained so.
     config.superclass = ConfigDict()
     config.superclass.epochs = 0
     # Path of a file that maps classes to superclasses. Empty: the superclasses of the data set,

@@ -7,9 +7,9 @@ FOLDER holds train/ and val/, each with one folder of JPEG files per class. The 
 ILSVRC 2012 unpacks in this way, and the usual script sorts the validation images so. The files are
 copied unchanged into ArrayRecord shards once (145 GB). FlexPool has 7x7x2048 weights.
 
-The recipe is that of Goyal et al. 2017 (arXiv 1706.02677) for ResNet50 and batches of 256: SGD, a
-rate of 0.1 after five epochs of warm-up, and 90 epochs. The rate then follows the half cosine of
-He et al. 2019 (arXiv 1812.01187) instead of steps.
+The recipe is that of Goyal et al. 2017 (arXiv 1706.02677) for ResNet50 and batches of 256: SGD with
+a rate of 0.1 for 90 epochs. Two things differ: five epochs of warm-up, which they use for larger
+batches only, and the half cosine of He et al. 2019 (arXiv 1812.01187) instead of steps.
 """
 
 from ml_collections import ConfigDict
