@@ -29,7 +29,7 @@ EVALUATION_FILE = "evaluation.json"
 
 def restore_workdir(
     workdir: str | os.PathLike[str],
-    step: str = "latest",
+    step: str | int = "latest",
     config: ConfigDict | None = None,
     dataset: Dataset | None = None,
 ) -> Restored:
@@ -57,7 +57,7 @@ def restore_workdir(
 @processes.explaining_loss()
 def evaluate(
     workdir: str | os.PathLike[str],
-    step: str = "latest",
+    step: str | int = "latest",
     config: ConfigDict | None = None,
     dataset: Dataset | None = None,
     resize: int | None = None,

@@ -48,7 +48,7 @@ class Restored:
 
 def restore(
     workdir: str | os.PathLike[str],
-    step: str,
+    step: str | int,
     config: ml_collections.ConfigDict | None,
     identify: Callable[[Path, ml_collections.ConfigDict], tuple[Dataset, Identity]],
 ) -> Restored:
@@ -132,7 +132,7 @@ class Trained:
 
 def load_trained(
     workdir: str | os.PathLike[str],
-    step: str = "latest",
+    step: str | int = "latest",
     config: ml_collections.ConfigDict | None = None,
 ) -> Trained:
     """Restores a checkpoint of a run with the help of its data.json; writes nothing.

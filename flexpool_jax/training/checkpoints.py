@@ -96,7 +96,7 @@ def _digest(item: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(item):
         leaf = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        sha.update(np.ascontiguousarray(leaf).data)
+        sha.update(leaf.tobytes())
     return sha.hexdigest()
 
 
@@ -331,6 +331,12 @@ def restore_latest(
         manager.reload()
         return state, progress
     workdir = Path(manager.directory).parent
+    if steps and not any((Path(manager.directory) / f"{s}/optimizer").exists() for s in steps):
+        raise UserError(
+            f"{manager.directory} holds no state of an optimizer, so this run cannot continue; use "
+            "it by --mode=eval, or start another run from its weights: first --mode=export, then "
+            "--config.init_from=FILE"
+        )
     kept = [path.name for path in (workdir / DAMAGED_FOLDER).glob("*")]
     if steps or kept:
         listed = ", ".join(sorted([*map(str, steps), *kept]))
@@ -341,8 +347,8 @@ def restore_latest(
     return None
 
 
-def choose_step(manager: ocp.CheckpointManager, which: str) -> int:
-    """Returns the step that ``--step=best|latest|N`` selects.
+def choose_step(manager: ocp.CheckpointManager, which: str | int) -> int:
+    """Returns the step that ``--step=best|latest|N`` selects; N may also be an int.
 
     If no checkpoint was evaluated, ``best`` selects the latest one.
 
@@ -357,7 +363,7 @@ def choose_step(manager: ocp.CheckpointManager, which: str) -> int:
     if which == "best":
         best = manager.best_step()
         return steps[-1] if best is None else best
-    if which.isdigit() and int(which) in steps:
+    if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise UserError(
         f"--step={which}: allowed are best, latest and the saved steps {', '.join(map(str, steps))}"

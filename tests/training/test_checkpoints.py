@@ -1,6 +1,7 @@
 """Checkpoints on a real disk: what is kept, what is found to be damaged, what is never lost."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,18 @@ def test_restores_every_array_bit_by_bit_and_the_progress(tmp_path):
     assert state.opt_state[0].count == 0
 
 
+def test_an_optimizer_state_in_bfloat16_is_restored_as_it_was(tmp_path):
+    params = state_at(7).params
+    opt_state = optax.adam(0.1, mu_dtype=jnp.bfloat16).init(params)
+    state = dataclasses.replace(state_at(7), opt_state=opt_state)
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        checkpoints.save(manager, state, {}, run={})
+        checkpoints.wait(manager)
+        restored, _ = checkpoints.restore(manager, 7, state)
+    assert restored.opt_state[0].mu["pool"]["w_fp"].dtype == jnp.bfloat16
+    jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
+
+
 def test_averaged_parameters_are_the_model_and_training_continues_from_the_others(tmp_path):
     state = dataclasses.replace(state_at(7), ema_params=state_at(3).params)
     with checkpoints.open_checkpoints(tmp_path) as manager:
@@ -64,7 +77,7 @@ def test_keeps_the_latest_two_and_the_best(tmp_path):
         assert sorted(manager.all_steps()) == [2, 4, 5]
         assert checkpoints.choose_step(manager, "best") == 2
         assert checkpoints.choose_step(manager, "latest") == 5
-        assert checkpoints.choose_step(manager, "4") == 4
+        assert checkpoints.choose_step(manager, "4") == checkpoints.choose_step(manager, 4) == 4
         with pytest.raises(UserError, match="2, 4, 5"):
             checkpoints.choose_step(manager, "3")
 
@@ -128,6 +141,13 @@ def test_a_run_with_no_whole_checkpoint_is_not_started_over(tmp_path):
     with pytest.raises(UserError, match=r"damaged.*1, 2"):
         restore_latest(tmp_path)
     assert {p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")} == {"1", "2"}
+
+
+def test_a_run_without_its_optimizers_state_is_not_called_damaged(tmp_path):
+    save_all(tmp_path, {7: None})
+    shutil.rmtree(tmp_path / "checkpoints/7/optimizer")
+    with pytest.raises(UserError, match=r"holds no state of an optimizer.*--config.init_from=FILE"):
+        restore_latest(tmp_path)
 
 
 def test_evaluation_of_a_damaged_step_fails_by_name(tmp_path):
