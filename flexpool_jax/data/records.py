@@ -16,7 +16,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from flexpool_jax.data import images
 from flexpool_jax.data.dataset import Arrays, Split, Superclasses
 from flexpool_jax.data.images import Fit
 from flexpool_jax.data.stored import ARRAYS_PREFIX, StoredImages, damaged
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 # Version of the cache. Increase it when other arrays are read from the same prepared files.
 _FORMAT = 1
@@ -53,12 +53,17 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
         features = builder.info.features
         _check_features(features, folder)
         _check_class_names(builder.info, folder)
-        names = _split_names(builder.info.splits, folder)
+        names = _split_names(builder, folder)
         stored = _stored(builder, folder, names, fit)
         is_read = sum(split.nbytes for split in stored.values()) <= max_bytes
         arrays = _kept_or_read(builder, folder, names, stored, fit if is_read else None)
-    except UserError:
+    except (UserError, ImportError):
         raise
+    except MemoryError as error:
+        raise UserError(
+            f"{folder}: the images do not fit into memory ({one_line(error)}); allowed: "
+            "--config.dataset.placement=stream, or a smaller --config.dataset.image_size"
+        ) from error
     except Exception as error:
         # Readers of damaged records, metadata or images raise many types of exceptions.
         raise damaged(folder, error) from error
@@ -101,18 +106,29 @@ def _stored(builder: Any, folder: Path, names: dict[str, str], fit: Fit) -> dict
     }
 
 
-def _split_names(available: Collection[str], folder: Path) -> dict[str, str]:
+def _split_names(builder: Any, folder: Path) -> dict[str, str]:
     """Maps "train" and, if there is a test split, "test" to the data set's names of the splits.
 
-    The validation split is used if there is no test split, as in ImageNet, whose test labels are
-    not published.
+    The validation split is used if there is no test split, or if the test split has no labels, as
+    in ImageNet.
     """
+    available = builder.info.splits
     if "train" not in available:
         raise UserError(
             f"{folder} has no training split; it has {', '.join(available) or 'none at all'}"
         )
-    test = [("test", name) for name in ("test", "validation") if name in available]
-    return dict([("train", "train"), *test[:1]])
+    tests = [name for name in ("test", "validation") if name in available]
+    if len(tests) == 2 and not _is_labelled(builder, "test"):
+        tests.remove("test")
+    return {"train": "train"} | ({"test": tests[0]} if tests else {})
+
+
+def _is_labelled(builder: Any, split: str) -> bool:
+    """Whether the first record of a split has a label; TFDS writes -1 where there is none."""
+    import tensorflow_datasets as tfds
+
+    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return not len(records) or records[0]["label"] >= 0
 
 
 def _check_features(features: Any, folder: Path) -> None:

@@ -110,6 +110,8 @@ class StoredImages:
     def _decoded(self, position: int, record: dict[str, Any]) -> np.ndarray:
         try:
             image = self.decode(record["image"])
+        except MemoryError:
+            raise
         except Exception as error:  # Decoders of damaged bytes raise many types of exceptions.
             raise damaged(self.folder, error, f"image {position}: ") from error
         if image.shape != self.image_shape:
@@ -123,8 +125,8 @@ class StoredImages:
 def damaged(folder: Path, reason: object, where: str = "") -> UserError:
     """Builds the error for a damaged prepared folder; the reason may be an exception."""
     return UserError(
-        f"{folder} is damaged ({where}{one_line(reason)}); delete this folder, and it is prepared "
-        "again"
+        f"{folder} is damaged ({where}{one_line(reason)}); delete this folder, and prepare the "
+        "data set again"
     )
 
 

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from flexpool_jax.data import DATASETS, load_dataset, prepare_dataset
 from flexpool_jax.data.images import encode_png
+from flexpool_jax.data.stored import StoredImages
 from flexpool_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +226,7 @@ class Blobs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Stands for any data set that TFDS has prepared, with images of its own sizes."""
 
     VERSION = tfds.core.Version("2.0.1")
-    splits, sizes, with_label = ("train", "test"), (12,), True
+    splits, sizes, with_label, unlabelled = ("train", "test"), (12,), True, ()
 
     def __init__(self, name, data_dir, **attributes):
         self.name = name
@@ -239,15 +240,16 @@ class Blobs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples() for split in self.splits}
+        return {split: self._generate_examples(split) for split in self.splits}
 
-    def _generate_examples(self):
+    def _generate_examples(self, split):
         import io
 
         for index in range(20):
             size = self.sizes[index % len(self.sizes)]
             image = encode_png(np.full((size, size, 3), 10 * index, np.uint8))
-            example = {"image": io.BytesIO(image), "label": index % 2}
+            label = -1 if split in self.unlabelled else index % 2
+            example = {"image": io.BytesIO(image), "label": label}
             yield index, {key: example[key] for key in self.info.features}
 
 
@@ -284,6 +286,24 @@ def test_a_data_set_without_test_split_gives_up_a_fifth_of_every_class(tmp_path)
 def test_a_validation_split_stands_in_for_a_test_split(tmp_path):
     prepare_blobs(tmp_path, splits=("train", "validation"))
     assert len(load_dataset("blobs", tmp_path).test) == 20
+
+
+def test_a_validation_split_replaces_a_test_split_without_labels(tmp_path):
+    splits = ("train", "test", "validation")
+    prepare_blobs(tmp_path, splits=splits, unlabelled=("test",))
+    test = load_dataset("blobs", tmp_path).test
+    assert np.bincount(test.labels).tolist() == [10, 10]
+
+
+def test_images_that_do_not_fit_into_memory_are_not_called_damaged(tmp_path, monkeypatch):
+    def too_many(*args, **kwargs):
+        raise MemoryError("Unable to allocate 1.40 GiB")
+
+    prepare_blobs(tmp_path)
+    monkeypatch.setattr(StoredImages, "__array__", too_many)
+    with pytest.raises(UserError, match=r"1.40 GiB.*placement=stream") as refused:
+        load_dataset("blobs", tmp_path)
+    assert "delete" not in str(refused.value)
 
 
 def test_images_that_differ_in_size_need_an_image_size(tmp_path):

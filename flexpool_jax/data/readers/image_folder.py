@@ -60,9 +60,12 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
     root = _root(tree)
     top = {name.lower(): name for name in _subfolders(tree, root)}
     splits_found = [top[name] for name in (_TRAIN, *_TEST) if name in top]
-    if len(splits_found) == 1 and not _subfolders(tree, f"{root}{splits_found[0]}/"):
-        # A class may have such a name; a split has folders of classes.
-        top.pop(splits_found[0].lower())
+    with_classes = [name for name in splits_found if _subfolders(tree, f"{root}{name}/")]
+    if len(splits_found) == 1 or len(with_classes) > 1:
+        # A class may have the name of a split. Beside labelled splits, there may be a folder of
+        # images without labels, as in ImageNet's test/.
+        for name in set(splits_found) - set(with_classes):
+            top.pop(name.lower())
     test_folder = next((top[name] for name in _TEST if name in top), None)
     if _TRAIN not in top and test_folder is None:
         roots = {"train": root}

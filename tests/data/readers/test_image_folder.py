@@ -73,6 +73,15 @@ def test_the_second_split_has_several_names(tmp_path, name):
     assert len(load(tree, tmp_path).test) == 12
 
 
+def test_a_folder_of_unlabelled_test_images_is_passed_over(tmp_path, capfd):
+    tree = write_tree(tmp_path / "tree", ("train/", "val/"))
+    (tree / "test").mkdir()
+    (tree / "test" / "0.png").write_bytes(picture(5))
+    dataset = load(tree, tmp_path)
+    assert np.bincount(dataset.test.labels).tolist() == [4, 4, 4]
+    assert "1 images of" in capfd.readouterr().err
+
+
 def test_one_tree_is_split_by_class_and_seed(tmp_path):
     tree = write_tree(tmp_path / "tree", ("",), count=10)
     datasets = [load(tree, tmp_path, seed=seed) for seed in (0, 0, 1)]
