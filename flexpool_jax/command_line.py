@@ -207,7 +207,9 @@ def _check_processes(values: dict[str, Any]) -> None:
 
 def task_count() -> int:
     """Returns how many tasks a launcher such as srun has started together with this one."""
-    names = [*_TASK_COUNTS, *([_SLURM_TASK_COUNT] if _SLURM_STEP in os.environ else [])]
+    # In a shell of salloc, SLURM_NTASKS is the allocation's and not that of the shell's own step.
+    is_old = _SLURM_STEP in os.environ and _TASK_COUNTS[0] not in os.environ
+    names = [*_TASK_COUNTS, *([_SLURM_TASK_COUNT] if is_old else [])]
     counts = [os.environ.get(name, "") for name in names]
     return max((int(count) for count in counts if count.isdigit()), default=1)
 
@@ -231,7 +233,10 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
     if argument.startswith(("\u2013", "\u2014")):  # Some editors replace two hyphens by a dash.
         return UserError(f"{argument!r} begins with a dash; write two hyphens: --")
     if argument.startswith("-"):
-        return unknown_name("flag", f"--{argument.lstrip('-').partition('=')[0]}", names)
+        name = argument.lstrip("-").partition("=")[0]
+        if name in configuration.FIELDS:
+            return UserError(f"unknown flag '--{name}'; did you mean '--config.{name}'?")
+        return unknown_name("flag", f"--{name}", names)
     if argument in modes:
         hint = f"did you mean --mode={argument}?"
     elif argument.partition(":")[0].endswith(".py"):

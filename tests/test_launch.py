@@ -102,6 +102,19 @@ def test_one_task_of_a_batch_script_is_not_several(monkeypatch):
     assert command_line.task_count() == 1
 
 
+def test_the_shell_of_an_allocation_is_one_task(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert command_line.task_count() == 1
+
+
+@pytest.mark.parametrize("field", ["batch_size", "num_epochs", "seed", "pool", "optimizer.name"])
+def test_a_field_given_as_a_flag_is_recognised(field, capsys):
+    assert launch.main([DIGITS, "--workdir=x", f"--{field}=1"]) == 2
+    assert f"unknown flag '--{field}'; did you mean '--config.{field}'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("variables", TASKS)
 def test_the_runs_of_a_sweep_are_of_one_task_each(variables, monkeypatch):
     for name, value in variables.items():

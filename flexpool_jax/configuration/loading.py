@@ -15,6 +15,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from flexpool_jax import files
 from flexpool_jax.errors import UserError, closest_name, one_line
 
 # Module name of every config file, so that a config file cannot replace an installed module.
@@ -63,7 +64,7 @@ def config_files(configs_dir: str | os.PathLike[str]) -> list[str]:
 
 def _find(path_text: str, configs_dir: Path) -> Path:
     """Returns the absolute path of a config file, or raises UserError with the closest match."""
-    for path in (Path(path_text), configs_dir.parent / path_text):
+    for path in (files.expanded(path_text), configs_dir.parent / path_text):
         if path.is_file():
             # Absolute, because `_run` compares it with the paths in tracebacks.
             return path.absolute()

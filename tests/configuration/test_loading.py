@@ -76,6 +76,12 @@ def test_closest_file_in_the_users_own_folder(tmp_path):
         load_config(str(tmp_path / "mien.py"), "configs")
 
 
+def test_the_users_home_is_expanded(tmp_path, monkeypatch, request):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("from configs.digits import get_config\n")
+    assert load_config("~/mine.py:max", request.config.rootpath / "configs").pool == "max"
+
+
 def test_config_that_takes_no_variant(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(DEFAULT + "def get_config():\n  return default.get_config()\n")
