@@ -27,7 +27,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the paper's settings with the variant's changes, e.g. "flexpool,reg,dropout,sac"."""
     config = ConfigDict()
 
-    # Seed of all random numbers: initial weights, order of examples, augmentation and dropout.
+    # Seed of all random numbers: initial weights, order of examples, augmentation, dropout, and the
+    # draw of held-out images. If a data set has no test split, the seed also draws its test images.
     config.seed = 0
 
     # Name of the network. Sections 4.1 and 4.3: ResNet20, "we may use any other network".
@@ -60,7 +61,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Path of a safetensors file with the initial weights: a file of this project, from
     # --mode=export, or one from PyTorch, made by scripts/convert_torch.py (docs/portable.md).
-    # Empty: random weights, as in the paper.
+    # Empty: random weights, as in the paper. If the test images are drawn, give the seed that the
+    # weights were trained with: with another seed, they have seen some of the test images.
     config.init_from = ""
     # backbone: only the pools and classifiers after the backbone are trained; BatchNorm uses its
     # running statistics and does not update them. Empty: everything is trained.
