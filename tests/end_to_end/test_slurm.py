@@ -19,6 +19,7 @@ FOLDER = ROOT / "examples" / "slurm"
 SRUN = """\
 import os, signal, subprocess, sys
 assert sys.argv[1] == "--kill-on-bad-exit=0"
+assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"]
 count = int(os.environ["SLURM_JOB_NUM_NODES"]) * int(os.environ["SLURM_NTASKS_PER_NODE"])
 tasks = []
 for i in range(count):
@@ -77,6 +78,7 @@ class Cluster:
             "SLURM_JOB_ID": str(1_000_000 + os.getpid()),
             "SLURM_JOB_NUM_NODES": options["nodes"],
             "SLURM_NTASKS_PER_NODE": options["ntasks-per-node"],
+            "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
             **variables,
         }
         with self.log.open("a") as log:
