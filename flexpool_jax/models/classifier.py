@@ -45,7 +45,7 @@ class Head(nn.Module):
         for index, features in enumerate(self.hidden_features, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        # Logits, and so the losses, have at least float32's precision for every compute dtype.
+        # Logits, and so the losses, are float32 at least, for every compute dtype.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return nn.Dense(self.num_classes, dtype=wide, name="classifier")(x)
 

@@ -42,7 +42,8 @@ _WAIT_MS = 7 * 24 * 3600 * 1000
 # Words in errors of collectives and of JAX's service when another process has ended.
 _LOST = re.compile(r"coordination|socket closed|peer|connection (reset|refused|closed)", re.I)
 
-# JAX gives each task of SLURM and of Open MPI a single device; here a task uses all visible ones.
+# JAX gives each task of SLURM and of Open MPI a single device, by its number on its node. Here the
+# only task of a node uses all visible devices.
 _VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 
 # Every process makes the same exchanges, in the same order.
@@ -118,14 +119,22 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
             raise UserError(f"--coordinator_address={address}: {one_line(error)}") from error
         reason = one_line(error).rstrip(".")
         raise UserError(
-            f"--distributed: JAX cannot join a cluster ({reason}); start the tasks "
-            "by srun or mpirun, or give --coordinator_address, --num_processes and --process_id"
+            f"--distributed: JAX cannot join a cluster ({reason}); start the tasks by srun or "
+            "Open MPI 4's mpirun, or give --coordinator_address, --num_processes and --process_id"
         ) from error
     finally:
         timer.cancel()
-    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+    if "JAX_LOCAL_DEVICE_IDS" not in os.environ and not _shares_its_node():
         for name, value in visible.items():
             jax.config.update(name, value)
+
+
+def _shares_its_node() -> bool:
+    """Whether SLURM or Open MPI says that several tasks of this run are on one node."""
+    # SLURM's "2(x3),1" means two tasks on each of three nodes, and one on another.
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(",")
+    counts.append(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
+    return any(count.partition("(")[0] not in ("", "1") for count in counts)
 
 
 def _leave(error: Mapping[str, Any] | None = None) -> None:
