@@ -5,11 +5,12 @@
         -- --config.dataset.raw_dir=FOLDER
     python -m benchmarks.epoch --config=configs/cifar10.py --epochs=100 -- --config.dtype=bfloat16
 
-First measures `launch.py` as a user starts it, from start to end: imports, compilation (from a warm
-cache), training, evaluation, checkpoints, logs. Then repeats the training and observes every
-dispatch of steps: if a dispatch begins after the previous one has ended, the device has waited, for
-data or for other work of the host. Waiting between two epochs, where the model is evaluated and
-saved, is counted separately. Arguments after `--` are passed to launch.py.
+First measures `launch.py` as a user starts it, from start to end: imports, compilation, training,
+evaluation, checkpoints, logs; once with an empty cache of compiled programs, and once with that of
+the first run. Then repeats the training and observes every dispatch of steps: if a dispatch begins
+after the previous one has ended, the device has waited, for data or for other work of the host.
+Waiting between two epochs, where the model is evaluated and saved, is counted separately. Arguments
+after `--` are passed to launch.py.
 """
 
 from __future__ import annotations
@@ -90,11 +91,10 @@ def watch(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Trains with a warm cache, then watched, and prints the table."""
+    """Trains with a cold and with a warm cache, then watched, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/digits.py:flexpool,reg")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--cold", action="store_true", help="time a run with a cold cache too")
     parser.add_argument("flags", nargs="*", help="for launch.py, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -105,12 +105,7 @@ def main() -> None:
             f"--config.num_epochs={arguments.epochs}",
         ]
         launches.launch(arguments.config, folder / "unused", [*flags, "--mode=prepare"])
-        rows = []
-        if arguments.cold:
-            cold = launches.launch(arguments.config, folder / "cold", flags)
-            rows.append(["seconds from start to end, cold compile cache", f"{cold:.1f}"])
-        else:
-            launches.seconds_to_first_step(arguments.config, folder / "first", flags)
+        cold = launches.launch(arguments.config, folder / "cold", flags)
         warm = launches.launch(arguments.config, folder / "warm", flags)
         result = json.loads((folder / "warm" / "result.json").read_text())
         command = launches.command(arguments.config, folder / "watched", flags)
@@ -125,7 +120,7 @@ def main() -> None:
         f"{arguments.epochs} epochs of {arguments.config}, end to end",
         ["", "value"],
         [
-            *rows,
+            ["seconds from start to end, cold compile cache", f"{cold:.1f}"],
             ["seconds from start to end, warm compile cache", f"{warm:.1f}"],
             ["images/s while training, warm", f"{result['images_per_second']:,.0f}"],
             ["device waiting inside epochs, share of the time", f"{100 * share:.2f} %"],

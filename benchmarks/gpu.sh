@@ -5,7 +5,7 @@
 #   benchmarks/gpu.sh PART [FOLDER]   on the machine, to which FOLDER and the sources were copied
 #
 # FOLDER is .gpu if none is given. PART is one of
-#   setup    installs the wheels, compares the source hash, prepares the data; the others begin so
+#   setup    installs the wheels, compares the source hash, prepares the packed data; the others begin so
 #   check    agreement with the CPU in float32 and bfloat16, and resuming (benchmarks.agreement)
 #   bench    training steps and evaluation against PyTorch, and whole runs
 #   tables   Tables 1 and 2 in the paper's setting: 100 epochs, batch 1000, Fashion-MNIST and
@@ -42,7 +42,7 @@ WHEELS=(array_record dm-tree docstring_parser googleapis-common-protos immutable
 
 datasets=fashion_mnist,image_folder
 fields="dataset.raw_dir=data/cifar10-jpeg eval_every_epochs=10 checkpoint_every_epochs=20"
-check=() bench=(--batch 1000) run=(--config=configs/fashion_mnist.py:flexpool,reg --epochs=100)
+check=() bench=(--batch 1000 --rounds 3) run=(--config=configs/fashion_mnist.py:flexpool,reg --epochs=100)
 if [ -n "${TINY:-}" ]; then
   datasets=digits fields="dataset.image_size=8 batch_size=125 num_epochs=${TINY}"
   check=(--batch 16 --steps 2) bench=(--batch 16 --rounds 1 --seconds 0.1)
@@ -56,8 +56,12 @@ left() { echo $((LIMIT - SECONDS)); }
 limited() {
   if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@" && echo && return; fi
   [ "$(left)" -gt 5 ] || return $INTERRUPTED
+  local status=0
   # In the foreground: a sweep passes the signal on itself, and a run told twice does not save.
-  timeout --foreground --preserve-status --signal=TERM --kill-after=20 "$(left)" "$@"
+  timeout --foreground --preserve-status --signal=TERM --kill-after=20 "$(left)" "$@" || status=$?
+  # Benchmarks have no status of their own for it: they die of the signal.
+  [ $status -ne 143 ] || status=$INTERRUPTED
+  return $status
 }
 
 # Runs a program whose standard output is NAME.md, unless an earlier call of this part has.
@@ -67,8 +71,6 @@ once() {
   if [ -n "${DRY_RUN:-}" ]; then limited "$@" && return; fi
   if [ ! -e "$WORK/finished/$name" ]; then
     limited "$@" >"$OUT/$name.part" || status=$?
-    # Benchmarks have no status of their own for it: they die of the signal.
-    if [ $status -eq 143 ]; then status=$INTERRUPTED; fi
     [ $status -ne 0 ] || mv "$OUT/$name.part" "$WORK/finished/$name"
   fi
   cp "$WORK/finished/"* "$OUT" 2>/dev/null || true
@@ -102,6 +104,8 @@ setup() {
     [ ! -e "$WORK/$name.prepared" ] || continue
     raw=$folder/fashion_mnist
     [ "$name" != image_folder ] || raw=data/cifar10-jpeg
+    # `check` needs no data set, and each set can be brought by itself.
+    [ "$name" = digits ] || [ -n "${DRY_RUN:-}" ] || [ -e "$raw" ] || continue
     limited "$PYTHON" launch.py --mode=prepare --config="configs/$name.py" \
       --config.dataset.raw_dir="$raw" --config.dataset.data_dir="$WORK/datasets" >&2
     [ -n "${DRY_RUN:-}" ] || touch "$WORK/$name.prepared"
@@ -114,7 +118,7 @@ unpack() {
     say "there is no $folder/source.json; make it where there is a network: benchmarks/gpu.sh pack"
     exit 2
   fi
-  mkdir -p "$WORK/finished" "$OUT" data
+  mkdir -p "$WORK/finished" "$WORK/tables" "$OUT" data
   for name in "${WHEELS[@]}"; do
     "$PYTHON" -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null && continue
     name=$(tr '[:upper:]-' '[:lower:]_' <<<"$name")
@@ -143,6 +147,8 @@ check() { once agreement "$PYTHON" -m benchmarks.agreement "${check[@]}"; }
 
 bench() {
   local flags="--config.dataset.data_dir=$WORK/datasets"
+  # A benchmark that was stopped starts anew; `epoch` has caches of its own.
+  export JAX_COMPILATION_CACHE_DIR="$WORK/xla"
   once train_step "$PYTHON" -m benchmarks.train_step "${bench[@]}" &&
     once train_step_float32 "$PYTHON" -m benchmarks.train_step "${bench[@]}" --dtype float32 &&
     once evaluation "$PYTHON" -m benchmarks.evaluation "${bench[@]}" &&
@@ -153,6 +159,12 @@ bench() {
 
 tables() {
   local status=0 cell
+  if [ -z "${DRY_RUN:-}" ]; then
+    datasets=$(cd "$WORK" && for name in ${datasets//,/ }; do
+      [ ! -e "$name.prepared" ] || echo "$name"
+    done | paste -sd,)
+    [ -n "$datasets" ] || { say "no data set was packed" && return 2; }
+  fi
   fields="tensorboard=False dataset.data_dir=$WORK/datasets compilation_cache=$WORK/xla $fields"
   limited "$PYTHON" launch.py --mode=sweep --config=configs/paper_tables.py \
     --workdir="$WORK/tables" --config.datasets="$datasets" --config.seeds="$SEEDS" \

@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="parts of the contestants' names")
     arguments = parser.parse_args()
     choices, peer = COMPARISONS[arguments.compare]
+    if workers.has_gpu():  # Flax's layers are used on a GPU anyway.
+        choices = {name: one for name, one in choices.items() if one.get("cpu_kernels", True)}
     names = [
         name
         for name in choices

@@ -49,10 +49,18 @@ def has_gpu() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables of all contestants: huge pages, and on a GPU a share of its memory."""
+    """Environment variables of all contestants: huge pages, one GPU and a share of its memory."""
     shared = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    # By default JAX allocates 75 % of a GPU's memory at once, and the next contestant would fail.
-    return {**shared, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"} if has_gpu() else shared
+    if not has_gpu():
+        return shared
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    return {
+        **shared,
+        # Otherwise this project would use all GPUs, and its peers one.
+        "CUDA_VISIBLE_DEVICES": visible[0],
+        # By default JAX allocates 75 % of a GPU's memory, and the next contestant would fail.
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2",
+    }
 
 
 def _python(contestant: Contestant) -> str:
