@@ -21,6 +21,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import read_header
 from flexpool_jax.portable import card
 from flexpool_jax.portable.export import export_workdir, hub_config
+from flexpool_jax.portable.exported import digest_of
 from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
@@ -115,12 +116,10 @@ def test_a_missing_file_is_named(copy, name):
 
 
 def test_a_program_that_computes_something_else_is_refused(copy):
-    from flexpool_jax.portable import export
-
     check = json.loads((copy / "check.json").read_text())
     del check["check"]
     check["probe"]["output"][0].reverse()
-    files.write_json(copy / "check.json", check | {"check": export._digest_of(check)})
+    files.write_json(copy / "check.json", check | {"check": digest_of(check)})
     with pytest.raises(UserError, match="computes something else here"):
         load_exported(copy)
 
