@@ -345,7 +345,8 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
     """Returns the workdir of a run, the step of the checkpoint to use, and the config.
 
     The step is "best", "latest" or a number as text. If the mode reads the run's data set,
-    reads_data is True, and the data set must exist.
+    reads_data is True, and the data set must exist. From here on, compiled programs are stored in
+    the config's compilation_cache.
 
     Raises:
         UserError: The run has no checkpoint, or the config describes another run.
@@ -357,6 +358,10 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
+
+    from flexpool_jax.training.setup import use_compilation_cache
+
+    use_compilation_cache(config.compilation_cache)
     return workdir, command.step or command_line.DEFAULT_STEP, config
 
 

@@ -1,6 +1,7 @@
 """An exported folder computes what the network computes, anywhere, or is refused."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -145,6 +146,24 @@ def test_its_weights_are_those_of_the_checkpoint(folder, workdir):
     assert read_header(file).pool == pool
     loaded = load_weights(file, zeros, pool=pool)
     jax.tree.map(np.testing.assert_array_equal, loaded, trained.variables)
+
+
+def test_only_commands_use_the_compilation_cache(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    cache = f"--config.compilation_cache={tmp_path / 'cache'}"
+    script = (
+        "import jax, launch, flexpool_jax\n"
+        "before = dict(jax.config.values)\n"
+        f"flexpool_jax.load_trained({str(copy)!r})\n"
+        "assert jax.config.values == before\n"
+        f"launch.main(['--mode=export', '--workdir={copy}', {cache!r}])\n"
+        "print(jax.config.jax_compilation_cache_dir)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    output = subprocess.check_output(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, text=True
+    )
+    assert output.splitlines()[-1] == str(tmp_path / "cache")
 
 
 def test_config_has_the_layout_of_timms_hub_folders(folder, workdir):
