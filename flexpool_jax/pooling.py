@@ -708,7 +708,8 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
         A decorator for a function ``[B, H, W, C] -> [B, C]``, or for a `flax.linen.Module` class
         that maps the same shapes. A module takes part in Eq. 2 if it has a parameter ``w_fp`` of
         shape ``[H, W, C]``, of length 1 along the axes that share a weight. If it has a method
-        ``effective_weights(w_fp, shape)``, the function `effective_weights` calls this method.
+        ``effective_weights(w_fp, shape)``, the function `effective_weights` calls this method. A
+        module that wraps a pool with a constraint needs a field ``constraint`` with the same value.
 
     Raises:
         ValueError: the name holds other characters, has another meaning in a variant, or is taken

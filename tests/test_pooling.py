@@ -579,6 +579,19 @@ def test_the_same_definition_may_be_registered_again_and_no_other(pools):
         register_pool("avg")(functools.partial(avg_pool))
 
 
+def test_the_constraint_of_a_pool_that_wraps_another_is_its_field(pools):
+    class Scaled(nn.Module):
+        constraint: str | None = "softmax"
+
+        @nn.compact
+        def __call__(self, x):
+            return 2 * FlexPool(self.constraint)(x)
+
+    register_pool("scaled")(Scaled)
+    assert pooling.has_weights("scaled")
+    assert not pooling.regularizer_applies("scaled")
+
+
 @pytest.mark.parametrize("name", ["", "a+b", "a,b", "a/b", "../up", "a b", "größe", "a=1", None, 3])
 def test_a_pools_name_is_a_plain_word(pools, name):
     with pytest.raises(ValueError, match="letters, digits"):
