@@ -274,17 +274,29 @@ class ChannelScale(nn.Module):
 
 def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """The keys on the way to a leaf."""
-    names = tuple(
+    names: list[Any] = [
         getattr(part, "key", getattr(part, "name", getattr(part, "idx", None))) for part in path
-    )
+    ]
     # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
-    return names[:-1] if names[1:] and names[-1] == "value" else names
+    if names[1:] and names[-1] == "value":
+        names.pop()
+    # The key in a flattened tree is a whole path: a tuple, or a text such as "head/pool/w_fp".
+    if names and isinstance(names[-1], tuple):
+        names += names.pop()
+    elif names and isinstance(names[-1], str):
+        names += re.split("[/.]", names.pop())
+    return tuple(names)
+
+
+def _nested(tree: Any) -> Any:
+    """Turns an ``nnx.FlatState``, where JAX finds no names, into its ``nnx.State``."""
+    return tree.to_nested_state() if hasattr(tree, "to_nested_state") else tree
 
 
 def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
     """Every w_fp of a tree, with the path of the module that holds it, such as "head/pool/"."""
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(params)):
         names = _names(path)
         if names[-1:] != ("w_fp",):
             continue
@@ -303,9 +315,10 @@ def flexpool_regularizer(params: Any) -> Array:
     weights that are used are 1 by construction.
 
     Args:
-        params: any pytree, such as linen's parameters or an ``nnx.State``. Its leaves named
-            ``w_fp`` are float ``[H, W, C]``, of length 1 along the axes that share a weight. All
-            other leaves are ignored.
+        params: any pytree, such as linen's parameters or an ``nnx.State``; it may be flattened, by
+            tuples or by texts with ``/`` or ``.`` between the names. Its leaves named ``w_fp`` are
+            float ``[H, W, C]``, of length 1 along the axes that share a weight. All other leaves
+            are ignored.
 
     Returns:
         A float32 scalar (float64 for float64 weights), 0.0 if there is no ``w_fp``.
@@ -412,8 +425,8 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
     size stay as they are, bit for bit.
 
     Args:
-        params: any pytree, such as linen's parameters or variables, or an ``nnx.State``; its leaves
-            named ``w_fp`` are float ``[H, W, C]``, of length 1 along the axes that share a weight.
+        params: any pytree, as for `flexpool_regularizer`; its leaves named ``w_fp`` are float
+            ``[H, W, C]``, of length 1 along the axes that share a weight.
         like: a tree of the same names with the new shapes: arrays, `jax.ShapeDtypeStruct` or tuples
             of ints, e.g. ``jax.eval_shape(model.init, key, images)["params"]``.
         constraint: constraint of the pools. ``"softmax"`` resamples ``softmax_weights(w_fp)`` and
@@ -421,6 +434,7 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
 
     Returns:
         The same tree with the resampled weights, in their dtype. All other leaves are unchanged.
+        For an ``nnx.FlatState``, its ``nnx.State``.
 
     Raises:
         ValueError: a ``w_fp`` is not in `like`, or has another number of channels there; a leaf
@@ -441,7 +455,7 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
 
     shapes = {
         _names(path): tuple(getattr(leaf, "shape", leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like, is_leaf=is_shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(like), is_leaf=is_shape)
     }
 
     def resize(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -465,7 +479,7 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
         weights = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
         return jnp.log(weights / jnp.sum(weights, axis=(0, 1))).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(resize, params)
+    return jax.tree_util.tree_map_with_path(resize, _nested(params))
 
 
 def avg_pool(x: Array) -> Array:
