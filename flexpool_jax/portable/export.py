@@ -9,8 +9,10 @@ probabilities that they should get). `flexpool_jax.load_exported` loads such a f
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +104,23 @@ def export_program(trained: Trained) -> bytes:
     predict = functools.partial(trained.probabilities, trained.variables)
     batch = export.symbolic_shape("b")
     # Custom calls cannot be exported.
-    with cpu_kernels(False):
+    with cpu_kernels(False), _no_folders():
         exported = export.export(jax.jit(predict), platforms=PLATFORMS)(
             jax.ShapeDtypeStruct((*batch, *trained.image_shape), jnp.uint8)
         )
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _no_folders() -> Iterator[None]:
+    """Leaves this machine's folders out of the source locations in a program."""
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, r".*[/\\]")
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def hub_config(trained: Trained) -> dict[str, Any]:

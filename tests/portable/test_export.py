@@ -70,6 +70,12 @@ def test_holds_the_files_of_the_contract_for_all_to_read(folder):
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
+def test_the_program_holds_no_folders_of_this_machine(folder):
+    program = (folder / "model.jax").read_bytes()
+    assert b"pooling.py" in program
+    assert re.findall(rb"[\w./-]*/[\w.-]+\.py\b", program) == []
+
+
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_probabilities_are_those_of_the_model_for_any_batch(folder, dataset, expected, batch):
     probabilities = load_exported(folder)(dataset.test.images[:batch])
