@@ -76,7 +76,7 @@ def export_workdir(
         pool=trained.config.pool,
     )
     files.write_json(folder / CONFIG, hub_config(trained))
-    files.write_whole(folder / CARD, model_card(trained).encode())
+    files.write_whole(folder / CARD, model_card(trained, is_best=step == "best").encode())
     images = probe_images(trained.image_shape)
     check: dict[str, Any] = {
         "sha256": {name: sha256_of(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},

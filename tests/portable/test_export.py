@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import flexpool_jax
 import launch
 from flexpool_jax import files, load_exported, load_weights
 from flexpool_jax.configuration import read_config
@@ -212,6 +213,30 @@ def test_card_takes_no_number_of_another_step_or_size(workdir, tmp_path):
     assert "has not been measured" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report))
     assert "| evaluation.json | test | 9 | 100.00 (70.09 to 100.00) |" in card.model_card(trained)
+
+
+@pytest.mark.parametrize("step", ["best", "latest"])
+def test_card_says_that_the_best_step_was_chosen_by_the_accuracy_it_gives(workdir, tmp_path, step):
+    copy = shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    text = (export_workdir(copy, step) / "README.md").read_text()
+    assert "| result.json | test |" in text
+    assert ("chosen by its accuracy on these images" in text) == (step == "best")
+
+
+def test_card_names_the_release_that_trained_and_the_one_that_exported(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    result = json.loads((copy / "result.json").read_text())
+    result["versions"]["flexpool_jax"] = "0.0.7"
+    (copy / "result.json").write_text(json.dumps(result))
+    trained, here = load_trained(copy), flexpool_jax.__version__
+    assert (
+        f"flexpool_jax 0.0.7 trained them; flexpool_jax {here} exported them."
+        in card.model_card(trained)
+    )
+    (copy / "result.json").unlink()
+    text = card.model_card(trained)
+    assert f"`. flexpool_jax {here} exported them." in text
+    assert "trained them" not in text
 
 
 def test_citation_is_that_of_citation_cff():
