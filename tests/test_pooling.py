@@ -570,6 +570,19 @@ def test_the_same_definition_may_be_registered_again_and_no_other(pools):
     for other in (corner, Corner):
         with pytest.raises(ValueError, match="'last' is registered already"):
             register_pool("last")(other)
+
+    def scaled(factor, by_default=1):
+        return lambda x, by_default=by_default: factor * by_default * x.mean((1, 2))
+
+    register_pool("scaled")(scaled(2.0))
+    register_pool("scaled")(scaled(2.0))
+    for other in (scaled(3.0), scaled(2.0, by_default=3)):
+        with pytest.raises(ValueError, match="'scaled' is registered already"):
+            register_pool("scaled")(other)
+    register_pool("partial")(functools.partial(lse_pool, r=1.0))
+    register_pool("partial")(functools.partial(lse_pool, r=1.0))
+    with pytest.raises(ValueError, match="'partial' is registered already"):
+        register_pool("partial")(functools.partial(lse_pool, r=2.0))
     register_pool("lambda")(lambda x: x.mean((1, 2)))
     with pytest.raises(ValueError, match="'lambda' is registered already"):
         register_pool("lambda")(lambda x: x.max((1, 2)))
