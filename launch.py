@@ -24,7 +24,14 @@ from ml_collections import ConfigDict
 import flexpool_jax
 from flexpool_jax import command_line, configuration, cpu
 from flexpool_jax.command_line import Command
-from flexpool_jax.errors import Interrupted, PeerLost, SweepFailed, TrainingDiverged, UserError
+from flexpool_jax.errors import (
+    Interrupted,
+    PeerLost,
+    SweepFailed,
+    TrainingDiverged,
+    UnknownName,
+    UserError,
+)
 from flexpool_jax.training.interrupts import stop_on_signals
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
@@ -244,7 +251,7 @@ def run_mode(command: Command) -> None:
         from flexpool_jax.training import processes
 
         with processes.joined(*(getattr(command, flag) for flag in _PROCESSES[1:])):
-            mode.run(command)
+            _run(mode, command)
         return
     tasks = command_line.task_count()
     if "distributed" in mode.flags and command.num_processes is None and tasks > 1:
@@ -252,7 +259,7 @@ def run_mode(command: Command) -> None:
             f"{tasks} tasks were started together: --distributed makes them one run, and "
             "--num_processes=1 a run each, with a --workdir of its own"
         )
-    mode.run(command)
+    _run(mode, command)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -324,6 +331,16 @@ def _flags_text() -> str:
     return "\n".join([*lines, "  --version, --help"])
 
 
+def _run(mode: Mode, command: Command) -> None:
+    """Runs a mode; adds a hint to the error if the workdir's config has an unknown name."""
+    try:
+        mode.run(command)
+    except UnknownName as error:
+        if not command.config_saved:
+            raise
+        raise UserError(f"{error}; if a config file registers it, give its --config too") from error
+
+
 def _config(command: Command) -> ConfigDict:
     """Returns the config; raises UserError if there is none."""
     if command.config is None:
@@ -345,7 +362,8 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
     """Returns the workdir of a run, the step of the checkpoint to use, and the config.
 
     The step is "best", "latest" or a number as text. If the mode reads the run's data set,
-    reads_data is True, and the data set must exist.
+    reads_data is True, and the data set must exist. From here on, compiled programs are stored in
+    the config's compilation_cache.
 
     Raises:
         UserError: The run has no checkpoint, or the config describes another run.
@@ -357,6 +375,10 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
     configuration.compare_with_workdir(config, saved)
     if not configuration.has_checkpoint(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
+
+    from flexpool_jax.training.setup import use_compilation_cache
+
+    use_compilation_cache(config.compilation_cache)
     return workdir, command.step or command_line.DEFAULT_STEP, config
 
 

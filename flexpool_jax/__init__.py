@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flexpool_jax.pooling import flexpool_regularizer as flexpool_regularizer
     from flexpool_jax.pooling import register_pool as register_pool
     from flexpool_jax.pooling import resize_flexpool as resize_flexpool
-    from flexpool_jax.portable.export import load_exported as load_exported
+    from flexpool_jax.portable.exported import load_exported as load_exported
     from flexpool_jax.scoring import register_metric as register_metric
     from flexpool_jax.trained import load_trained as load_trained
     from flexpool_jax.training import train as train
@@ -40,7 +40,7 @@ _MODULE_OF = {
     "flexpool_regularizer": "pooling",
     "register_pool": "pooling",
     "resize_flexpool": "pooling",
-    "load_exported": "portable.export",
+    "load_exported": "portable.exported",
     "load_weights": "models.weights",
     "register_metric": "scoring",
     "sac_loss": "losses",
@@ -55,10 +55,24 @@ __all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the module that holds a public name when the name is first asked for (PEP 562)."""
+    """Imports the module that holds a public name when the name is first asked for (PEP 562).
+
+    Raises:
+        AttributeError: the package has no such name.
+        ModuleNotFoundError: a package that the name needs is not installed; the message says how
+            to install it.
+    """
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs the package {error.name}, which is not installed; "
+            'pip install ".[train]" in the folder of this project installs it',
+            name=error.name,
+        ) from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -69,6 +69,7 @@ class Command:
             applied; None if there is neither.
         config_given: Whether there was a `--config` or an override, so that the config may differ
             from the workdir's.
+        config_saved: Whether the config is that of the workdir, since there was no `--config`.
     """
 
     mode: str
@@ -86,6 +87,7 @@ class Command:
     process_id: int | None
     config: ConfigDict | None
     config_given: bool
+    config_saved: bool
 
 
 def read(
@@ -115,11 +117,12 @@ def read(
     workdir = values["workdir"] = _expand(values["workdir"] or "")
     overridden = any(map(is_override, arguments))
     config_given = values["config"] is not None or overridden
+    config_saved = False
     config: ConfigDict | None = None
     if values["config"] is not None:
         config = configuration.load_config(values["config"], configs_dir)
     elif workdir and configuration.config_path(workdir).is_file():
-        config = configuration.read_config(workdir)
+        config, config_saved = configuration.read_config(workdir), True
     if config is not None:
         arguments = configuration.apply_overrides(config, arguments)
     elif overridden:
@@ -130,7 +133,8 @@ def read(
     _, others = _parse(arguments)
     if others:
         raise _unexpected(others[0], modes)
-    return Command(**{**values, "config": config}, config_given=config_given)
+    values["config"] = config
+    return Command(**values, config_given=config_given, config_saved=config_saved)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -18,6 +18,10 @@ class UserError(ValueError):
     """
 
 
+class UnknownName(UserError):
+    """A name that is not among the allowed names, which the message lists."""
+
+
 class TrainingDiverged(Exception):
     """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
 
@@ -68,7 +72,7 @@ def closest_name(given: str, allowed: Iterable[str]) -> str | None:
     return best if best is not None and likeness(best)[0] >= _CUTOFF else None
 
 
-def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:
+def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UnknownName:
     """Builds the error for a name that is not among the allowed names. The caller raises it.
 
     Args:
@@ -86,4 +90,4 @@ def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> UserError:
     names = list(allowed)
     match = closest_name(str(given), names)
     hint = f" did you mean {match!r}?" if match else ""
-    return UserError(f"unknown {kind} {given!r};{hint} allowed: {', '.join(names)}")
+    return UnknownName(f"unknown {kind} {given!r};{hint} allowed: {', '.join(names)}")

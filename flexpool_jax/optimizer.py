@@ -297,7 +297,8 @@ def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | 
     """Initialises an optimizer's state anew, except for the counts that the schedule uses.
 
     Adam divides its moments by 1 - β^count. The moments of weights that were frozen are 0 while the
-    count is large, so that the first updates of these weights would be up to four times the rate.
+    count is large. Under a constant gradient, the updates of these weights would be 3.2 times the
+    rate at first and 6.6 times the rate at the 12th step (β1 = 0.9, β2 = 0.999).
 
     Args:
         tx: the optimizer.

@@ -274,17 +274,29 @@ class ChannelScale(nn.Module):
 
 def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """The keys on the way to a leaf."""
-    names = tuple(
+    names: list[Any] = [
         getattr(part, "key", getattr(part, "name", getattr(part, "idx", None))) for part in path
-    )
+    ]
     # An nnx.State, and linen's partitioned parameters, wrap each array in a box with a `value`.
-    return names[:-1] if names[1:] and names[-1] == "value" else names
+    if names[1:] and names[-1] == "value":
+        names.pop()
+    # The key in a flattened tree is a whole path: a tuple, or a text such as "head/pool/w_fp".
+    if names and isinstance(names[-1], tuple):
+        names += names.pop()
+    elif names and isinstance(names[-1], str):
+        names += re.split("[/.]", names.pop())
+    return tuple(names)
+
+
+def _nested(tree: Any) -> Any:
+    """Turns an ``nnx.FlatState``, where JAX finds no names, into its ``nnx.State``."""
+    return tree.to_nested_state() if hasattr(tree, "to_nested_state") else tree
 
 
 def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
     """Every w_fp of a tree, with the path of the module that holds it, such as "head/pool/"."""
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(params)):
         names = _names(path)
         if names[-1:] != ("w_fp",):
             continue
@@ -303,9 +315,10 @@ def flexpool_regularizer(params: Any) -> Array:
     weights that are used are 1 by construction.
 
     Args:
-        params: any pytree, such as linen's parameters or an ``nnx.State``. Its leaves named
-            ``w_fp`` are float ``[H, W, C]``, of length 1 along the axes that share a weight. All
-            other leaves are ignored.
+        params: any pytree, such as linen's parameters or an ``nnx.State``; it may be flattened, by
+            tuples or by texts with ``/`` or ``.`` between the names. Its leaves named ``w_fp`` are
+            float ``[H, W, C]``, of length 1 along the axes that share a weight. All other leaves
+            are ignored.
 
     Returns:
         A float32 scalar (float64 for float64 weights), 0.0 if there is no ``w_fp``.
@@ -412,8 +425,8 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
     size stay as they are, bit for bit.
 
     Args:
-        params: any pytree, such as linen's parameters or variables, or an ``nnx.State``; its leaves
-            named ``w_fp`` are float ``[H, W, C]``, of length 1 along the axes that share a weight.
+        params: any pytree, as for `flexpool_regularizer`; its leaves named ``w_fp`` are float
+            ``[H, W, C]``, of length 1 along the axes that share a weight.
         like: a tree of the same names with the new shapes: arrays, `jax.ShapeDtypeStruct` or tuples
             of ints, e.g. ``jax.eval_shape(model.init, key, images)["params"]``.
         constraint: constraint of the pools. ``"softmax"`` resamples ``softmax_weights(w_fp)`` and
@@ -421,6 +434,7 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
 
     Returns:
         The same tree with the resampled weights, in their dtype. All other leaves are unchanged.
+        For an ``nnx.FlatState``, its ``nnx.State``.
 
     Raises:
         ValueError: a ``w_fp`` is not in `like`, or has another number of channels there; a leaf
@@ -441,7 +455,7 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
 
     shapes = {
         _names(path): tuple(getattr(leaf, "shape", leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like, is_leaf=is_shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(like), is_leaf=is_shape)
     }
 
     def resize(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -465,7 +479,7 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
         weights = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
         return jnp.log(weights / jnp.sum(weights, axis=(0, 1))).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(resize, params)
+    return jax.tree_util.tree_map_with_path(resize, _nested(params))
 
 
 def avg_pool(x: Array) -> Array:
@@ -708,7 +722,8 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
         A decorator for a function ``[B, H, W, C] -> [B, C]``, or for a `flax.linen.Module` class
         that maps the same shapes. A module takes part in Eq. 2 if it has a parameter ``w_fp`` of
         shape ``[H, W, C]``, of length 1 along the axes that share a weight. If it has a method
-        ``effective_weights(w_fp, shape)``, the function `effective_weights` calls this method.
+        ``effective_weights(w_fp, shape)``, the function `effective_weights` calls this method. A
+        module that wraps a pool with a constraint needs a field ``constraint`` with the same value.
 
     Raises:
         ValueError: the name holds other characters, has another meaning in a variant, or is taken
@@ -740,7 +755,7 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
                 f"pool {name!r} is given as {definition!r}; allowed: a function "
                 "[B, H, W, C] -> [B, C], or a class derived from flax.linen.Module"
             )
-        if name in POOLS and _origin(POOLS[name]) != _origin(entry):
+        if name in POOLS and not is_same_definition(_definition(POOLS[name]), definition):
             raise ValueError(f"a pool named {name!r} is registered already")
         POOLS[name] = entry
         return definition
@@ -748,14 +763,64 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
     return register
 
 
-def _origin(entry: Any) -> tuple[Any, ...]:
-    """Where an entry is defined; running its definition again creates a different object."""
-    if isinstance(entry, functools.partial):
-        return (*map(_origin, (entry.func, *entry.args)), *sorted(entry.keywords.items()))
-    name = getattr(entry, "__qualname__", entry)
-    # Lambdas of a module have one name.
-    code = getattr(entry, "__code__", None) if "<" in str(name) else None
-    return getattr(entry, "__module__", None), name, code
+def _definition(entry: Any) -> Any:
+    """What `register_pool` was given for an entry of `POOLS`."""
+    is_function = isinstance(entry, functools.partial) and entry.func is GlobalPool
+    return entry.args[0] if is_function else entry
+
+
+def is_same_definition(one: Any, other: Any) -> bool:
+    """Whether two functions come from the same definition, as when a notebook's cell runs twice.
+
+    The name of a module's function says enough, so that a cell may be edited and run again. Lambdas
+    and local functions must also agree in their code, default arguments and enclosed values, as far
+    as these can be compared: a cell that runs twice makes its arrays anew.
+
+    Example:
+        >>> def define(number):
+        ...     def function():
+        ...         return number
+        ...     return function
+        >>> is_same_definition(define(1), define(1)), is_same_definition(define(1), define(2))
+        (True, False)
+    """
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        given, other_given = (one.args, one.keywords), (other.args, other.keywords)
+        return is_same_definition(one.func, other.func) and _may_be_equal(given, other_given)
+    if _written_in(one) != _written_in(other):
+        return False
+    if "<" not in str(getattr(one, "__qualname__", "")):
+        return True
+    values, others = _values(one), _values(other)
+    return len(values) == len(others) and all(map(_may_be_equal, values, others))
+
+
+def _written_in(function: Any) -> tuple[Any, Any]:
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
+
+
+def _values(function: Any) -> list[Any]:
+    """What tells apart functions of one name: code, default arguments and enclosed values."""
+    values = [getattr(function, "__code__", None)]
+    values += getattr(function, "__defaults__", None) or ()
+    values += (getattr(function, "__kwdefaults__", None) or {}).values()
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            values.append(cell.cell_contents)
+        except ValueError:  # The variable has no value yet.
+            values.append(None)
+    return values
+
+
+def _may_be_equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if hasattr(one, "__qualname__"):  # A local class or function, which is made anew each time.
+        return _written_in(one) == _written_in(other)
+    try:
+        return bool(one == other)
+    except Exception:  # Such as arrays, whose comparison is not one bool.
+        return True
 
 
 def create_pool(pool: str, **module_fields: Any) -> nn.Module:

@@ -24,7 +24,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
-from flexpool_jax.training.setup import Setup, set_up, use_compilation_cache
+from flexpool_jax.training.setup import Setup, set_up
 
 Array = jax.Array
 
@@ -69,7 +69,6 @@ def restore(
     config = copy.deepcopy(saved if config is None else config)
     configuration.copy_normalisation(config, saved)
     configuration.compare_with_workdir(config, saved)
-    use_compilation_cache(config.compilation_cache)
     if config.deterministic:
         # If JAX has already started, sums on a GPU may differ from those of training in rounding.
         with contextlib.suppress(UserError):

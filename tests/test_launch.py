@@ -152,6 +152,27 @@ def test_only_modes_that_read_the_data_ask_for_them(mode, words, run_workdir, ca
     assert re.search(words, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("mode", ["train", "eval", "export"])
+@pytest.mark.parametrize(
+    ("field", "name"), [("model", "two_convs"), ("pool", "median"), ("dataset.name", "noise")]
+)
+def test_a_name_that_a_config_file_registers_is_answered_with_a_hint(
+    field, name, mode, run_workdir, capsys
+):
+    config = digits.get_config("flexpool")
+    config.update_from_flattened_dict({field: name})
+    write_config(config, run_workdir)
+    hint = "; if a config file registers it, give its --config too"
+    assert launch.main([f"--workdir={run_workdir}", f"--mode={mode}"]) == 2
+    error = capsys.readouterr().err
+    if (field, mode) != ("dataset.name", "export"):  # Which does not need the data.
+        assert f"{name!r}" in error
+        assert error.endswith(f"{hint}\n")
+    arguments = [DIGITS, f"--config.{field}={name}", f"--mode={mode}"]
+    assert launch.main([f"--workdir={run_workdir}", *arguments]) == 2
+    assert hint not in capsys.readouterr().err
+
+
 def test_the_command_that_trained_on_initial_weights_evaluates_them_too(run_workdir, capsys):
     config = digits.get_config("flexpool,reg,init_from=weights.safetensors")
     config.dataset.mean, config.dataset.std = (0.5,), (0.25,)  # As read from the file.

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from flexpool_jax import FlexPool, flexpool_regularizer, pooling, register_pool
 from flexpool_jax.pooling import (
@@ -569,6 +570,19 @@ def test_the_same_definition_may_be_registered_again_and_no_other(pools):
     for other in (corner, Corner):
         with pytest.raises(ValueError, match="'last' is registered already"):
             register_pool("last")(other)
+
+    def scaled(factor, by_default=1):
+        return lambda x, by_default=by_default: factor * by_default * x.mean((1, 2))
+
+    register_pool("scaled")(scaled(2.0))
+    register_pool("scaled")(scaled(2.0))
+    for other in (scaled(3.0), scaled(2.0, by_default=3)):
+        with pytest.raises(ValueError, match="'scaled' is registered already"):
+            register_pool("scaled")(other)
+    register_pool("partial")(functools.partial(lse_pool, r=1.0))
+    register_pool("partial")(functools.partial(lse_pool, r=1.0))
+    with pytest.raises(ValueError, match="'partial' is registered already"):
+        register_pool("partial")(functools.partial(lse_pool, r=2.0))
     register_pool("lambda")(lambda x: x.mean((1, 2)))
     with pytest.raises(ValueError, match="'lambda' is registered already"):
         register_pool("lambda")(lambda x: x.max((1, 2)))
@@ -577,6 +591,19 @@ def test_the_same_definition_may_be_registered_again_and_no_other(pools):
         register_pool("flexpool_softmax")(FlexPool)
     with pytest.raises(ValueError, match="registered already"):
         register_pool("avg")(functools.partial(avg_pool))
+
+
+def test_the_constraint_of_a_pool_that_wraps_another_is_its_field(pools):
+    class Scaled(nn.Module):
+        constraint: str | None = "softmax"
+
+        @nn.compact
+        def __call__(self, x):
+            return 2 * FlexPool(self.constraint)(x)
+
+    register_pool("scaled")(Scaled)
+    assert pooling.has_weights("scaled")
+    assert not pooling.regularizer_applies("scaled")
 
 
 @pytest.mark.parametrize("name", ["", "a+b", "a,b", "a/b", "../up", "a b", "größe", "a=1", None, 3])
@@ -629,6 +656,37 @@ def test_regularizer_finds_the_weights_in_an_nnx_state():
     assert float(flexpool_regularizer(nnx.to_pure_dict(state))) == 3.0
     gradient = jax.grad(flexpool_regularizer)(state)
     np.testing.assert_allclose(gradient["pool"]["w_fp"].get_value(), 2.0)
+
+
+def with_names_joined(separator):
+    return lambda tree: flatten_dict(nnx.to_pure_dict(tree), sep=separator)
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        *(with_names_joined("/"), with_names_joined("."), with_names_joined(None)),
+        *(nnx.to_flat_state, lambda tree: dict(nnx.to_flat_state(tree))),
+    ],
+    ids=["slashes", "dots", "tuples", "FlatState", "tuples of boxes"],
+)
+def test_flattened_parameters_have_the_values_of_nested_ones(flatten):
+    nested = nnx.State(
+        {
+            "head": {"pool": {"w_fp": nnx.Param(jnp.asarray(WEIGHTS))}, "w_fp_like": jnp.ones(3)},
+            "aux": {"w_fp": nnx.Param(jnp.ones((2, 2, 1)))},
+        }
+    )
+    flat = flatten(nested)
+    expected = numpy_regularizer(WEIGHTS) + 9
+    np.testing.assert_allclose(flexpool_regularizer(flat), expected, rtol=1e-5)
+    summary = pool_summary(flat)
+    assert summary.keys() == pool_summary(nested).keys()
+    assert "head/pool/sum_mean" in summary
+    like = {"head": {"pool": {"w_fp": (7, 8, 6)}}, "aux": {"w_fp": (2, 2, 1)}}
+    resized = resize_flexpool(flat, like=like)
+    assert (7, 8, 6) in [leaf.shape for leaf in jax.tree.leaves(resized)]
+    np.testing.assert_allclose(flexpool_regularizer(resized), expected, rtol=1e-4)
 
 
 def test_regularizer_finds_partitioned_weights_of_linen():

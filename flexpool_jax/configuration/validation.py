@@ -261,7 +261,8 @@ def _check_dataset_exists(name: str, data_dir: str) -> None:
         # Imported here, because this module is only needed for the error.
         from flexpool_jax.data.load import unknown_dataset
 
-        raise UserError(f"config.dataset.name: {unknown_dataset(name, files.expanded(data_dir))}")
+        error = unknown_dataset(name, files.expanded(data_dir))
+        raise type(error)(f"config.dataset.name: {error}")
 
 
 def _check_model(config: ConfigDict) -> None:

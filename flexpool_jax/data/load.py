@@ -19,7 +19,7 @@ from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, prepare
 from flexpool_jax.data.records import read_prepared
 from flexpool_jax.data.registry import DATASETS, READERS, RawDir, Registered, Source
-from flexpool_jax.errors import UserError, closest_name
+from flexpool_jax.errors import UnknownName, UserError, closest_name
 from flexpool_jax.registration import resolve
 
 # Fraction of the training split that becomes the test split if a data set has no test split.
@@ -257,7 +257,7 @@ def unknown_dataset(name: str, data_dir: Path) -> UserError:
         )
     match = closest_name(base, [*DATASETS, *known])
     hint = f" did you mean {match!r}?" if match else ""
-    return UserError(
+    return UnknownName(
         f"unknown data set {name!r};{hint} allowed: {names}, or a TFDS data set prepared as "
         f"ArrayRecord under {data_dir}"
     )

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
 from flexpool_jax import files
 from flexpool_jax.errors import UserError, one_line
@@ -74,7 +76,6 @@ def save_weights(
         (2, 2, 3)
     """
     from flax.traverse_util import flatten_dict
-    from safetensors.numpy import save
 
     # Made contiguous, because safetensors writes the memory buffer of an array as it is, and would
     # write a wrong order of elements for any other array.
@@ -157,8 +158,6 @@ def read_header(file: str | os.PathLike[str]) -> Header:
     Raises:
         UserError: the file does not exist, or is damaged or not a safetensors file.
     """
-    from safetensors import safe_open
-
     path = _check_file(file)
     try:
         with safe_open(path, framework="numpy") as content:
@@ -221,7 +220,6 @@ def _load(
     file: str | os.PathLike[str], variables: Variables, pool: str, *, for_training: bool
 ) -> tuple[dict[str, Any], list[str]]:
     from flax.traverse_util import flatten_dict, unflatten_dict
-    from safetensors.numpy import load_file
 
     path = _check_file(file)
     try:

@@ -25,8 +25,13 @@ CITATION = """\
 }"""
 
 
-def model_card(trained: Trained) -> str:
-    """Returns the card in Markdown, with the front matter that the Hugging Face Hub reads."""
+def model_card(trained: Trained, *, is_best: bool = False) -> str:
+    """Returns the card in Markdown, with the front matter that the Hugging Face Hub reads.
+
+    Args:
+        trained: the network.
+        is_best: whether its step was chosen as the one with the best accuracy.
+    """
     config, run = trained.config, configuration.read_config(trained.workdir)
     height, width, channels = trained.image_shape
     sac = ", trained with Simple Auxiliary Classifiers" if config.sac.enabled else ""
@@ -55,11 +60,11 @@ An image classifier{sac}: {parameter_count(trained.variables["params"]):,} param
 
 ## Measured
 
-{_measured(trained)}
+{_measured(trained, is_best)}
 
 The weights are those of step {trained.step:,} of a run of {run.num_epochs} epochs in batches of
 {run.batch_size} with seed {run.seed}; the digest of its config is
-`{configuration.digest(run)}`.
+`{configuration.digest(run)}`. {_versions(trained)}
 
 ## Use
 
@@ -82,8 +87,7 @@ of its classes, whatever the image shows.
 
 ## Licence and citation
 
-Apache 2.0, as flexpool_jax {flexpool_jax.__version__}, which trained it. The data have a licence of
-their own.
+Apache 2.0, as flexpool_jax. The data have a licence of their own.
 
 ```bibtex
 {CITATION}
@@ -105,7 +109,16 @@ def _how_to_resize(trained: Trained) -> str:
     return f"Images must be resized {first}, and their middle {height}×{width} pixels cut out."
 
 
-def _measured(trained: Trained) -> str:
+def _versions(trained: Trained) -> str:
+    """A sentence on the releases of this project that trained and exported a network."""
+    exporting = f"flexpool_jax {flexpool_jax.__version__} exported them."
+    versions = files.read_json_if_whole(trained.workdir / "result.json").get("versions")
+    if not isinstance(versions, dict) or "flexpool_jax" not in versions:
+        return exporting
+    return f"flexpool_jax {versions['flexpool_jax']} trained them; {exporting}"
+
+
+def _measured(trained: Trained, is_best: bool) -> str:
     """A table of the measurements of this checkpoint, or a sentence on how to measure it."""
     rows = [
         f"| {source} | {split} | {count:,} | {_percent(accuracy, count)} | {loss:.4f} |"
@@ -116,14 +129,15 @@ def _measured(trained: Trained) -> str:
             f"This checkpoint has not been measured: neither `result.json` nor `evaluation.json` "
             f"is of step {trained.step}. `--mode=eval --step={trained.step}` measures it."
         )
+    choice = "This step was chosen by its accuracy on these images, which is therefore too high. "
     return "\n".join(
         [
             "| from | images | n | accuracy in % (95 % interval) | cross-entropy |",
             "| --- | --- | ---: | ---: | ---: |",
             *rows,
             "",
-            "The interval (Wilson's) is that of drawing n images; one run says nothing about other "
-            "seeds.",
+            f"{choice if is_best else ''}The interval (Wilson's) is that of drawing n images; one "
+            "run says nothing about other seeds.",
         ]
     )
 

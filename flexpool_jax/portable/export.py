@@ -1,20 +1,18 @@
-"""Writes a trained network as a folder that runs without this project, and loads such a folder.
+"""Writes a trained network as a folder that runs without this project.
 
 The folder holds ``model.jax`` (a program with its weights, by `jax.export`), ``model.safetensors``
 (the weights alone), ``config.json`` (in the layout of timm's folders on the Hugging Face Hub),
 ``README.md`` (a model card) and ``check.json`` (a digest of each file, and images with the
-probabilities that they should get).
+probabilities that they should get). `flexpool_jax.load_exported` loads such a folder.
 """
 
 from __future__ import annotations
 
 import base64
-import dataclasses
+import contextlib
 import functools
-import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,16 @@ import numpy as np
 from jax import export
 
 from flexpool_jax import files
-from flexpool_jax.errors import UserError, one_line
+from flexpool_jax.errors import UserError
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.models.weights import save_weights
 from flexpool_jax.portable.card import model_card
+from flexpool_jax.portable.exported import CHECK, CONFIG, PROGRAM, WEIGHTS, digest_of, sha256_of
 from flexpool_jax.trained import Trained, load_trained
 
 FOLDER = "export"
-PROGRAM, WEIGHTS, CONFIG, CARD = "model.jax", "model.safetensors", "config.json", "README.md"
-CHECK = "check.json"
+CARD = "README.md"
 PLATFORMS = ("cpu", "cuda")
 
 # How far a probability may be from the one that check.json holds: devices and versions of XLA round
@@ -78,10 +76,10 @@ def export_workdir(
         pool=trained.config.pool,
     )
     files.write_json(folder / CONFIG, hub_config(trained))
-    files.write_whole(folder / CARD, model_card(trained).encode())
+    files.write_whole(folder / CARD, model_card(trained, is_best=step == "best").encode())
     images = probe_images(trained.image_shape)
     check: dict[str, Any] = {
-        "sha256": {name: _sha256(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},
+        "sha256": {name: sha256_of(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},
         "probe": {
             "shape": images.shape,
             "dtype": "uint8",
@@ -90,7 +88,7 @@ def export_workdir(
             "tolerance": _TOLERANCE[trained.config.dtype],
         },
     }
-    files.write_json(folder / CHECK, check | {"check": _digest_of(check)})
+    files.write_json(folder / CHECK, check | {"check": digest_of(check)})
     return folder
 
 
@@ -106,11 +104,23 @@ def export_program(trained: Trained) -> bytes:
     predict = functools.partial(trained.probabilities, trained.variables)
     batch = export.symbolic_shape("b")
     # Custom calls cannot be exported.
-    with cpu_kernels(False):
+    with cpu_kernels(False), _no_folders():
         exported = export.export(jax.jit(predict), platforms=PLATFORMS)(
             jax.ShapeDtypeStruct((*batch, *trained.image_shape), jnp.uint8)
         )
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _no_folders() -> Iterator[None]:
+    """Leaves this machine's folders out of the source locations in a program."""
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, r".*[/\\]")
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def hub_config(trained: Trained) -> dict[str, Any]:
@@ -151,119 +161,6 @@ def probe_images(image_shape: tuple[int, int, int]) -> np.ndarray:
     noise = np.random.default_rng(0).uniform(-1, 1, (3, *image_shape))
     contrast = np.array([16, 64, 127]).reshape(3, 1, 1, 1)
     return np.round(128 + contrast * noise).astype(np.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """An exported network: a function from uint8 images [B, H, W, C] to probabilities [B, K].
-
-    Attributes:
-        class_names: names of the K classes, in the order of the columns.
-        image_shape: (H, W, C) of the images.
-        config: content of config.json.
-        program: program in ``model.jax``.
-    """
-
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    config: dict[str, Any]
-    program: export.Exported = dataclasses.field(repr=False)
-
-    def __call__(self, images: Any) -> jax.Array:
-        """Predicts the probabilities of the classes.
-
-        Args:
-            images: pixels, uint8 [B, H, W, C] with values from 0 to 255; B is at least 1.
-
-        Returns:
-            The probabilities, float32 [B, K]; each row sums to 1.
-
-        Raises:
-            UserError: the images are of another dtype or shape.
-        """
-        shape, dtype = np.shape(images), getattr(images, "dtype", None)
-        if dtype != np.uint8 or shape[1:] != self.image_shape or not shape[0]:
-            raise UserError(
-                f"images are {dtype} {list(shape)}; allowed: uint8 [B, "
-                f"{', '.join(map(str, self.image_shape))}] with B at least 1"
-            )
-        probabilities: jax.Array = self.program.call(jnp.asarray(images))
-        return probabilities
-
-
-def load_exported(folder: str | os.PathLike[str]) -> Exported:
-    """Loads a network that ``--mode=export`` wrote; first checks its files and its output.
-
-    The SHA-256 of every file must be the one in check.json. For the images in check.json, the
-    network must compute the probabilities in check.json, within the tolerance given there.
-
-    Args:
-        folder: folder with the five files.
-
-    Returns:
-        The network, a function from uint8 images [B, H, W, C] to probabilities [B, K].
-
-    Raises:
-        UserError: a file is missing or has been altered, the installed JAX cannot run the program,
-            or the program computes other probabilities than when it was exported.
-
-    Example:
-        >>> model = load_exported("runs/digits/export")  # doctest: +SKIP
-        >>> model(uint8_images).argmax(axis=1)  # doctest: +SKIP
-    """
-    folder = files.expanded(folder)
-    check = _read_check(folder)
-    altered = [name for name, sha in check["sha256"].items() if _sha256(folder / name) != sha]
-    if altered:
-        raise UserError(
-            f"{folder} is not what was exported: {', '.join(altered)} differs from its digest in "
-            f"{CHECK}; export it again"
-        )
-    config = json.loads((folder / CONFIG).read_bytes())
-    channels, height, width = config["pretrained_cfg"]["input_size"]
-    try:
-        program = export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-        model = Exported(tuple(config["label_names"]), (height, width, channels), config, program)
-        probe = check["probe"]
-        images = np.frombuffer(base64.b64decode(probe["input"]), np.uint8).reshape(probe["shape"])
-        difference = np.abs(np.asarray(model(images)) - np.asarray(probe["output"])).max()
-    except Exception as error:  # jax.export raises many kinds for what its release cannot read.
-        raise UserError(
-            f"{folder / PROGRAM} does not run with jax {jax.__version__}: {one_line(error)}; the "
-            f"weights in {WEIGHTS} can be loaded by flexpool_jax.load_weights all the same"
-        ) from error
-    if not difference <= probe["tolerance"]:
-        raise UserError(
-            f"{folder / PROGRAM} computes something else here than when it was exported: "
-            f"probabilities of the images in {CHECK} differ by up to {difference:.2g}; allowed: "
-            f"{probe['tolerance']:g}"
-        )
-    return model
-
-
-def _read_check(folder: Path) -> dict[str, Any]:
-    check = files.read_json(folder / CHECK)
-    if check is None:
-        raise UserError(f"{folder} is not an export: it has no {CHECK}; write one by --mode=export")
-    own = check.pop("check", None)
-    digests = check.get("sha256")
-    is_whole = isinstance(digests, dict) and {PROGRAM, CONFIG} <= digests.keys()
-    if own != _digest_of(check) or not is_whole:
-        raise UserError(f"{folder / CHECK} is not what was exported; export it again")
-    return check
-
-
-def _digest_of(check: Mapping[str, Any]) -> str:
-    """The SHA-256 of the content of check.json without the digest itself."""
-    return hashlib.sha256(json.dumps(check, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    """The SHA-256 of a file; "" if the file cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 def _run(program: bytes, images: np.ndarray) -> jax.Array:

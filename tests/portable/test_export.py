@@ -1,6 +1,7 @@
 """An exported folder computes what the network computes, anywhere, or is refused."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import flexpool_jax
 import launch
 from flexpool_jax import files, load_exported, load_weights
 from flexpool_jax.configuration import read_config
@@ -21,6 +23,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import read_header
 from flexpool_jax.portable import card
 from flexpool_jax.portable.export import export_workdir, hub_config
+from flexpool_jax.portable.exported import digest_of
 from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
@@ -66,6 +69,12 @@ def expected(workdir, dataset):
 def test_holds_the_files_of_the_contract_for_all_to_read(folder):
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_the_program_holds_no_folders_of_this_machine(folder):
+    program = (folder / "model.jax").read_bytes()
+    assert b"pooling.py" in program
+    assert re.findall(rb"[\w./-]*/[\w.-]+\.py\b", program) == []
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
@@ -115,12 +124,10 @@ def test_a_missing_file_is_named(copy, name):
 
 
 def test_a_program_that_computes_something_else_is_refused(copy):
-    from flexpool_jax.portable import export
-
     check = json.loads((copy / "check.json").read_text())
     del check["check"]
     check["probe"]["output"][0].reverse()
-    files.write_json(copy / "check.json", check | {"check": export._digest_of(check)})
+    files.write_json(copy / "check.json", check | {"check": digest_of(check)})
     with pytest.raises(UserError, match="computes something else here"):
         load_exported(copy)
 
@@ -146,6 +153,24 @@ def test_its_weights_are_those_of_the_checkpoint(folder, workdir):
     assert read_header(file).pool == pool
     loaded = load_weights(file, zeros, pool=pool)
     jax.tree.map(np.testing.assert_array_equal, loaded, trained.variables)
+
+
+def test_only_commands_use_the_compilation_cache(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    cache = f"--config.compilation_cache={tmp_path / 'cache'}"
+    script = (
+        "import jax, launch, flexpool_jax\n"
+        "before = dict(jax.config.values)\n"
+        f"flexpool_jax.load_trained({str(copy)!r})\n"
+        "assert jax.config.values == before\n"
+        f"launch.main(['--mode=export', '--workdir={copy}', {cache!r}])\n"
+        "print(jax.config.jax_compilation_cache_dir)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    output = subprocess.check_output(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, text=True
+    )
+    assert output.splitlines()[-1] == str(tmp_path / "cache")
 
 
 def test_config_has_the_layout_of_timms_hub_folders(folder, workdir):
@@ -188,6 +213,30 @@ def test_card_takes_no_number_of_another_step_or_size(workdir, tmp_path):
     assert "has not been measured" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report))
     assert "| evaluation.json | test | 9 | 100.00 (70.09 to 100.00) |" in card.model_card(trained)
+
+
+@pytest.mark.parametrize("step", ["best", "latest"])
+def test_card_says_that_the_best_step_was_chosen_by_the_accuracy_it_gives(workdir, tmp_path, step):
+    copy = shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    text = (export_workdir(copy, step) / "README.md").read_text()
+    assert "| result.json | test |" in text
+    assert ("chosen by its accuracy on these images" in text) == (step == "best")
+
+
+def test_card_names_the_release_that_trained_and_the_one_that_exported(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    result = json.loads((copy / "result.json").read_text())
+    result["versions"]["flexpool_jax"] = "0.0.7"
+    (copy / "result.json").write_text(json.dumps(result))
+    trained, here = load_trained(copy), flexpool_jax.__version__
+    assert (
+        f"flexpool_jax 0.0.7 trained them; flexpool_jax {here} exported them."
+        in card.model_card(trained)
+    )
+    (copy / "result.json").unlink()
+    text = card.model_card(trained)
+    assert f"`. flexpool_jax {here} exported them." in text
+    assert "trained them" not in text
 
 
 def test_citation_is_that_of_citation_cff():

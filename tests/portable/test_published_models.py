@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from flexpool_jax import load_exported, load_trained
+from flexpool_jax.models.weights import read_header
+from flexpool_jax.pooling import has_weights
+from flexpool_jax.portable.export import hub_config
 
 FOLDER = Path(__file__).parents[2] / "results" / "models"
 
@@ -33,3 +36,12 @@ def test_the_exported_program_and_the_checkpoint_are_the_same_network(name):
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(classify(images), probabilities, atol=1e-5)
     assert classify.class_names == trained.class_names
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FOLDER.glob("*/config.json")))
+def test_the_exported_files_are_those_that_export_writes_today(name):
+    trained, export = load_trained(FOLDER / name), FOLDER / name / "export"
+    assert json.loads((export / "config.json").read_text()) == hub_config(trained)
+    pool = trained.config.pool
+    assert read_header(export / "model.safetensors").pool == (pool if has_weights(pool) else "")
+    assert re.findall(rb"[\w./-]*/[\w.-]+\.py\b", (export / "model.jax").read_bytes()) == []
