@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import scipy.special
 from flax import linen as nn
 
 from flexpool_jax import configuration, files, scoring
@@ -26,12 +25,12 @@ from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
 from flexpool_jax.insight.evidence import EvidenceMaps, evidence_maps, why_not_exact
-from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pages.figures import INK
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
+from flexpool_jax.training.eval_loop import metrics, run_over
 from flexpool_jax.training.feed import Feed
 
 Array = jax.Array
@@ -83,11 +82,7 @@ def inspect_workdir(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops": flops,
         "class_names": list(names),
-        "metrics": {
-            "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
-            "loss": _cross_entropy(logits, labels),
-            **scoring.scores(labels, probabilities),
-        },
+        "metrics": metrics(labels, logits, probabilities),
         "accuracy_per_class": scoring.accuracy_per_class(labels, probabilities),
         "calibration": [
             found._asdict() for found in scoring.calibration_bins(labels, probabilities)
@@ -306,11 +301,6 @@ def _write_pictures(
         contact_sheet(tiles).save(folder / "errors.png")
     if evidence is not None:
         figures.draw_evidence(evidence, test, names, folder / "evidence.png")
-
-
-def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
-    return float(-np.mean(log_probabilities[np.arange(len(labels)), labels]))
 
 
 def _describe_image(

@@ -22,14 +22,13 @@ from flexpool_jax import configuration, files
 from flexpool_jax.data import Split
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
-from flexpool_jax.insight.passes import run_over
 from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
 from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
-from flexpool_jax.training.eval_loop import evaluate_split
+from flexpool_jax.training.eval_loop import evaluate_split, run_over
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.setup import Setup, replicate
 

@@ -229,54 +229,17 @@ def _load(
     expected = flatten_dict(variables, sep=".")
     if any(map(_is_w_fp, expected)):
         _check_pool(read_header(path), pool)
-    place_of = {name: name for name in expected}
+    titles = {name: name for name in arrays}
     if _is_foreign(arrays):
-        arrays, place_of = _from_torch(path, arrays, expected)
-    if for_training:
-        arrays = {
-            title: array
-            for title, array in arrays.items()
-            if title in place_of or not _is_auxiliary(title)
-        }
-    placed: Arrays = {}
-    titles: dict[str, str] = {}
-    unexpected = []
-    for title, array in arrays.items():
-        name = place_of.get(title)
-        if name is None or name in placed:
-            unexpected.append(title)
-        else:
-            placed[name], titles[name] = array, title
-    loaded, new, problems = _match(placed, titles, expected, for_training)
-    listed = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in {"unexpected": unexpected, **problems}.items()
-        if names
-    ]
-    if listed:
-        raise UserError(f"{path} does not fit the model; {'; '.join(listed)}")
-    return unflatten_dict(loaded, sep="."), new
-
-
-def _match(
-    arrays: Arrays, titles: Mapping[str, str], expected: Mapping[str, Any], for_training: bool
-) -> tuple[dict[str, Any], list[str], dict[str, list[str]]]:
-    """Compares the arrays of a file with the leaves of a model.
-
-    Args:
-        arrays: arrays of the file, by the path of the leaf in the model.
-        titles: name of each array in the file, by the path of the leaf in the model.
-        expected: leaves of the model, by path.
-        for_training: whether a classifier may have another number of classes, and an auxiliary one
-            be missing.
-
-    Returns:
-        The leaves of the result by path, the paths of the skipped classifiers, and the names of the
-        arrays that do not fit, by the kind of problem.
-    """
+        arrays, titles = _from_torch(path, arrays, expected)
     loaded: dict[str, Any] = {}
-    new: list[str] = []
+    new: dict[str, None] = {}
     problems: dict[str, list[str]] = {
+        "unexpected": [
+            titles[name]
+            for name in arrays
+            if name not in expected and not (for_training and _is_auxiliary(name))
+        ],
         "missing": [],
         "misshapen": [],
         "not finite floating-point numbers": [],
@@ -291,8 +254,7 @@ def _match(
             loaded[name] = np.asarray(leaf)
         elif is_new:
             loaded[name] = np.asarray(leaf)
-            owner = ".".join(name.split(".")[1:-1])
-            new += [owner] if owner not in new else []
+            new[".".join(name.split(".")[1:-1])] = None
         elif array is None:
             problems["missing"].append(name)
         elif array.shape != leaf.shape:
@@ -304,7 +266,10 @@ def _match(
             problems["not finite floating-point numbers"].append(titles[name])
         else:
             loaded[name] = np.asarray(array, leaf.dtype, order="C")
-    return loaded, new, problems
+    listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise UserError(f"{path} does not fit the model; {'; '.join(listed)}")
+    return unflatten_dict(loaded, sep="."), list(new)
 
 
 def _is_finite(array: np.ndarray) -> bool:
@@ -356,11 +321,11 @@ _RESNET_PLACE = re.compile(
 def _from_torch(
     path: Path, arrays: Arrays, expected: Mapping[str, Any]
 ) -> tuple[Arrays, dict[str, str]]:
-    """Converts the arrays of a PyTorch state dict to this project's layouts.
+    """Converts the arrays of a PyTorch state dict to this project's names and layouts.
 
     Returns:
-        The converted arrays by PyTorch's names; and, for each name that the model has, the path of
-        the leaf in the model.
+        The arrays by the path of the leaf in the model, or by PyTorch's name if the model has no
+        such leaf; and PyTorch's name of each.
     """
     places = {_torch_name(name): name for name in expected}
     if "layer1.0.conv1.weight" not in places:
@@ -371,7 +336,7 @@ def _from_torch(
     # torch.nn.DataParallel puts this in front of every name.
     prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
     turned: Arrays = {}
-    place_of = {}
+    titles: dict[str, str] = {}
     for title, array in arrays.items():
         if title.endswith(".num_batches_tracked"):
             continue  # PyTorch's BatchNorm counts its batches; nothing is computed from it.
@@ -379,13 +344,12 @@ def _from_torch(
             array = array.transpose(2, 3, 1, 0)
         elif array.ndim == 2:
             array = array.T
-        turned[title] = array
         # The three families differ in the names of shortcuts and of the last layer.
         name = title.removeprefix(prefix).replace(".shortcut.", ".downsample.")
-        name = re.sub(r"^linear\.", "fc.", name)
-        if name in places:
-            place_of[title] = places[name]
-    return turned, place_of
+        name = places.get(re.sub(r"^linear\.", "fc.", name), title)
+        name = title if name in turned else name
+        turned[name], titles[name] = array, title
+    return turned, titles
 
 
 def _torch_name(name: str) -> str | None:

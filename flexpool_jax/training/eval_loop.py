@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.special
 
 from flexpool_jax import scoring
+from flexpool_jax.training import steps
 from flexpool_jax.training.feed import Feed
-from flexpool_jax.training.setup import Setup
+from flexpool_jax.training.setup import Setup, replicate
 
 
 class Evaluation(NamedTuple):
@@ -39,12 +40,24 @@ def evaluate_split(setup: Setup, variables: Any, feed: Feed) -> Evaluation:
         variables: ``params`` and ``batch_stats``, replicated.
         feed: source of the split's batches.
     """
-    results = dispatch(setup, variables, feed)
-    return summarise(setup, collect(results), feed)
+    results = dispatch(setup.eval_step, variables, feed, setup.config.eval_batch_size)
+    return summarise(collect(results), feed.labels)
+
+
+def run_over(
+    feed: Feed, step: steps.EvalStep, inputs: Any, batch_size: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Runs a step over every example of a split once; compiles the step once."""
+    program = steps.pmap_eval_step(step)
+    return merged(collect(dispatch(program, replicate(inputs), feed, batch_size)), len(feed))
 
 
 def dispatch(
-    setup: Setup, variables: Any, feed: Feed, check: Callable[[], None] = lambda: None
+    program: Callable[..., Any],
+    variables: Any,
+    feed: Feed,
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Passes every batch of a split to the devices.
 
@@ -61,9 +74,9 @@ def dispatch(
         The result of ``setup.eval_step`` for each batch, to be passed to `collect`.
     """
     results: list[Any] = []
-    for part in feed.once(setup.config.eval_batch_size):
+    for part in feed.once(batch_size):
         check()
-        results.append(setup.eval_step(variables, feed.data, part))
+        results.append(program(variables, feed.data, part))
         if len(results) > 1 and (jax.default_backend() == "cpu" or feed.data is None):
             # One batch ahead is enough to keep a CPU busy; more batches would only take memory.
             # Streamed batches take memory of the devices.
@@ -85,19 +98,37 @@ def collect(results: Sequence[Any], check: Callable[[], None] = lambda: None) ->
     return on_host
 
 
-def summarise(setup: Setup, on_host: Sequence[Any], feed: Feed) -> Evaluation:
-    """Computes the `Evaluation` of the feed's split from the result of `collect`."""
-    count = len(feed)
+def merged(
+    on_host: Sequence[Any], count: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The sums over all batches, float64, and the outputs for the examples, [count, ...]."""
     sums, examples = zip(*on_host, strict=True)
-    batches = [part["logits"].reshape(-1, setup.dataset.num_classes) for part in examples]
-    labels, probabilities = feed.labels, scoring.softmax(np.concatenate(batches)[:count])
+    totals = {name: sum(np.float64(part[name]) for part in sums) for name in sums[0]}
+    # [devices, examples of a device, ...] of each batch.
+    outputs = {
+        name: np.concatenate([block for part in examples for block in part[name]])[:count]
+        for name in examples[0]
+    }
+    return totals, outputs
+
+
+def summarise(on_host: Sequence[Any], labels: np.ndarray) -> Evaluation:
+    """Computes the `Evaluation` of a split with these labels from the result of `collect`."""
+    logits = merged(on_host, len(labels))[1]["logits"]
+    probabilities = scoring.softmax(logits)
     return Evaluation(
-        metrics={
-            "loss": math.fsum(float(part["loss"]) for part in sums) / count,
-            "accuracy": sum(int(part["correct"]) for part in sums) / count,
-            **scoring.scores(labels, probabilities),
-        },
+        metrics=metrics(labels, logits, probabilities),
         accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
         predictions=probabilities.argmax(axis=1).astype(np.int16),
         confidences=probabilities.max(axis=1).astype(np.float16),
     )
+
+
+def metrics(labels, logits, probabilities) -> dict[str, float]:
+    """Mean cross-entropy, accuracy and the metrics of `scoring`."""
+    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    return {
+        "loss": float(-np.mean(log_probabilities[np.arange(len(labels)), labels])),
+        "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
+        **scoring.scores(labels, probabilities),
+    }

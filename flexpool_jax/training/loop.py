@@ -226,7 +226,9 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
         run.meter.wait()
     started = time.monotonic()
     if is_evaluated:
-        evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
+        evaluation = eval_loop.dispatch(
+            run.setup.eval_step, state.variables, feed, config.eval_batch_size, run.stop.check
+        )
         # Dispatched here, since a later program would wait for the next epoch's steps.
         pools = run.setup.pool_summary(state.variables["params"])
     return EpochEnd(epoch, state, evaluation, pools, started)
@@ -256,7 +258,7 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
     seconds = time.monotonic() - started
     run.report_steps()
     if results is not None:
-        evaluation = eval_loop.summarise(run.setup, results, feed)
+        evaluation = eval_loop.summarise(results, feed.labels)
         _report_evaluation(run, ended, evaluation, seconds)
         accuracy = evaluation.metrics["accuracy"]
         per_class = {"accuracy_per_class": evaluation.accuracy_per_class}

@@ -309,15 +309,7 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
     """
 
     def eval_step(variables: Mapping[str, Any], batch: Batch) -> tuple[Metrics, Metrics]:
-        labels, valid = batch["label"], batch["valid"]
-        logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        sums = {
-            "loss": jnp.sum(jnp.where(valid, loss, 0.0)),
-            "correct": jnp.sum(valid & correct, dtype=jnp.int32),
-        }
-        return jax.lax.psum(sums, AXIS), {"logits": logits}
+        return {}, {"logits": model.apply(variables, normalise(batch["image"]), train=False)}
 
     return eval_step
 
