@@ -74,10 +74,10 @@ class Device:
         import numpy as np
 
         self._work(EVAL_BATCH_SECONDS)
-        logits = Later(np.ones((*part.shape, 10), np.float32), self._free)
         # The accuracy rises with every epoch, so that every epoch is a new best and is saved.
-        correct = len(self.waits)
-        return {"loss": 1.0, "correct": correct}, {"logits": logits}
+        is_wrong = np.asarray(part) >= len(self.waits)
+        logits = np.eye(10, dtype=np.float32)[(np.asarray(data.labels)[part] + is_wrong) % 10]
+        return {}, {"logits": Later(logits, self._free)}
 
 
 def waits(dispatch_seconds: float, in_turn: bool, epochs: int, workdir: Path) -> list[float]:

@@ -30,7 +30,7 @@ from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pages.figures import INK
 from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
-from flexpool_jax.training.eval_loop import metrics, run_over
+from flexpool_jax.training.eval_loop import measure, run_over
 from flexpool_jax.training.feed import Feed
 
 Array = jax.Array
@@ -82,7 +82,7 @@ def inspect_workdir(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops": flops,
         "class_names": list(names),
-        "metrics": metrics(labels, logits, probabilities),
+        "metrics": measure(labels, logits, probabilities),
         "accuracy_per_class": scoring.accuracy_per_class(labels, probabilities),
         "calibration": [
             found._asdict() for found in scoring.calibration_bins(labels, probabilities)

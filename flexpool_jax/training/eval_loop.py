@@ -47,9 +47,19 @@ def evaluate_split(setup: Setup, variables: Any, feed: Feed) -> Evaluation:
 def run_over(
     feed: Feed, step: steps.EvalStep, inputs: Any, batch_size: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs a step over every example of a split once; compiles the step once."""
+    """Runs another step over every example of a split once; compiles the step once.
+
+    Args:
+        feed: source of the split's batches.
+        step: function like those of `flexpool_jax.training.steps.make_eval_step`.
+        inputs: arrays on the host that the step gets in the place of variables.
+        batch_size: examples in a batch, on all devices together.
+
+    Returns:
+        See `merge`.
+    """
     program = steps.pmap_eval_step(step)
-    return merged(collect(dispatch(program, replicate(inputs), feed, batch_size)), len(feed))
+    return merge(collect(dispatch(program, replicate(inputs), feed, batch_size)), len(feed))
 
 
 def dispatch(
@@ -65,13 +75,14 @@ def dispatch(
     program that is dispatched later runs after the evaluation.
 
     Args:
-        setup: see `evaluate_split`.
+        program: result of `flexpool_jax.training.steps.pmap_eval_step`.
         variables: see `evaluate_split`.
         feed: see `evaluate_split`.
+        batch_size: examples in a batch, on all devices together.
         check: function that is called between batches; it may raise to abandon the evaluation.
 
     Returns:
-        The result of ``setup.eval_step`` for each batch, to be passed to `collect`.
+        The result of the program for each batch, to be passed to `collect`.
     """
     results: list[Any] = []
     for part in feed.once(batch_size):
@@ -98,12 +109,20 @@ def collect(results: Sequence[Any], check: Callable[[], None] = lambda: None) ->
     return on_host
 
 
-def merged(
+def merge(
     on_host: Sequence[Any], count: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The sums over all batches, float64, and the outputs for the examples, [count, ...]."""
+    """Puts the results of a split's batches together.
+
+    Args:
+        on_host: result of `collect`.
+        count: number of examples of the split; what follows them only filled up the last batch.
+
+    Returns:
+        The step's sums over all batches, float64; and its outputs for the examples, [count, ...].
+    """
     sums, examples = zip(*on_host, strict=True)
-    totals = {name: sum(np.float64(part[name]) for part in sums) for name in sums[0]}
+    totals = {name: sum(part[name].astype(np.float64) for part in sums) for name in sums[0]}
     # [devices, examples of a device, ...] of each batch.
     outputs = {
         name: np.concatenate([block for part in examples for block in part[name]])[:count]
@@ -114,18 +133,18 @@ def merged(
 
 def summarise(on_host: Sequence[Any], labels: np.ndarray) -> Evaluation:
     """Computes the `Evaluation` of a split with these labels from the result of `collect`."""
-    logits = merged(on_host, len(labels))[1]["logits"]
+    logits = merge(on_host, len(labels))[1]["logits"]
     probabilities = scoring.softmax(logits)
     return Evaluation(
-        metrics=metrics(labels, logits, probabilities),
+        metrics=measure(labels, logits, probabilities),
         accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
         predictions=probabilities.argmax(axis=1).astype(np.int16),
         confidences=probabilities.max(axis=1).astype(np.float16),
     )
 
 
-def metrics(labels, logits, probabilities) -> dict[str, float]:
-    """Mean cross-entropy, accuracy and the metrics of `scoring`."""
+def measure(labels: np.ndarray, logits: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Computes the mean cross-entropy (``loss``), ``accuracy`` and the metrics of `scoring`."""
     log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
     return {
         "loss": float(-np.mean(log_probabilities[np.arange(len(labels)), labels])),

@@ -303,13 +303,14 @@ def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> 
 
     Returns:
         ``eval_step(variables, batch) -> (sums, examples)``. batch: ``image``, ``label`` and
-        ``valid`` bool [B], False for an example that only fills up the batch. sums: ``loss``
-        float32 and ``correct`` int32, over the valid examples of all devices. examples: ``logits``
-        float32 [B, num_classes] of this device.
+        ``valid`` bool [B], False for an example that only fills up the batch. sums: values that
+        are summed over the batches; this step has none. examples: ``logits`` float32 [B,
+        num_classes] of this device.
     """
 
     def eval_step(variables: Mapping[str, Any], batch: Batch) -> tuple[Metrics, Metrics]:
-        return {}, {"logits": model.apply(variables, normalise(batch["image"]), train=False)}
+        logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
+        return {}, {"logits": logits}
 
     return eval_step
 

@@ -99,9 +99,11 @@ class Device:
         weight = float(jax.tree.leaves(variables)[0].mean())
         epoch = int(weight) // STEPS if math.isfinite(weight) else 0
         accuracy = self.accuracies[epoch - 1] if self.accuracies else epoch / 100
-        sums = {"loss": 1.0, "correct": int(accuracy * np.sum(np.asarray(part) >= 0))}
-        examples = {"logits": np.zeros((*part.shape, 10))}
-        return jax.tree.map(lambda x: Later(self, x), (sums, examples))
+        # As many of the first images get their own class, the others the next one.
+        labels = np.asarray(data.labels)
+        is_wrong = np.asarray(part) >= int(accuracy * len(labels))
+        logits = np.eye(10, dtype=np.float32)[(labels[part] + is_wrong) % 10]
+        return {}, {"logits": Later(self, logits)}
 
     def gaps(self):
         """Seconds between two epochs' steps in which it did not evaluate either."""
