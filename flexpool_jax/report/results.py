@@ -198,6 +198,12 @@ class Run:
         return recipe_of(self.config), self.source, changes
 
     @property
+    def data_digest(self) -> str:
+        """Digest of the run's training and test images; empty if none is recorded."""
+        found = self.result.get("data_digest")
+        return found if isinstance(found, str) else ""
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The metrics beside accuracy, by name; empty if result.json has none."""
         found = self.result.get("final_test_metrics")
@@ -284,13 +290,18 @@ class Found:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> Found:
-    """Reads every result.json under a folder; skips damaged ones and repetitions of a run.
+    """Reads every result.json under a folder; skips those that cannot be compared with the others.
+
+    A result is skipped if it is damaged, if its run is a repetition, or if its run had other images
+    than an earlier run of the same group and seed, for example because images were added to a
+    folder. The images of two seeds may differ, since a seed can draw which ones are held out.
 
     Args:
         folder: The folder, which is searched recursively; symbolic links are not followed.
     """
     found = Found([], [], [])
     seen: dict[tuple[object, ...], Run] = {}
+    of_data: dict[tuple[object, ...], Run] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
         path = Path(place)
@@ -303,6 +314,11 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         except UserError as error:
             found.skipped.append(str(error))
             continue
+        if run.data_digest:
+            known = of_data.setdefault((run.group, run.seed), run)
+            if known.data_digest != run.data_digest:
+                found.skipped.append(f"{path}: trained on other data than {known.folder}")
+                continue
         first = seen.setdefault((run.group, run.arm, run.seed), run)
         if first is run:
             found.runs.append(run)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -181,6 +182,34 @@ def test_same_run_twice_counts_once(write_sweep):
     assert "zz-copy" in skipped[0]
     assert len(read_csv(path.parent / "runs.csv")) == 1
     assert "50.00" not in tables_of(path)["Table 1: one classifier"][0][2]
+
+
+def test_runs_on_other_data_are_named_and_left_out(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1))
+    folder = write_sweep(sweep, accuracy_of)
+    for seed in range(2):
+        edit_result(folder / AVG / f"seed-{seed}", data_digest=f"draw of seed {seed}")
+    edit_result(folder / FLEXPOOL / "seed-0", data_digest="draw of seed 0")
+    edit_result(folder / FLEXPOOL / "seed-1", data_digest="more images")
+    shutil.copytree(folder / AVG / "seed-0", folder / "zz-again")
+    edit_result(folder / "zz-again", data_digest="more images")
+    path, skipped = write_report(folder)
+    assert skipped == [
+        f"{FLEXPOOL}/seed-1: trained on other data than {AVG}/seed-1",
+        f"zz-again: trained on other data than {AVG}/seed-0",
+    ]
+    here, _, difference = tables_of(path)["Table 1: one classifier"]
+    assert here[2].endswith("(n = 2)")
+    assert difference[3].endswith("(one pair, no interval)")
+
+
+def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
+    folder = write_sweep(sweep, accuracy_of)
+    edit_result(folder / AVG / "seed-0", data_digest="images")
+    path, skipped = write_report(folder)
+    assert skipped == []
+    assert len(read_csv(path.parent / "runs.csv")) == 2
 
 
 def test_different_recipes_are_never_averaged(tmp_path):
