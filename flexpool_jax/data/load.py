@@ -102,7 +102,15 @@ def load_dataset(
         train = train.center_crop(center_crop) if crop_training else train
     mean, std, digest = describe(train, test, arrays.class_names)
     dataset = Dataset(
-        name, train, test, arrays.class_names, mean, std, arrays.superclasses, arrays.folder
+        name,
+        train,
+        test,
+        arrays.class_names,
+        mean,
+        std,
+        arrays.superclasses,
+        arrays.folder,
+        test_is_drawn=holdout > 0 or "test" not in arrays.splits,
     )
     # Fills the cached property, so that the digest is not computed a second time.
     vars(dataset)["digest"] = digest

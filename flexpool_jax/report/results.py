@@ -204,6 +204,11 @@ class Run:
         return found if isinstance(found, str) else ""
 
     @property
+    def test_is_drawn(self) -> bool:
+        """Whether the seed drew the test images; False also if result.json does not say it."""
+        return self.result.get("test_split") == "drawn" or self.config.dataset.holdout > 0
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The metrics beside accuracy, by name; empty if result.json has none."""
         found = self.result.get("final_test_metrics")
@@ -293,8 +298,9 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     """Reads every result.json under a folder; skips those that cannot be compared with the others.
 
     A result is skipped if it is damaged, if its run is a repetition, or if its run had other images
-    than an earlier run of the same group and seed, for example because images were added to a
-    folder. The images of two seeds may differ, since a seed can draw which ones are held out.
+    than an earlier run of the same group, for example because images were added to a folder. The
+    images of two seeds are compared only if both runs used an official test split, since a seed can
+    also draw the test images.
 
     Args:
         folder: The folder, which is searched recursively; symbolic links are not followed.
@@ -315,7 +321,8 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
             found.skipped.append(str(error))
             continue
         if run.data_digest:
-            known = of_data.setdefault((run.group, run.seed), run)
+            is_official = run.result.get("test_split") == "official"
+            known = of_data.setdefault((run.group, None if is_official else run.seed), run)
             if known.data_digest != run.data_digest:
                 found.skipped.append(f"{path}: trained on other data than {known.folder}")
                 continue

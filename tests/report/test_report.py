@@ -203,6 +203,22 @@ def test_runs_on_other_data_are_named_and_left_out(write_sweep):
     assert difference[3].endswith("(one pair, no interval)")
 
 
+def test_seeds_share_their_data_unless_they_draw_the_test_split(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1)), accuracy_of)
+    for seed in range(2):
+        edit_result(folder / AVG / f"seed-{seed}", data_digest=str(seed), test_split="drawn")
+    path, skipped = write_report(folder)
+    assert skipped == []
+    text = " ".join(path.read_text().split())
+    assert "on the test split (drawn by the seed if a data set has none), in per cent" in text
+    assert "where the seed draws the test split, they include that too" in text
+    for seed in range(2):
+        edit_result(folder / AVG / f"seed-{seed}", data_digest=str(seed), test_split="official")
+    path, skipped = write_report(folder)
+    assert skipped == [f"{AVG}/seed-1: trained on other data than {AVG}/seed-0"]
+    assert "drawn by the seed" not in path.read_text()
+
+
 def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
     sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
     folder = write_sweep(sweep, accuracy_of)
