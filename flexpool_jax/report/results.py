@@ -82,10 +82,16 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The title with the coefficient of Eq. 2 and the weights of Eq. 3 of the paper, if any."""
+        """The title with the values that distinguish arms of the same title.
+
+        These are the coefficient of Eq. 2 and the weights of Eq. 3 of the paper, and a dropout rate
+        other than the paper's.
+        """
         text = self.title
         if self.pool_reg:
             text = text.replace("+ Reg", f"+ Reg {self.pool_reg:g}")
+        if self.dropout_rate != paper.DROPOUT_RATE:
+            text = text.replace("+ Dropout", f"+ Dropout {self.dropout_rate:g}")
         return text + (f", SAC {self.sac_weights}" if self.sac else "")
 
     @property

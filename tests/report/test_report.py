@@ -15,6 +15,7 @@ from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.report.page import write_report
 from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.rows import make_rows
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
@@ -324,6 +325,20 @@ def test_runs_whose_pools_learn_at_other_rates_are_one_row_and_two_arms(write_sw
         for row in read_csv(path.parent / "settings.csv")
     }
     assert rates == {("avg", ""), ("flexpool", ""), ("flexpool", "0.02")}
+
+
+def test_settings_of_a_row_have_labels_of_their_own(write_sweep):
+    columns = (
+        *("avg", "avg+dropout", "avg+dropout_rate=0.5", "flexpool", "flexpool+dropout"),
+        *("flexpool+reg", "flexpool+reg=1", "flexpool+reg=1+dropout", "flexpool+dropout_rate=0.5"),
+        *("flexpool+reg=1+dropout_rate=0.5", "flexpool+reg+pool_learning_rate_scale=0.02"),
+    )
+    sweep = small_sweep(num_epochs=1, columns=columns, sac=("off", "on", "0.05/0.1/0.85"))
+    (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
+    labels = [arm.label for arm in row.settings]
+    assert len(set(labels)) == len(labels) == 3 * len(columns)
+    assert labels[:4] == ["AvgPool", "FlexPool", "FlexPool + Reg 0.1", "FlexPool + Reg 1"]
+    assert {"AvgPool + Dropout", "AvgPool + Dropout 0.5"} <= set(labels)
 
 
 def test_pools_that_are_not_registered_here_are_reported_by_their_names(tmp_path):
