@@ -1,18 +1,22 @@
 """A report says what the results say, and where it knows nothing it says that."""
 
+import contextlib
 import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
 from configs import lambda_ablation, paper_tables, pools
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
+from flexpool_jax.report import figures
 from flexpool_jax.report.page import write_report
 from flexpool_jax.report.results import find_runs
 from flexpool_jax.report.rows import make_rows
@@ -397,6 +401,24 @@ def test_figures_are_pictures_and_the_same_each_time(write_sweep):
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
     write_report(folder)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_each_training_curve_has_a_name_and_a_look_of_its_own(write_sweep, monkeypatch):
+    sweep = pools.get_config()
+    sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 2, (0,)
+    sweep.columns += ("flexpool+reg=1", "flexpool+dropout_rate=0.5")
+    (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
+    figure = Figure()
+    monkeypatch.setattr(figures, "drawn", lambda *_: contextlib.nullcontext(figure))
+    assert figures.draw_curves(row, Path("curves.png"))
+    assert len(row.settings) > 10
+    for ax in figure.axes:
+        lines = ax.get_lines()
+        names = [line.get_label() for line in lines]
+        assert names == [arm.label for arm in row.settings]
+        assert len(set(names)) == len(names)
+        looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+        assert len(looks) == len(lines)
 
 
 def test_what_an_earlier_report_had_is_gone(write_sweep):
