@@ -291,6 +291,20 @@ def test_rows_whose_titles_differ_after_a_hundred_letters_have_figures_of_their_
     assert all(f"({name})" in path.read_text() for name in names)
 
 
+def test_rows_whose_titles_differ_in_other_letters_alone_have_figures_of_their_own(tmp_path):
+    folders = ("żaba", "żabą", "cats 2", "cats", "CATS+2", "жук")
+    for name in folders:
+        sweep = small_sweep(columns=("avg",), num_epochs=1)
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        cell.config.dataset.name, cell.config.dataset.raw_dir = "image_folder", f"/data/{name}"
+        write_run(tmp_path / name, cell.config, 0.8)
+    path, _ = write_report(tmp_path)
+    names = {file.name for file in path.parent.glob("curves-*.png")}
+    assert len(names) == len(folders)
+    assert "curves-images-of-cats.png" in names
+    assert all(f"({name})" in path.read_text() for name in names)
+
+
 def test_different_settings_of_a_column_are_listed_not_averaged(write_sweep):
     sweep = lambda_ablation.get_config()
     sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 1, (0, 1)
