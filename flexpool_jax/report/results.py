@@ -177,8 +177,13 @@ class Run:
 
     @property
     def source(self) -> str:
-        """Hash of the source code that trained the run; empty if none or several are recorded."""
+        """Hash of the source code that trained the run; empty if none is recorded.
+
+        If the code changed between two starts of the run, these are all hashes with commas between.
+        """
         source = self.result.get("source_hash")
+        if isinstance(source, list):
+            return ", ".join(map(str, source))
         return source if isinstance(source, str) else ""
 
     @property
@@ -283,6 +288,11 @@ class Run:
             return "unknown versions"
         names = ("flexpool_jax", "jax", "flax", "python")
         return ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in names)
+
+
+def short_source(source: str) -> str:
+    """The first eight digits of each hash in a `Run.source`."""
+    return ", ".join(part[:8] for part in source.split(", "))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from flexpool_jax.report.evidence.contrasts import (
 )
 from flexpool_jax.report.evidence.page import MARKER, README_MARKERS, write_page
 from flexpool_jax.report.evidence.runs import read_evidence
-from tests.report.simulated import write_evidence
+from tests.report.simulated import SOURCE, write_evidence
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/evidence.md"
@@ -283,6 +283,7 @@ def test_diverged_runs_are_counted_and_do_not_hold_the_answer_back(small):
 
 MARKS = {
     "source": ({"source_hash": "other"}, "its source_hash is other"),
+    "sources": ({"source_hash": [SOURCE, "other"]}, "its source_hash is 00000000, other, not 0000"),
     "changed": (
         {"config_changes": [{"step": 7, "field": "learning_rate", "from": 0.1, "to": 0.2}]},
         "changed midway: learning_rate",

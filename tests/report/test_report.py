@@ -563,6 +563,21 @@ def test_runs_of_other_source_code_are_marked_and_not_averaged(write_sweep):
     assert "not averaged or compared with others" in " ".join(path.read_text().split())
 
 
+def test_runs_whose_code_changed_midway_are_not_averaged_with_others(write_sweep):
+    sources = (["new", "newer"], ["new", "newest"], "new", None, ["new", "newer"])
+    sweep = small_sweep(num_epochs=1, columns=("avg",), seeds=tuple(range(len(sources))))
+    folder = write_sweep(sweep, accuracy_of)
+    for seed, source in enumerate(sources):
+        edit_result(folder / AVG / f"seed-{seed}", source_hash=source)
+    rows = tables_of(write_report(folder)[0])["Table 1: one classifier"]
+    assert {row[0]: "(n = 2)" in row[2] for row in rows if row[0]} == {
+        "Digits (source code new, newer)": True,
+        "Digits (source code new, newest)": False,
+        "Digits (source code new)": False,
+        "Digits (source code unknown)": False,
+    }
+
+
 def test_runs_that_changed_midway_are_marked_and_not_averaged(write_sweep):
     change = {"step": 40, "field": "learning_rate", "from": 0.1, "to": 0.01}
     folder = write_sweep(

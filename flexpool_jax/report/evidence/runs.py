@@ -18,7 +18,7 @@ from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.report.analysis import BlockModel, select_rate
-from flexpool_jax.report.results import Run, find_runs
+from flexpool_jax.report.results import Run, find_runs, short_source
 from flexpool_jax.sweeps import grid
 
 Key = tuple[str, int]  # column and seed
@@ -104,7 +104,10 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     from configs import evidence as sweeps
 
     found = {name: find_runs(folder / name) for name in sweeps.DESIGNS}
-    sources = Counter(run.source for one in found.values() for run in one.runs)
+    # A run whose code changed midway has several hashes, and never counts.
+    sources = Counter(
+        run.source for one in found.values() for run in one.runs if "," not in run.source
+    )
     source = sources.most_common(1)[0][0] if sources else ""
     left_out = [line for one in found.values() for line in one.skipped]
     known: list[str] = []
@@ -184,7 +187,7 @@ def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Ke
     differences = {key: _differences(cell.config, run.config) for key, cell in expected.items()}
     key = min(differences, key=lambda key: len(differences[key]))
     if run.source != source:
-        return key, f"its source_hash is {run.source[:8] or 'missing'}, not {source[:8]}"
+        return key, f"its source_hash is {short_source(run.source) or 'missing'}, not {source[:8]}"
     if run.changes:
         return key, f"it changed midway: {run.changes}"
     return key, "; ".join(differences[key])
