@@ -24,7 +24,7 @@ from flexpool_jax.report.evidence.contrasts import (
     verdict,
 )
 from flexpool_jax.report.evidence.page import MARKER, README_MARKERS, write_page
-from flexpool_jax.report.evidence.runs import read_evidence
+from flexpool_jax.report.evidence.runs import read_evidence, read_probes
 from tests.report.simulated import SOURCE, write_evidence
 
 ROOT = Path(__file__).parents[2]
@@ -299,6 +299,15 @@ def test_runs_that_do_not_count_are_marked_and_left_out(small, mark):
     text = text_of(small)
     assert "E1 has 29 of its 30 runs" in text
     assert words in text.partition("### Results that are not used")[2]
+
+
+@pytest.mark.parametrize("field", ["step", "config_digest"])
+def test_probe_of_another_checkpoint_does_not_count(small, field):
+    path = small / "results/e1/fashion_mnist/flexpool/seed-0/probe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 7}))
+    probes = read_probes(read_evidence(small / "results").designs["e1"])
+    assert 0 not in probes["flexpool"]
+    assert len(probes["flexpool"]) == 5
 
 
 def test_run_of_another_config_does_not_count(small):

@@ -255,12 +255,14 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
 def read_probes(design: Design) -> Probes:
     """Reads each run's probe.json, by column of the sweep and seed.
 
-    A probe.json is left out if its config digest differs from that in the run's result.json.
+    A probe.json is left out if it is of another config or step than the run's result.json, for
+    example of the step with the best accuracy.
     """
     found: Probes = {}
     for (column, seed), run in design.runs.items():
         probe = read_probe(run.folder)
-        if probe and probe.get("config_digest") == run.result.get("config_digest"):
+        same = (probe.get(name) == run.result.get(name) for name in ("config_digest", "step"))
+        if probe and all(same):
             found.setdefault(column, {})[seed] = probe
     return found
 
