@@ -130,6 +130,19 @@ def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: 
     return load_dataset(name, data_dir, raw_dir, **options).folder
 
 
+def check_raw_dir(name: str, raw_dir: _Path) -> None:
+    """Checks that the user's own files, of image_folder or npz, exist; reads none of them.
+
+    For other data sets nothing is checked: they may be prepared already, or can be downloaded.
+
+    Raises:
+        UserError: raw_dir is empty or does not exist. The message is that of `load_dataset`.
+    """
+    known = DATASETS.get(name)
+    if isinstance(known, RawDir):
+        resolve(known.check, READERS)(_path("raw_dir", raw_dir) if raw_dir else None)
+
+
 def memory_for_images(placement: str, device_bytes: float = math.inf, copies: int = 1) -> float:
     """Largest size in bytes of images that are loaded into memory; larger ones are streamed.
 

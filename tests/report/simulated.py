@@ -35,7 +35,7 @@ def write_evidence(
         rates = "" if name in sweeps._WITHOUT_RATES else ",avg=0.01,flexpool=0.01"
         config = sweeps.get_config(f"{name}{rates}")
         config.seeds = seeds or config.seeds
-        for cell in grid.expand(config, "configs"):
+        for cell in grid.expand(config, "configs", reads_data=False):
             column = cell.name.split("/")[1].removesuffix("+sac")
             rng = np.random.default_rng([cell.config.seed, *f"{name} {column}".encode()])
             seed_effect = np.random.default_rng(cell.config.seed).normal(0, 0.3)

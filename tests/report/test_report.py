@@ -255,7 +255,7 @@ def test_data_of_one_name_stay_apart(name, tmp_path):
             seeds=(i,),
             overrides=f"dataset.name={name} dataset.raw_dir=/data{i}/cats",
         )
-        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        (cell,) = grid.expand(sweep, CONFIGS_DIR, reads_data=False)
         write_run(tmp_path / str(i), cell.config, value)
     path, _ = write_report(tmp_path)
     rows = tables_of(path)["Table 1: one classifier"]
