@@ -109,7 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.placement = "auto"
     # Fraction of the training split (of each class, drawn with the seed) that is used in place of
     # the test split, to choose values without using test images. 0: the official splits (section
-    # 4.4).
+    # 4.4); if the data set has no test split, a fifth of each class, drawn with the seed.
     config.dataset.holdout = 0.0
     # Mean and standard deviation, one number for each channel, by which images are normalised after
     # division by 255. Empty: those of the training images. With init_from, they must be those that

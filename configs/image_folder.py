@@ -3,6 +3,9 @@
     python launch.py --config=configs/image_folder.py:flexpool,reg --workdir=runs/mine \\
         --config.dataset.raw_dir=FOLDER --config.dataset.image_size=32
 
+With FOLDER/CLASS/*, the test split is a fifth of each class, drawn with the seed, so that runs of
+several seeds have different test images. With FOLDER/train and FOLDER/test, they have the same.
+
 The settings are those of section 4.2 of the paper. If there are few images, set
 `--config.batch_size` well below their number.
 """

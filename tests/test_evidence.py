@@ -22,7 +22,7 @@ def sweep(name, rates="avg=0.003,flexpool=0.01"):
 
 
 def cells(name):
-    return grid.expand(sweep(name), "configs")
+    return grid.expand(sweep(name), "configs", reads_data=False)
 
 
 @pytest.fixture
@@ -65,7 +65,9 @@ def test_pools_with_spatial_weights_train_at_flexpools_rate():
 def test_one_rate_for_both_is_no_part_of_a_column():
     config = sweep("e1", "flexpool=1e-2,avg=0.01")
     assert config.columns == evidence.DESIGNS["e1"]["columns"]
-    assert {cell.config.learning_rate for cell in grid.expand(config, "configs")} == {0.01}
+    assert {
+        cell.config.learning_rate for cell in grid.expand(config, "configs", reads_data=False)
+    } == {0.01}
 
 
 def test_seeds_are_outermost_and_every_run_but_e0s_is_probed():

@@ -18,7 +18,7 @@ Grain, which is imported when images are streamed.
 """
 
 from flexpool_jax.data.dataset import Dataset, Split, Superclasses
-from flexpool_jax.data.load import load_dataset, memory_for_images, prepare_dataset
+from flexpool_jax.data.load import check_raw_dir, load_dataset, memory_for_images, prepare_dataset
 from flexpool_jax.data.registry import DATASETS, register_dataset
 from flexpool_jax.data.superclasses import read_superclass_mapping
 
@@ -27,6 +27,7 @@ __all__ = [
     "Dataset",
     "Split",
     "Superclasses",
+    "check_raw_dir",
     "load_dataset",
     "memory_for_images",
     "prepare_dataset",

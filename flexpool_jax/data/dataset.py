@@ -135,6 +135,8 @@ class Dataset:
             channel that is constant.
         superclasses: The data set's own grouping of its classes; None if it has none.
         folder: The prepared folder that was read; None for the user's own arrays.
+        test_is_drawn: Whether the seed drew `test` from the training images: held-out images, or
+            the test split of a data set that has none of its own. It then differs between seeds.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Dataset:
     std: np.ndarray
     superclasses: Superclasses | None = None
     folder: Path | None = None
+    test_is_drawn: bool = False
 
     @functools.cached_property
     def digest(self) -> str:

@@ -102,7 +102,15 @@ def load_dataset(
         train = train.center_crop(center_crop) if crop_training else train
     mean, std, digest = describe(train, test, arrays.class_names)
     dataset = Dataset(
-        name, train, test, arrays.class_names, mean, std, arrays.superclasses, arrays.folder
+        name,
+        train,
+        test,
+        arrays.class_names,
+        mean,
+        std,
+        arrays.superclasses,
+        arrays.folder,
+        test_is_drawn=holdout > 0 or "test" not in arrays.splits,
     )
     # Fills the cached property, so that the digest is not computed a second time.
     vars(dataset)["digest"] = digest
@@ -120,6 +128,19 @@ def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: 
         which are checked but not prepared.
     """
     return load_dataset(name, data_dir, raw_dir, **options).folder
+
+
+def check_raw_dir(name: str, raw_dir: _Path) -> None:
+    """Checks that the user's own files, of image_folder or npz, exist; reads none of them.
+
+    For other data sets nothing is checked: they may be prepared already, or can be downloaded.
+
+    Raises:
+        UserError: raw_dir is empty or does not exist. The message is that of `load_dataset`.
+    """
+    known = DATASETS.get(name)
+    if isinstance(known, RawDir):
+        resolve(known.check, READERS)(_path("raw_dir", raw_dir) if raw_dir else None)
 
 
 def memory_for_images(placement: str, device_bytes: float = math.inf, copies: int = 1) -> float:

@@ -127,9 +127,12 @@ class RawDir:
         open: The text ``"module:function"``, with a module in `READERS`. The function takes raw_dir
             and an `images.Fit`, and returns a `Source` to prepare or the arrays, a
             `dataset.Arrays`.
+        check: The function, named in the same way, that raises UserError if raw_dir is None or does
+            not exist, and reads nothing.
     """
 
     open: str
+    check: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +246,8 @@ _SOURCES = (
 #: All data sets by name, those of `register_dataset` included.
 DATASETS: dict[str, Source | RawDir | Registered] = {
     **{source.name: source for source in _SOURCES},
-    "image_folder": RawDir("image_folder:open_image_folder"),
-    "npz": RawDir("npz:open_npz"),
+    "image_folder": RawDir("image_folder:open_image_folder", "image_folder:check_tree"),
+    "npz": RawDir("npz:open_npz", "npz:check_file"),
 }
 
 

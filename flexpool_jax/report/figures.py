@@ -24,6 +24,7 @@ _MEASURED = "mean and 95 % interval"
 _ONE_SEED = "one seed, no interval"
 _SEED = "single runs"
 _PAPER = "the paper's number"
+_LINES = ("-", "--", ":", "-.")
 
 
 def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> bool:
@@ -180,32 +181,33 @@ def _draw_means(
     ax: Axes, settings: Sequence[Setting], key: tuple[str, str]
 ) -> list[dict[int, float]]:
     """Draws each setting's runs faintly and their mean by epoch; returns the means."""
-    one_sac = len({setting.arm.sac for setting in settings}) == 1
     means = []
-    for setting, colour in zip(settings, _colours(settings), strict=True):
+    for setting, (colour, style) in zip(settings, _line_styles(settings), strict=True):
         curves = setting.curves(key)
         for curve in curves if len(curves) > 1 else ():
-            ax.plot(list(curve), list(curve.values()), color=colour, alpha=0.18, lw=1)
+            ax.plot(list(curve), list(curve.values()), style, color=colour, alpha=0.18, lw=1)
         mean = mean_curve(curves)
         marker = "o" if len(mean) == 1 else ""
-        label = setting.arm.title if one_sac else setting.arm.label
-        ax.plot(list(mean), list(mean.values()), marker=marker, color=colour, lw=2, label=label)
+        look: Any = {"marker": marker, "color": colour, "lw": 2, "label": setting.arm.label}
+        ax.plot(list(mean), list(mean.values()), style, **look)
         means.append(mean)
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return means
 
 
-def _colours(settings: Sequence[Setting]) -> list[str]:
-    """Returns a colour for each setting.
+def _line_styles(settings: Sequence[Setting]) -> list[tuple[str, str]]:
+    """Returns a colour and a style of line for each setting; unique among 40 settings.
 
     Each of the paper's columns has its own colour. If a setting belongs to no column, or two belong
-    to the same one, all settings get colours in order instead.
+    to the same one, all settings get colours in order instead. When the colours are used up, they
+    start again with the next style of line.
     """
     columns = [setting.arm.column for setting in settings]
     if None in columns or len(set(columns)) < len(columns):
-        return [COLOURS[i % len(COLOURS)] for i in range(len(columns))]
-    return [COLOURS[paper.COLUMNS.index(column)] for column in columns if column]
+        count = len(COLOURS)
+        return [(COLOURS[i % count], _LINES[i // count % len(_LINES)]) for i in range(len(columns))]
+    return [(COLOURS[paper.COLUMNS.index(column)], _LINES[0]) for column in columns if column]
 
 
 def _zoom_to_second_half(ax: Axes, curves: Sequence[dict[int, float]]) -> None:

@@ -72,7 +72,7 @@ def write_report(
     tables.write_csv(folder / "runs.csv", tables.run_records(rows, workdir))
     if any(setting.classes for row in rows for setting in row.settings.values()):
         tables.write_csv(folder / "classes.csv", tables.class_records(rows))
-    parts += [_settings(row, folder) for row in rows]
+    parts += [_settings(row, folder, slug) for row, slug in zip(rows, _slugs(rows), strict=True)]
     if left_out:
         listed = "\n".join(f"- {line}" for line in left_out)
         parts.append(f"## Not in these numbers\n\n{listed}")
@@ -82,12 +82,23 @@ def write_report(
     return path, [line.replace(f"{workdir}{os.sep}", "") for line in found.skipped]
 
 
-def _settings(row: Row, folder: Path) -> str:
+def _slugs(rows: Sequence[Row]) -> list[str]:
+    """Returns a name for the figures of each row: its title, in letters, digits and hyphens.
+
+    A checksum follows where the title alone does not suffice: if it is too long, or if the titles
+    of two rows differ in other characters only.
+    """
+    slugs = [re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-") for row in rows]
+    return [
+        slug
+        if 0 < len(slug) <= _MAX_SLUG and slugs.count(slug) == 1
+        else f"{slug[:_MAX_SLUG]}-{zlib.crc32(row.title.encode()):08x}"
+        for slug, row in zip(slugs, rows, strict=True)
+    ]
+
+
+def _settings(row: Row, folder: Path, slug: str) -> str:
     """Draws a row's figures into the folder, and returns the row's section in Markdown."""
-    slug = re.sub(r"[^a-z0-9]+", "-", row.title.lower()).strip("-")
-    if len(slug) > _MAX_SLUG:
-        # Long titles can differ in their last words alone.
-        slug = f"{slug[:_MAX_SLUG]}-{zlib.crc32(row.title.encode()):08x}"
     images: list[tuple[str, str, Callable[[Row, Path], bool]]] = [
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
         (f"curves-{slug}.png", "training curves", figures.draw_curves),

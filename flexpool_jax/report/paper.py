@@ -22,6 +22,9 @@ TABLE_2: dict[str, tuple[float, float, float, float]] = {
     "tiny_imagenet": (45.13, 47.55, 48.64, 49.01),
 }
 
+# Section 4.4.1.
+DROPOUT_RATE = 0.25
+
 DATASET_TITLES = {
     "digits": "Digits",
     "cifar10": "CIFAR-10",

@@ -82,10 +82,16 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The title with the coefficient of Eq. 2 and the weights of Eq. 3 of the paper, if any."""
+        """The title with the values that distinguish arms of the same title.
+
+        These are the coefficient of Eq. 2 and the weights of Eq. 3 of the paper, and a dropout rate
+        other than the paper's.
+        """
         text = self.title
         if self.pool_reg:
             text = text.replace("+ Reg", f"+ Reg {self.pool_reg:g}")
+        if self.dropout_rate != paper.DROPOUT_RATE:
+            text = text.replace("+ Dropout", f"+ Dropout {self.dropout_rate:g}")
         return text + (f", SAC {self.sac_weights}" if self.sac else "")
 
     @property
@@ -171,8 +177,13 @@ class Run:
 
     @property
     def source(self) -> str:
-        """Hash of the source code that trained the run; empty if none or several are recorded."""
+        """Hash of the source code that trained the run; empty if none is recorded.
+
+        If the code changed between two starts of the run, these are all hashes with commas between.
+        """
         source = self.result.get("source_hash")
+        if isinstance(source, list):
+            return ", ".join(map(str, source))
         return source if isinstance(source, str) else ""
 
     @property
@@ -196,6 +207,17 @@ class Run:
         """
         changes = self.changes and f"seed {self.seed}: {self.changes}"
         return recipe_of(self.config), self.source, changes
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of the run's training and test images; empty if none is recorded."""
+        found = self.result.get("data_digest")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def test_is_drawn(self) -> bool:
+        """Whether the seed drew the test images; False also if result.json does not say it."""
+        return self.result.get("test_split") == "drawn" or self.config.dataset.holdout > 0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -268,6 +290,11 @@ class Run:
         return ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in names)
 
 
+def short_source(source: str) -> str:
+    """The first eight digits of each hash in a `Run.source`."""
+    return ", ".join(part[:8] for part in source.split(", "))
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """The runs under a folder.
@@ -284,13 +311,19 @@ class Found:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> Found:
-    """Reads every result.json under a folder; skips damaged ones and repetitions of a run.
+    """Reads every result.json under a folder; skips those that cannot be compared with the others.
+
+    A result is skipped if it is damaged, if its run is a repetition, or if its run had other images
+    than an earlier run of the same group, for example because images were added to a folder. The
+    images of two seeds are compared only if both runs used an official test split, since a seed can
+    also draw the test images.
 
     Args:
         folder: The folder, which is searched recursively; symbolic links are not followed.
     """
     found = Found([], [], [])
     seen: dict[tuple[object, ...], Run] = {}
+    of_data: dict[tuple[object, ...], Run] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
         path = Path(place)
@@ -303,6 +336,12 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         except UserError as error:
             found.skipped.append(str(error))
             continue
+        if run.data_digest:
+            is_official = run.result.get("test_split") == "official"
+            known = of_data.setdefault((run.group, None if is_official else run.seed), run)
+            if known.data_digest != run.data_digest:
+                found.skipped.append(f"{path}: trained on other data than {known.folder}")
+                continue
         first = seen.setdefault((run.group, run.arm, run.seed), run)
         if first is run:
             found.runs.append(run)

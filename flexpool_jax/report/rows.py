@@ -18,7 +18,7 @@ from flexpool_jax.configuration import FIELDS
 from flexpool_jax.configuration.fields import definition, get_field
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
-from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of
+from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of, short_source
 from flexpool_jax.sweeps.grid import Cell
 
 
@@ -89,7 +89,7 @@ class Row:
 
     Attributes:
         config: The config of one of the runs.
-        source: The hash of the source code that trained the runs.
+        source: The hash of the source code that trained the runs, see `Run.source`.
         changes: The fields that changed between two starts of the runs, in words; empty if none.
         title: The data set, and the fields that differ from other rows of the same data set.
         settings: The settings by arm. Those without SAC come first, then those with the same SAC
@@ -212,7 +212,7 @@ def _title(row: Row, rows: Sequence[Row]) -> str:
         and len({str(get_field(other.config, field)) for other in others}) > 1
     ]
     if len({other.source for other in others}) > 1:
-        told_apart.append(f"source code {row.source[:8] or 'unknown'}")
+        told_apart.append(f"source code {short_source(row.source) or 'unknown'}")
     if row.changes:
         told_apart.append(f"changed midway, {row.changes}")
     return f"{name} ({', '.join(told_apart)})" if told_apart else name

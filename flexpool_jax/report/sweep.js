@@ -39,7 +39,7 @@ function differences(row) {
   };
   const control = choice("Compared with", found.map((name) => [name, BASELINES[name]]), show);
   show(found[0]);
-  return [el("h3", {}, "Differences"), el("p", { class: "note" }, "Mean over pairs of one seed, with its 95 % interval. The control is the setting without its last addition."),
+  return [el("h3", {}, "Differences"), el("p", { class: "note" }, "Mean over pairs of one seed, with its 95 % interval. The control of a setting with dropout is AvgPool + Dropout with the same rate; the control of any other setting with Reg is the same setting without Reg."),
     el("div", { class: "controls" }, control.node), place];
 }
 

@@ -33,6 +33,9 @@ def opening(found: Found, rows: Sequence[Row]) -> str:
     versions = Counter(run.versions for run in found.runs)
     hours = sum(run.seconds for run in found.runs) / 3600
     split, intervals = "the test split", "not how far another test split would"
+    if any(run.test_is_drawn and not run.config.dataset.holdout for run in found.runs):
+        split += " (drawn by the seed if a data set has none)"
+        intervals += "; where the seed draws the test split, they include that too"
     if any(run.config.dataset.holdout for run in found.runs):
         split += ", or the held-out images that a row names"
         intervals += "; but each seed holds out other images"

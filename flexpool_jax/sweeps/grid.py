@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
 from flexpool_jax.configuration import variants
+from flexpool_jax.data import check_raw_dir
 from flexpool_jax.errors import UserError, unknown_name
 
 # Each field's type, the type of its entries if it is a tuple, and its allowed values in words.
@@ -116,7 +117,8 @@ def expand(
     Args:
         config: A sweep's config.
         configs_dir: The folder with the data sets' config files.
-        reads_data: Whether the runs' data sets must exist, see `configuration.resolve`.
+        reads_data: Whether the runs' data sets must exist, see `configuration.resolve`; those of
+            the user's own files (image_folder, npz) in `dataset.raw_dir`.
 
     Raises:
         UserError: The sweep or one of its runs is not valid, or two runs are the same; the message
@@ -154,6 +156,8 @@ def expand(
             configuration.apply_overrides(training, arguments[1:])
             training = configuration.resolve(training, reads_data=reads_data)
             configuration.check_files(training)
+            if reads_data:
+                check_raw_dir(training.dataset.name, training.dataset.raw_dir)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         cell = Cell(name, dataset, training, tuple(arguments))

@@ -41,8 +41,11 @@ class _Stage(NamedTuple):
     flags: tuple[str, ...] = ()
 
     def is_done(self, cell: Cell, folder: Path) -> bool:
-        """Whether the file exists and belongs to the cell's config."""
-        return self.read(folder).get("config_digest") == cell.digest
+        """Whether the file exists and belongs to the cell's config and its last step."""
+        found = self.read(folder)
+        return found.get("config_digest") == cell.digest and (
+            found.get("step") == _TRAINING.read(folder).get("step")
+        )
 
     def read(self, folder: Path) -> dict[str, Any]:
         """The content of the file; {} if the file does not exist or cannot be read."""

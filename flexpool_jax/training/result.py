@@ -96,6 +96,8 @@ def result_of(
         "step": step,
         "epochs": step // setup.steps_per_epoch,
         "split": setup.split_name,
+        # If the seed drew the images of the split, those of another seed are not the same.
+        "test_split": "drawn" if setup.dataset.test_is_drawn else "official",
         "test_images": len(setup.dataset.test),
         "parameters": parameter_count(state.params),
         "config": setup.config.to_dict(),

@@ -16,6 +16,7 @@ from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.sweeps import grid
 
 IMAGES = 2000
+STEP = 4800
 SOURCE = "0" * 60 + "5eed"
 # In points above the column `avg`.
 EFFECTS = {
@@ -34,7 +35,7 @@ def write_evidence(
         rates = "" if name in sweeps._WITHOUT_RATES else ",avg=0.01,flexpool=0.01"
         config = sweeps.get_config(f"{name}{rates}")
         config.seeds = seeds or config.seeds
-        for cell in grid.expand(config, "configs"):
+        for cell in grid.expand(config, "configs", reads_data=False):
             column = cell.name.split("/")[1].removesuffix("+sac")
             rng = np.random.default_rng([cell.config.seed, *f"{name} {column}".encode()])
             seed_effect = np.random.default_rng(cell.config.seed).normal(0, 0.3)
@@ -65,6 +66,7 @@ def write_cell(folder: Path, config, accuracy: float, rng, **fields) -> None:
         "test_images": 6000 if config.dataset.holdout else IMAGES,
         "config": config.to_dict(),
         "config_digest": configuration.digest(config),
+        "step": STEP,
         "config_changes": [],
         "source_hash": SOURCE,
     }
@@ -80,6 +82,7 @@ def _write_probe(folder: Path, accuracy: float, digest: str, w) -> None:
     drawn = interventions(w) if w is not None else []
     probe = {
         "config_digest": digest,
+        "step": STEP,
         "baseline": {"accuracy": accuracy, "loss": 0.3},
         "interventions": [named | {"accuracy": accuracy - 0.01} for named, _ in drawn],
         "perturbations": [named | {"accuracy": accuracy - 0.1} for named, _ in perturbations()],

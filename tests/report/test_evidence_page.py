@@ -14,18 +14,19 @@ from PIL import Image
 from scipy import stats
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import Contrast
+from flexpool_jax.report.analysis import Contrast, Estimate
 from flexpool_jax.report.evidence.contrasts import (
     E1,
     EXPERIMENTS,
+    Finding,
     Prediction,
     agreement,
     analyse,
     verdict,
 )
-from flexpool_jax.report.evidence.page import MARKER, README_MARKERS, write_page
-from flexpool_jax.report.evidence.runs import read_evidence
-from tests.report.simulated import write_evidence
+from flexpool_jax.report.evidence.page import MARKER, README_MARKERS, _disagreement, write_page
+from flexpool_jax.report.evidence.runs import read_evidence, read_probes
+from tests.report.simulated import SOURCE, write_evidence
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/evidence.md"
@@ -138,12 +139,61 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
         assert row[3] == f"{difference:+.2f} [{difference - half:+.2f}, {difference + half:+.2f}]"
     assert [row[2] for row in rows] == ["+0.97", "+1.13", "not given"]
     answer = " ".join(answer.split())
-    assert "is not excluded for P3. " in answer
-    assert re.search(r"are significant: P1 \(\+0\.\d\d\), P3 \(\+1\.\d\d\)\.\*\* ", answer)
+    assert "Under this recipe a gain is shown for P1 and P3. FlexPool differs from" in answer
+    assert "the interval of P3 reaches the 1 point that the paper claims at least" in answer
+    assert re.search(r" P1 \(\+0\.\d\d\) and P3 \(\+1\.\d\d\) are significant\.\*\* ", answer)
     assert "n = 6 seeds" in answer
     assert (
         f"residual deviation {sd:.3f} points with 20 degrees"
         in (written / "evidence.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("effects", "shown", "reaches", "significant"),
+    [
+        ({}, "no gain is shown.", "for none of the three differences below does", "none is"),
+        (
+            {"flexpool": 1.2, "flexpool+reg": 3},
+            "a gain is shown for P1 and P2.",
+            "the intervals of P1 and P2 reach the 1 point",
+            "P1 (+1.",
+        ),
+        (
+            {"flexpool": 0.6, "avg+dropout": 0.6},
+            "a gain is shown for P1 and a loss is shown for P2 and P3.",
+            "for none of the three differences below does",
+            "P1 (+0.",
+        ),
+        ({"avg+dropout": 0.6}, "a loss is shown for P3.", "for none of", "P3 (-0."),
+    ],
+)
+def test_first_sentence_answers_the_question(small, effects, shown, reaches, significant):
+    write_evidence(small / "results", ("e1",), effects=effects, sd=0.1)
+    answer = " ".join(text_of(small).split("\n\n")[2].split())
+    assert answer.startswith(f"**Does FlexPool help? Under this recipe {shown} FlexPool differs")
+    assert f", and {reaches} " in answer
+    assert f"; after Holm's correction {significant}" in answer
+    assert ("does not show that there is no gain" in answer) is ("a gain is" not in answer)
+
+
+def test_page_says_how_many_runs_have_not_been_probed(small):
+    assert "have been probed" not in text_of(small)
+    (small / "results/e1/fashion_mnist/avg/seed-3/probe.json").unlink()
+    assert text_of(small).count(" 29 of E1's 30 runs have been probed; the others are not") == 2
+
+
+def test_disagreeing_checks_are_named_next_to_the_estimate():
+    def remark(estimate, bootstrap, paired):
+        checks = {"bootstrap": bootstrap, "paired": Estimate(estimate, paired, 6, 0.5)}
+        return _disagreement(Finding({}, Contrast(estimate, 0.1, 20), 0.5, **checks))
+
+    assert remark(0.1, (-0.1, 0.3), 0.2) == ""
+    assert remark(0.1, (-0.1, 0.3), 0.05) == (
+        " (The interval of the paired t-test, a check without correction, excludes zero.)"
+    )
+    assert remark(0.9, (-0.1, 0.3), 1) == (
+        " (The intervals of the bootstrap and of the paired t-test, checks, contain zero.)"
     )
 
 
@@ -283,6 +333,7 @@ def test_diverged_runs_are_counted_and_do_not_hold_the_answer_back(small):
 
 MARKS = {
     "source": ({"source_hash": "other"}, "its source_hash is other"),
+    "sources": ({"source_hash": [SOURCE, "other"]}, "its source_hash is 00000000, other, not 0000"),
     "changed": (
         {"config_changes": [{"step": 7, "field": "learning_rate", "from": 0.1, "to": 0.2}]},
         "changed midway: learning_rate",
@@ -298,6 +349,15 @@ def test_runs_that_do_not_count_are_marked_and_left_out(small, mark):
     text = text_of(small)
     assert "E1 has 29 of its 30 runs" in text
     assert words in text.partition("### Results that are not used")[2]
+
+
+@pytest.mark.parametrize("field", ["step", "config_digest"])
+def test_probe_of_another_checkpoint_does_not_count(small, field):
+    path = small / "results/e1/fashion_mnist/flexpool/seed-0/probe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 7}))
+    probes = read_probes(read_evidence(small / "results").designs["e1"])
+    assert 0 not in probes["flexpool"]
+    assert len(probes["flexpool"]) == 5
 
 
 def test_run_of_another_config_does_not_count(small):

@@ -1,19 +1,25 @@
 """A report says what the results say, and where it knows nothing it says that."""
 
+import contextlib
 import csv
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
 from configs import lambda_ablation, paper_tables, pools
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
+from flexpool_jax.report import figures
 from flexpool_jax.report.page import write_report
 from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.rows import make_rows
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
@@ -183,6 +189,50 @@ def test_same_run_twice_counts_once(write_sweep):
     assert "50.00" not in tables_of(path)["Table 1: one classifier"][0][2]
 
 
+def test_runs_on_other_data_are_named_and_left_out(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1))
+    folder = write_sweep(sweep, accuracy_of)
+    for seed in range(2):
+        edit_result(folder / AVG / f"seed-{seed}", data_digest=f"draw of seed {seed}")
+    edit_result(folder / FLEXPOOL / "seed-0", data_digest="draw of seed 0")
+    edit_result(folder / FLEXPOOL / "seed-1", data_digest="more images")
+    shutil.copytree(folder / AVG / "seed-0", folder / "zz-again")
+    edit_result(folder / "zz-again", data_digest="more images")
+    path, skipped = write_report(folder)
+    assert skipped == [
+        f"{FLEXPOOL}/seed-1: trained on other data than {AVG}/seed-1",
+        f"zz-again: trained on other data than {AVG}/seed-0",
+    ]
+    here, _, difference = tables_of(path)["Table 1: one classifier"]
+    assert here[2].endswith("(n = 2)")
+    assert difference[3].endswith("(one pair, no interval)")
+
+
+def test_seeds_share_their_data_unless_they_draw_the_test_split(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1)), accuracy_of)
+    for seed in range(2):
+        edit_result(folder / AVG / f"seed-{seed}", data_digest=str(seed), test_split="drawn")
+    path, skipped = write_report(folder)
+    assert skipped == []
+    text = " ".join(path.read_text().split())
+    assert "on the test split (drawn by the seed if a data set has none), in per cent" in text
+    assert "where the seed draws the test split, they include that too" in text
+    for seed in range(2):
+        edit_result(folder / AVG / f"seed-{seed}", data_digest=str(seed), test_split="official")
+    path, skipped = write_report(folder)
+    assert skipped == [f"{AVG}/seed-1: trained on other data than {AVG}/seed-0"]
+    assert "drawn by the seed" not in path.read_text()
+
+
+def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
+    folder = write_sweep(sweep, accuracy_of)
+    edit_result(folder / AVG / "seed-0", data_digest="images")
+    path, skipped = write_report(folder)
+    assert skipped == []
+    assert len(read_csv(path.parent / "runs.csv")) == 2
+
+
 def test_different_recipes_are_never_averaged(tmp_path):
     for epochs, value in ((1, 0.8), (2, 0.9)):
         sweep = small_sweep(columns=("avg",), num_epochs=epochs)
@@ -205,7 +255,7 @@ def test_data_of_one_name_stay_apart(name, tmp_path):
             seeds=(i,),
             overrides=f"dataset.name={name} dataset.raw_dir=/data{i}/cats",
         )
-        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        (cell,) = grid.expand(sweep, CONFIGS_DIR, reads_data=False)
         write_run(tmp_path / str(i), cell.config, value)
     path, _ = write_report(tmp_path)
     rows = tables_of(path)["Table 1: one classifier"]
@@ -238,6 +288,20 @@ def test_rows_whose_titles_differ_after_a_hundred_letters_have_figures_of_their_
     names = [file.name for file in path.parent.glob("curves-*.png")]
     assert len(names) == 3
     assert len({name[:100] for name in names}) == 2
+    assert all(f"({name})" in path.read_text() for name in names)
+
+
+def test_rows_whose_titles_differ_in_other_letters_alone_have_figures_of_their_own(tmp_path):
+    folders = ("żaba", "żabą", "cats 2", "cats", "CATS+2", "жук")
+    for name in folders:
+        sweep = small_sweep(columns=("avg",), num_epochs=1)
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        cell.config.dataset.name, cell.config.dataset.raw_dir = "image_folder", f"/data/{name}"
+        write_run(tmp_path / name, cell.config, 0.8)
+    path, _ = write_report(tmp_path)
+    names = {file.name for file in path.parent.glob("curves-*.png")}
+    assert len(names) == len(folders)
+    assert "curves-images-of-cats.png" in names
     assert all(f"({name})" in path.read_text() for name in names)
 
 
@@ -279,6 +343,20 @@ def test_runs_whose_pools_learn_at_other_rates_are_one_row_and_two_arms(write_sw
         for row in read_csv(path.parent / "settings.csv")
     }
     assert rates == {("avg", ""), ("flexpool", ""), ("flexpool", "0.02")}
+
+
+def test_settings_of_a_row_have_labels_of_their_own(write_sweep):
+    columns = (
+        *("avg", "avg+dropout", "avg+dropout_rate=0.5", "flexpool", "flexpool+dropout"),
+        *("flexpool+reg", "flexpool+reg=1", "flexpool+reg=1+dropout", "flexpool+dropout_rate=0.5"),
+        *("flexpool+reg=1+dropout_rate=0.5", "flexpool+reg+pool_learning_rate_scale=0.02"),
+    )
+    sweep = small_sweep(num_epochs=1, columns=columns, sac=("off", "on", "0.05/0.1/0.85"))
+    (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
+    labels = [arm.label for arm in row.settings]
+    assert len(set(labels)) == len(labels) == 3 * len(columns)
+    assert labels[:4] == ["AvgPool", "FlexPool", "FlexPool + Reg 0.1", "FlexPool + Reg 1"]
+    assert {"AvgPool + Dropout", "AvgPool + Dropout 0.5"} <= set(labels)
 
 
 def test_pools_that_are_not_registered_here_are_reported_by_their_names(tmp_path):
@@ -337,6 +415,24 @@ def test_figures_are_pictures_and_the_same_each_time(write_sweep):
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
     write_report(folder)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_each_training_curve_has_a_name_and_a_look_of_its_own(write_sweep, monkeypatch):
+    sweep = pools.get_config()
+    sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 2, (0,)
+    sweep.columns += ("flexpool+reg=1", "flexpool+dropout_rate=0.5")
+    (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
+    figure = Figure()
+    monkeypatch.setattr(figures, "drawn", lambda *_: contextlib.nullcontext(figure))
+    assert figures.draw_curves(row, Path("curves.png"))
+    assert len(row.settings) > 10
+    for ax in figure.axes:
+        lines = ax.get_lines()
+        names = [line.get_label() for line in lines]
+        assert names == [arm.label for arm in row.settings]
+        assert len(set(names)) == len(names)
+        looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+        assert len(looks) == len(lines)
 
 
 def test_what_an_earlier_report_had_is_gone(write_sweep):
@@ -465,6 +561,21 @@ def test_runs_of_other_source_code_are_marked_and_not_averaged(write_sweep):
     assert rows["Digits (source code old)"][0].endswith("(n = 2); without seed 2")
     assert "(n = 1, no interval)" in rows["Digits (source code new)"][0]
     assert "not averaged or compared with others" in " ".join(path.read_text().split())
+
+
+def test_runs_whose_code_changed_midway_are_not_averaged_with_others(write_sweep):
+    sources = (["new", "newer"], ["new", "newest"], "new", None, ["new", "newer"])
+    sweep = small_sweep(num_epochs=1, columns=("avg",), seeds=tuple(range(len(sources))))
+    folder = write_sweep(sweep, accuracy_of)
+    for seed, source in enumerate(sources):
+        edit_result(folder / AVG / f"seed-{seed}", source_hash=source)
+    rows = tables_of(write_report(folder)[0])["Table 1: one classifier"]
+    assert {row[0]: "(n = 2)" in row[2] for row in rows if row[0]} == {
+        "Digits (source code new, newer)": True,
+        "Digits (source code new, newest)": False,
+        "Digits (source code new)": False,
+        "Digits (source code unknown)": False,
+    }
 
 
 def test_runs_that_changed_midway_are_marked_and_not_averaged(write_sweep):

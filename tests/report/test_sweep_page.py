@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flexpool_jax.report.page import write_report
+from flexpool_jax.report.results import Arm
 from flexpool_jax.sweeps import grid
 from flexpool_jax.training.metrics import MetricsWriter
 from tests.browser.browser import needs_browser, used_in_browser
@@ -69,6 +70,15 @@ def test_the_page_has_the_numbers_of_the_report(page):
     run = row["runs"][1]
     assert (run["seed"], run["accuracy"]) == (1, pytest.approx(90.1))
     assert all((page.parent / address).is_file() for _, address in run["links"])
+
+
+def test_the_page_explains_which_control_a_setting_has(page):
+    dropout, reg = (
+        Arm((), "flexpool", 0.1, rate).baselines["control"].title for rate in (0.25, 0.0)
+    )
+    assert f"control of a setting with dropout is {dropout} with the same rate" in page.read_text()
+    assert reg == "FlexPool"
+    assert "any other setting with Reg is the same setting without Reg" in page.read_text()
 
 
 @needs_browser

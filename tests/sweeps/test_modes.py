@@ -8,12 +8,24 @@ import launch
 from tests.sweeps.conftest import small_sweep
 
 SWEEP = "--config=configs/paper_tables.py"
+ONE_CELL = ("--mode=sweep", SWEEP, "--config.columns=avg", "--config.sac=off", "--config.seeds=0")
 MISTAKES = [
     (["--mode=sweep", SWEEP, "--workdir={file}"], ["is a file"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.model=vgg11"], ['"model=VALUE"']),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.seeds=a"], ["config.seeds='a'"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--config.overrides=x=1"], ["cifar10/avg/seed-0"]),
     (["--mode=sweep", SWEEP, "--workdir={new}", "--shard=2/2"], ["--shard=2/2", "0 to N - 1"]),
+    (
+        [*ONE_CELL, "--workdir={new}", "--config.datasets=image_folder"],
+        ["image_folder/avg/seed-0: image_folder needs the folder of the images in dataset.raw_dir"],
+    ),
+    (
+        [
+            *(*ONE_CELL, "--workdir={new}", "--config.datasets=npz"),
+            "--config.overrides=dataset.raw_dir=nowhere",
+        ],
+        ["npz/avg/seed-0: npz needs a .npz file in dataset.raw_dir; there is no file", "nowhere"],
+    ),
     (["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"], ["no meaning for --mode=report"]),
     (["--mode=report", "--workdir={new}", "--config=configs/digits.py"], ["configs/paper_tables"]),
 ]

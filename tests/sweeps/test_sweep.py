@@ -211,6 +211,15 @@ def test_finished_cells_without_a_probe_of_their_own_are_probed_alone(sweeps, ca
     ]
 
 
+def test_probe_of_another_step_is_not_that_of_the_run(sweeps):
+    sweeps.run((0,), probe=True)
+    path = sweeps.workdir / "digits/avg/seed-0/probe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 2}))
+    sweeps.started()
+    sweeps.run((0,), probe=True)
+    assert sweeps.started() == [(0, PROBING)]
+
+
 def test_failed_probe_is_its_cells_failure_and_costs_no_second_training(sweeps):
     reason = r"seed-105 \(--mode=probe: the checkpoint is damaged\)$"
     with pytest.raises(SweepFailed, match=rf"1 of 2 cells failed: .*{reason}"):

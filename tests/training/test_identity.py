@@ -97,6 +97,12 @@ def rename(workdir, **steps):
         (folder / f"moved{old[1:]}").rename(folder / str(new))
 
 
+def test_result_says_whether_the_seed_drew_the_test_images(finished, make_config, tmp_path):
+    assert result_of(finished)["test_split"] == "official"
+    train(make_config(num_epochs=1, **{"dataset.holdout": 0.25}), tmp_path / "run")
+    assert result_of(tmp_path / "run")["test_split"] == "drawn"
+
+
 def test_a_renamed_checkpoint_is_neither_evaluated_nor_continued(workdir, make_config):
     rename(workdir, _22=9999)
     with pytest.raises(UserError, match=r"9999 holds step 22.*renamed"):

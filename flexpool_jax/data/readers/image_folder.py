@@ -52,11 +52,7 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
             allowed, a class is empty or missing from one split, or a class's folder has a file that
             is neither an image nor text.
     """
-    if raw_dir is None:
-        raise UserError("image_folder needs the folder of the images in dataset.raw_dir")
-    if not raw_dir.exists():
-        raise UserError(f"dataset.raw_dir: there is no folder or zip archive {raw_dir}")
-    tree = archives.open_tree(raw_dir)
+    tree = archives.open_tree(check_tree(raw_dir))
     root = _root(tree)
     top = {name.lower(): name for name in _subfolders(tree, root)}
     splits_found = [top[name] for name in (_TRAIN, *_TEST) if name in top]
@@ -87,6 +83,15 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
         num_examples={split: len(found) for split, found in splits.items()},
         variant=_variant(tree, "whole" if fit.crops else str(fit)),
     )
+
+
+def check_tree(raw_dir: Path | None) -> Path:
+    """Returns the path of a tree; raises UserError if it is None or does not exist."""
+    if raw_dir is None:
+        raise UserError("image_folder needs the folder of the images in dataset.raw_dir")
+    if not raw_dir.exists():
+        raise UserError(f"dataset.raw_dir: there is no folder or zip archive {raw_dir}")
+    return raw_dir
 
 
 def _root(tree: FileTree) -> str:

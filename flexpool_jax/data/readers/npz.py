@@ -27,9 +27,7 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
         UserError: The file is missing or damaged, holds Python objects or lacks an array, or an
             array has a wrong dtype, shape or value.
     """
-    if raw_dir is None or not raw_dir.is_file():
-        given = f"; there is no file {raw_dir}" if raw_dir else ""
-        raise UserError(f"npz needs a .npz file in dataset.raw_dir{given}")
+    raw_dir = check_file(raw_dir)
     wanted = [name for pair in _NAMES.values() for name in pair]
     found: dict[str, np.ndarray] = {}
     reading = "it"
@@ -64,3 +62,11 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
         class_names = []
     splits = {split: (found[x], found[y]) for split, (x, y) in _NAMES.items()}
     return check_arrays(str(raw_dir), splits, class_names, _NAMES).resize(fit)
+
+
+def check_file(raw_dir: Path | None) -> Path:
+    """Returns the path of the .npz file; raises UserError if it is None or not a file."""
+    if raw_dir is None or not raw_dir.is_file():
+        given = f"; there is no file {raw_dir}" if raw_dir else ""
+        raise UserError(f"npz needs a .npz file in dataset.raw_dir{given}")
+    return raw_dir

@@ -26,8 +26,13 @@ def points(contrast: Contrast) -> str:
     return f"{signed(contrast.estimate)} points (95 % interval {signed(low)} to {signed(high)})"
 
 
-def changed_accuracies(probes: Probes) -> str:
-    """Returns a table of the changes of accuracy in the probes of E1's networks, in points."""
+def changed_accuracies(probes: Probes, runs: int) -> str:
+    """Returns a table of the changes of accuracy in the probes of E1's networks, in points.
+
+    Args:
+        probes: The probes of E1's networks.
+        runs: The number of E1's runs.
+    """
     if not probes:
         return "No run of E1 has been probed."
     changes = {
@@ -41,7 +46,7 @@ def changed_accuracies(probes: Probes) -> str:
     return (
         "Change of test accuracy in points when the weights of the pool or the test images are "
         "changed ([probe.md](probe.md)); mean over seeds ± half of the 95 % interval. Shifts are "
-        "means over four directions.\n\n"
+        f"means over four directions.{_not_probed(probes, runs)}\n\n"
         + markdown_table(["changed", *(f"`{c}`" for c in changes)], rows)
     )
 
@@ -124,8 +129,21 @@ def _text(mean: Estimate) -> str:
     return f"{signed(mean.mean)}{half_width} (n = {mean.n})"
 
 
-def weight_statistics(probes: Probes) -> str:
-    """Returns a table of statistics of the weights of E1's networks, as means over seeds."""
+def _not_probed(probes: Probes, runs: int) -> str:
+    """A sentence on how many of E1's runs have no probe; empty if all have one."""
+    probed = sum(map(len, probes.values()))
+    if probed == runs:
+        return ""
+    return f" {probed} of E1's {runs} runs have been probed; the others are not in this table."
+
+
+def weight_statistics(probes: Probes, runs: int) -> str:
+    """Returns a table of statistics of the weights of E1's networks, as means over seeds.
+
+    Args:
+        probes: The probes of E1's networks.
+        runs: The number of E1's runs.
+    """
     found = {
         column: weights
         for column, by_seed in probes.items()
@@ -155,6 +173,6 @@ def weight_statistics(probes: Probes) -> str:
     ]
     return (
         "Statistics of the weights of E1's networks ([probe.md](probe.md)), mean over seeds ± half "
-        "of the 95 % interval.\n\n"
+        f"of the 95 % interval.{_not_probed(probes, runs)}\n\n"
         + markdown_table(["", *(f"`{column}`" for column in found)], rows)
     )

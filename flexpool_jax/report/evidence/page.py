@@ -57,8 +57,11 @@ _PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
 _LIMITS = (
     "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs, "
     "n = {n} seeds. The intervals are about other seeds on this one test set. They say nothing "
-    "about other networks, other data or longer training. A null would not refute a gain under "
-    "the paper's recipe (100 epochs at batch 1000 and rate 0.1)."
+    "about other networks, other data or longer training."
+)
+_NO_GAIN = (
+    " This does not show that there is no gain under the paper's recipe (100 epochs at batch 1000 "
+    "and rate 0.1)."
 )
 
 
@@ -137,7 +140,8 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     write_csv(folder / "runs.csv", _run_records(evidence))
     write_csv(folder / "contrasts.csv", _contrast_records(analyses))
     has_slope = any(slope for slope, _ in slopes.values())
-    changed = mechanism.changed_accuracies(probes)
+    changed = mechanism.changed_accuracies(probes, len(e1.runs))
+    weights = mechanism.weight_statistics(probes, len(e1.runs))
     answer = _answer(analyses[0])
     parts = [
         f"## Results\n\n{answer}{pictures['contrasts']}",
@@ -147,7 +151,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
         *([f"### E6: training length\n\n{_length(slopes)}{pictures['length']}"] * has_slope),
         f"### What the networks use\n\n{changed}{pictures['perturbations']}",
         f"### Which part of it\n\n{mechanism.predictions(analyses, slopes['flexpool'][0], probes)}",
-        f"### Weights\n\n{mechanism.weight_statistics(probes)}{pictures['weights']}",
+        f"### Weights\n\n{weights}{pictures['weights']}",
     ]
     absent = [analysis.experiment.title for analysis in analyses if not analysis.accuracies]
     if absent:
@@ -193,33 +197,60 @@ def _answer(e1: Analysis) -> str:
     ]
     n = len({seed for _, seed in e1.accuracies})
     paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
+    paragraph += _NO_GAIN * (not _significant(primary, 1))
     if e1.failed:
         paragraph += f" Failed runs, which are not in these numbers: {_cells(e1.failed)}."
     return f"{textwrap.fill(paragraph, 100)}\n\n{markdown_table(heads, rows)}"
 
 
 def _summary(primary: Mapping[str, Finding]) -> str:
-    """Two sentences: whether the claimed size is excluded, and which differences are not zero."""
+    """Two sentences: whether a gain or a loss is shown; how large FlexPool's difference is."""
+    gains, losses = _significant(primary, 1), _significant(primary, -1)
+    shown = [
+        f"{what} is shown for {_and(names)}"
+        for what, names in (("a gain", gains), ("a loss", losses))
+        if names
+    ]
     contrasts = {name: f.contrast for name, f in primary.items() if f.contrast is not None}
-    highest = max(contrast.interval()[1] for contrast in contrasts.values())
     reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
     size = (
-        "A gain of 1 point, the least that the paper claims, is not excluded for "
-        f"{', '.join(reach)}."
+        f"the {'intervals' if len(reach) > 1 else 'interval'} of {_and(reach)} "
+        f"{'reach' if len(reach) > 1 else 'reaches'} the 1 point that the paper claims at least"
         if reach
-        else "Under this recipe none of the three differences below reaches 1 point, the least "
-        f"that the paper claims: the highest end of their 95 % intervals is {signed(highest)}."
+        else "for none of the three differences below does the interval reach the 1 point that the "
+        "paper claims at least"
     )
-    differ = [
+    first = (
+        f"FlexPool differs from average pooling by {points(contrasts['P1'])}"
+        if "P1" in contrasts
+        else "The runs of P1 failed"
+    )
+    significant = [
         f"{name} ({signed(contrast.estimate)})"
         for name, contrast in contrasts.items()
-        if primary[name].p_value < 0.05
+        if name in gains + losses
     ]
-    return f"{size} After Holm's correction " + (
-        f"these differences are significant: {', '.join(differ)}."
-        if differ
-        else "no difference is significant."
+    verb = "is" if len(significant) < 2 else "are"
+    return (
+        f"Under this recipe {' and '.join(shown) or 'no gain is shown'}. {first}, and {size}; "
+        f"after Holm's correction {_and(significant) or 'none'} {verb} significant."
     )
+
+
+def _significant(primary: Mapping[str, Finding], sign: int) -> list[str]:
+    """The primary contrasts of a sign that are significant after Holm's correction."""
+    return [
+        name
+        for name, finding in primary.items()
+        if finding.contrast is not None
+        and finding.p_value < 0.05
+        and sign * finding.contrast.estimate > 0
+    ]
+
+
+def _and(names: Sequence[str]) -> str:
+    """Lists names in words, e.g. "P1, P2 and P3"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _published(finding: Finding) -> str:
@@ -245,8 +276,12 @@ def _disagreement(finding: Finding) -> str:
     ]
     if not others:
         return ""
-    does = "contains" if excludes else "excludes"
-    return f" The interval of the {' and of the '.join(others)} {does} zero."
+    # That the checks are not corrected for their number matters only where they exclude zero.
+    check, does = ("check", "contain") if excludes else ("check without correction", "exclude")
+    if len(others) == 1:
+        return f" (The interval of the {others[0]}, a {check}, {does}s zero.)"
+    listed = " and of the ".join(others)
+    return f" (The intervals of the {listed}, {check.replace('check', 'checks')}, {does} zero.)"
 
 
 def _excludes_zero(interval: tuple[float, float]) -> bool:

@@ -18,7 +18,7 @@ from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.report.analysis import BlockModel, select_rate
-from flexpool_jax.report.results import Run, find_runs
+from flexpool_jax.report.results import Run, find_runs, short_source
 from flexpool_jax.sweeps import grid
 
 Key = tuple[str, int]  # column and seed
@@ -104,7 +104,10 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     from configs import evidence as sweeps
 
     found = {name: find_runs(folder / name) for name in sweeps.DESIGNS}
-    sources = Counter(run.source for one in found.values() for run in one.runs)
+    # A run whose code changed midway has several hashes, and never counts.
+    sources = Counter(
+        run.source for one in found.values() for run in one.runs if "," not in run.source
+    )
     source = sources.most_common(1)[0][0] if sources else ""
     left_out = [line for one in found.values() for line in one.skipped]
     known: list[str] = []
@@ -113,7 +116,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         config = sweeps.get_config(argument)
         if name == "e1":
             config.seeds = tuple(range(10))
-        cells = grid.expand(config, CONFIGS_DIR)
+        cells = grid.expand(config, CONFIGS_DIR, reads_data=False)
         expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
         names = {f"{name}/{cell.name}": key for key, cell in expected.items()}
         known.extend(names)
@@ -184,7 +187,7 @@ def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Ke
     differences = {key: _differences(cell.config, run.config) for key, cell in expected.items()}
     key = min(differences, key=lambda key: len(differences[key]))
     if run.source != source:
-        return key, f"its source_hash is {run.source[:8] or 'missing'}, not {source[:8]}"
+        return key, f"its source_hash is {short_source(run.source) or 'missing'}, not {source[:8]}"
     if run.changes:
         return key, f"it changed midway: {run.changes}"
     return key, "; ".join(differences[key])
@@ -252,12 +255,14 @@ def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
 def read_probes(design: Design) -> Probes:
     """Reads each run's probe.json, by column of the sweep and seed.
 
-    A probe.json is left out if its config digest differs from that in the run's result.json.
+    A probe.json is left out if it is of another config or step than the run's result.json, for
+    example of the step with the best accuracy.
     """
     found: Probes = {}
     for (column, seed), run in design.runs.items():
         probe = read_probe(run.folder)
-        if probe and probe.get("config_digest") == run.result.get("config_digest"):
+        same = (probe.get(name) == run.result.get(name) for name in ("config_digest", "step"))
+        if probe and all(same):
             found.setdefault(column, {})[seed] = probe
     return found
 

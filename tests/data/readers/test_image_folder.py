@@ -56,6 +56,7 @@ def load(tree, tmp_path, **options):
 
 def test_two_splits_and_their_classes_are_read(tree, tmp_path):
     dataset = load(tree, tmp_path)
+    assert not dataset.test_is_drawn
     assert dataset.class_names == ("Zebra crossing", "cat", "dog")
     assert dataset.train.images.shape == (12, 12, 12, 3)
     assert np.bincount(dataset.train.labels).tolist() == [4, 4, 4]
@@ -90,6 +91,7 @@ def test_one_tree_is_split_by_class_and_seed(tmp_path):
         assert np.bincount(dataset.test.labels).tolist() == [2, 2, 2]
     same, again, other = (dataset.test.images.tobytes() for dataset in datasets)
     assert same == again != other
+    assert datasets[0].test_is_drawn
 
 
 def test_holdout_of_one_tree_leaves_its_test_images_alone(tmp_path):
