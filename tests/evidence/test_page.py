@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import Contrast, Estimate
-from flexpool_jax.report.evidence.contrasts import (
+from evidence.contrasts import (
     E1,
     EXPERIMENTS,
     Finding,
@@ -24,9 +22,11 @@ from flexpool_jax.report.evidence.contrasts import (
     analyse,
     verdict,
 )
-from flexpool_jax.report.evidence.page import MARKER, README_MARKERS, _disagreement, write_page
-from flexpool_jax.report.evidence.runs import read_evidence, read_probes
-from tests.report.simulated import SOURCE, write_evidence
+from evidence.page import MARKER, README_MARKERS, _disagreement, write_page
+from evidence.runs import read_evidence, read_probes
+from flexpool_jax.errors import UserError
+from flexpool_jax.report.analysis import Contrast, Estimate
+from tests.evidence.simulated import SOURCE, write_evidence
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/evidence.md"
@@ -69,7 +69,7 @@ def test_table_of_e1_is_what_its_predictions_say():
     if not list(RESULTS.glob("e1/**/predictions.npz")):
         pytest.skip("no run of E1 is committed under results/evidence/e1 yet")
     if MARKER not in PAGE.read_text():
-        pytest.fail("write the page: python -m flexpool_jax.report.evidence results/evidence")
+        pytest.fail("write the page: python -m evidence results/evidence")
     check_e1_table(PAGE, RESULTS / "e1")
 
 
@@ -412,7 +412,7 @@ def test_predictions_agree_only_where_the_interval_does():
 
 
 def test_command_line_says_in_one_line_what_is_wrong(tmp_path):
-    command = [sys.executable, "-m", "flexpool_jax.report.evidence", str(tmp_path)]
+    command = [sys.executable, "-m", "evidence", str(tmp_path)]
     done = subprocess.run(
         [*command, f"--page={tmp_path}/page.md"], cwd=ROOT, capture_output=True, text=True
     )

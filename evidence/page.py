@@ -9,11 +9,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from flexpool_jax.errors import UserError
-from flexpool_jax.report import paper
-from flexpool_jax.report.analysis import Contrast, Estimate, estimate
-from flexpool_jax.report.evidence import figures, mechanism
-from flexpool_jax.report.evidence.contrasts import (
+from evidence import figures, mechanism
+from evidence.contrasts import (
     CLAIMED,
     E1,
     EQUIVALENT,
@@ -27,8 +24,8 @@ from flexpool_jax.report.evidence.contrasts import (
     slope_over_length,
     verdict,
 )
-from flexpool_jax.report.evidence.mechanism import points
-from flexpool_jax.report.evidence.runs import (
+from evidence.mechanism import points
+from evidence.runs import (
     EXTENSION,
     POOLS,
     Evidence,
@@ -38,18 +35,17 @@ from flexpool_jax.report.evidence.runs import (
     read_probes,
     read_weights,
 )
+from flexpool_jax.errors import UserError
+from flexpool_jax.report import paper
+from flexpool_jax.report.analysis import Contrast, Estimate, estimate
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
 from flexpool_jax.report.words import p_text, signed
 
-MARKER = (
-    "<!-- Everything below is written by `python -m flexpool_jax.report.evidence`; "
-    "edits are lost. -->"
-)
+MARKER = "<!-- Everything below is written by `python -m evidence`; edits are lost. -->"
 # In the README, the answer is between these two lines.
 README_MARKERS = (
-    "<!-- Written by `python -m flexpool_jax.report.evidence --readme=README.md`; edits are lost. "
-    "-->",
+    "<!-- Written by `python -m evidence --readme=README.md`; edits are lost. -->",
     "<!-- The end of the answer. -->",
 )
 # The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.

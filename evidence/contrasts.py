@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evidence.runs import POOLS, Evidence, Key, read_correct
 from flexpool_jax.report.analysis import (
     BlockModel,
     Contrast,
@@ -15,7 +16,6 @@ from flexpool_jax.report.analysis import (
     estimate,
     holm,
 )
-from flexpool_jax.report.evidence.runs import POOLS, Evidence, Key, read_correct
 
 Weights = Mapping[str, float]
 

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from evidence.contrasts import CLAIMED, EQUIVALENT, Analysis
+from evidence.runs import Probes
 from flexpool_jax.insight.probe_report import by_title
 from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report.analysis import Estimate, estimate
-from flexpool_jax.report.evidence.contrasts import CLAIMED, EQUIVALENT, Analysis
-from flexpool_jax.report.evidence.runs import Probes
 
 
 def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:

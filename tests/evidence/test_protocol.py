@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from configs import evidence
+from evidence.page import MARKER
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.evidence.page import MARKER
 from flexpool_jax.sweeps import grid
 
 # The protocol; what stands below the marker is written from the runs' files.
-PAGE = (Path(__file__).parents[1] / "docs" / "evidence.md").read_text().partition(MARKER)[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text().partition(MARKER)[0]
 # The runs of each experiment, the parts of one added up.
 RUNS = {"e0": 14, "e1": 30, "e2": 15, "e3": 10, "e4": 15, "e5": 15, "e6": 36}
 

@@ -1,6 +1,6 @@
 """Writes the results of docs/evidence.md from the files of its runs.
 
-    python -m flexpool_jax.report.evidence results/evidence --readme=README.md
+    python -m evidence results/evidence --readme=README.md
 
 The folder holds one folder for each design of configs/evidence.py. Everything below the page's
 marker is replaced. Figures and CSV files are written to a folder beside the page, docs/evidence for
@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from evidence.page import write_page
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.evidence.page import write_page
 
 
 def main() -> int:

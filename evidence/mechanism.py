@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from flexpool_jax.report.analysis import Contrast, Estimate, estimate, paired_difference
-from flexpool_jax.report.evidence import figures
-from flexpool_jax.report.evidence.contrasts import (
+from evidence import figures
+from evidence.contrasts import (
     PREDICTIONS,
     Analysis,
     Finding,
     agreement,
 )
-from flexpool_jax.report.evidence.runs import Probes
+from evidence.runs import Probes
+from flexpool_jax.report.analysis import Contrast, Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
 

@@ -1,1 +1,0 @@
-"""The results of docs/evidence.md: its runs, contrasts, figures and the page itself."""
