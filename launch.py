@@ -32,12 +32,12 @@ from flexpool_jax.errors import (
     UnknownName,
     UserError,
 )
+from flexpool_jax.training.interrupts import EXIT_STATUS as EXIT_INTERRUPTED
 from flexpool_jax.training.interrupts import stop_on_signals
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "configs"
 
-# 75 is a temporary failure in sysexits.h; a scheduler can use it to requeue a job.
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_KEYBOARD = 1, 2, 75, 130
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_KEYBOARD = 1, 2, 130
 # Exit status that shells report for a program that was ended by SIGPIPE.
 EXIT_BROKEN_PIPE = 141
 

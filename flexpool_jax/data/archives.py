@@ -23,8 +23,6 @@ from flexpool_jax.errors import UserError
 
 # Largest file that is read into memory; images and the parts of published archives are smaller.
 MAX_FILE_BYTES = 512 * 2**20
-# Largest total size that a zip archive may state for its files; fifty times ImageNet's size.
-_MAX_TOTAL_BYTES = 2**43
 # Files and folders that macOS and Windows create; hidden files, which begin with a dot, are also
 # ignored.
 _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini"}
@@ -213,6 +211,4 @@ def _list_zip(path: Path) -> FileTree:
             raise UserError(f"{path} has two entries {name!r}")
         else:
             files[name] = (entry.file_size, changed)
-    if sum(size for size, _ in files.values()) > _MAX_TOTAL_BYTES:
-        raise UserError(f"{path} says it holds more than {_MAX_TOTAL_BYTES:,} bytes")
     return FileTree(path, dict(sorted(files.items())), folders, archive.open)

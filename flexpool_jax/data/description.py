@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flexpool_jax import files
-from flexpool_jax.data.stored import ARRAYS_PREFIX, CHUNK_BYTES, StoredImages
+from flexpool_jax.data.stored import ARRAYS_PREFIX, StoredImages, chunks
 from flexpool_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
     sha = hashlib.sha256(repr(class_names).encode())
     for split in (train, test):
         sha.update(repr(split.images.shape).encode())
-        for chunk in _chunks(split.images):
+        for chunk in chunks(split.images):
             sha.update(np.ascontiguousarray(chunk).data)
             if split is train:
                 for channel, count in enumerate(counts):
@@ -113,13 +113,3 @@ def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
     std = np.sqrt((frequencies * (values - mean[:, None]) ** 2).sum(axis=1))
     std[np.count_nonzero(counts, axis=1) == 1] = 1.0
     return Description(mean.astype(np.float32), std.astype(np.float32), sha.hexdigest())
-
-
-def _chunks(images: np.ndarray | StoredImages) -> Iterator[np.ndarray]:
-    """Yields all images in order, as arrays of about `CHUNK_BYTES` each."""
-    if isinstance(images, StoredImages):
-        yield from images.chunks()
-        return
-    step = max(1, CHUNK_BYTES // int(np.prod(images.shape[1:])))
-    for start in range(0, len(images), step):
-        yield images[start : start + step]

@@ -76,14 +76,8 @@ class StoredImages:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields every image in order; threads read ahead."""
-        for images in self.chunks():
+        for images in chunks(self):
             yield from images
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Yields all images in order, as arrays of a few megabytes; threads read ahead."""
-        step = max(1, CHUNK_BYTES // int(np.prod(self.image_shape)))
-        starts = range(0, len(self), step)
-        return map_in_threads(lambda start: self[start : start + step], starts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Reads all images into an array."""
@@ -120,6 +114,13 @@ class StoredImages:
                 f"{self.image_shape}); set dataset.image_size"
             )
         return image
+
+
+def chunks(images: np.ndarray | StoredImages) -> Iterator[np.ndarray]:
+    """Yields all images in order, as arrays of a few megabytes; threads read ahead."""
+    step = max(1, CHUNK_BYTES // int(np.prod(images.shape[1:])))
+    starts = range(0, len(images), step)
+    return map_in_threads(lambda start: images[start : start + step], starts)
 
 
 def damaged(folder: Path, reason: object, where: str = "") -> UserError:
