@@ -128,15 +128,19 @@ def test_relu_and_its_gradient_equal_flaxs(shape):
     np.testing.assert_array_equal(got_transpose(g), transpose(g))
 
 
-def test_a_residual_block_writes_each_activation_once():
+def test_a_residual_block_writes_each_activation_and_gradient_once():
     def loss(x):
         for _ in range(6):
             y, *_ = cpu.batch_norm(x, ones, ones, 1e-5, None)
+            y, *_ = cpu.batch_norm(y, ones, ones, 1e-5, None)
             x = cpu.relu(y + x)
         return jnp.sum(x)
 
     x, ones = jnp.ones((64, 32, 32, 16), jnp.float32), jnp.ones(16, jnp.float32)
     compiled = jax.jit(jax.grad(loss)).lower(x).compile().as_text()
+    # For each block the results of the first norm and of the ReLU, and the gradients of all three.
+    # What is fused into its consumers instead is computed again in each of them.
+    assert len(re.findall(r"= f32\[64,32,32,16\]\S* fusion\(", compiled)) == 6 * 5
     # A copy would mean that an array is written over itself while something else still needs it.
     assert not re.findall(r"f32\[64,32,32,16\]\S* copy\(", compiled)
 
