@@ -11,6 +11,7 @@ from flax import linen as nn
 from flexpool_jax import cpu, create_model
 from flexpool_jax.cpu import convolution
 from flexpool_jax.models.layers import BatchNorm, cpu_kernels, relu
+from tests.models.conftest import draw_variables
 
 # Every convolution of ResNet20, and a 1x1 and a 7x7 one of the larger ResNets: side, channels in,
 # channels out, kernel, stride.
@@ -178,11 +179,10 @@ def test_synchronised_over_devices_it_is_the_norm_of_the_whole_batch():
 
 def test_a_whole_network_has_the_same_loss_gradient_and_statistics():
     model = create_model("resnet20", sac=True)
+    backbone = model.backbone.clone(blocks_per_stage=1, dtype=jnp.dtype(jnp.float64))
+    model = model.clone(backbone=backbone, dtype=jnp.dtype(jnp.float64))
     images, labels = random(6, 16, 16, 3), jnp.arange(6)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
-    model = model.clone(dtype=jnp.dtype(jnp.float64))
-    model = model.clone(backbone=model.backbone.clone(dtype=jnp.dtype(jnp.float64)))
+    variables = jax.tree.map(jnp.float64, draw_variables(model, images))
 
     def run(enabled):
         def loss(params):
