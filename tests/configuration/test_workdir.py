@@ -135,7 +135,17 @@ def test_a_config_that_cannot_be_written_leaves_the_old_one_whole(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b'{"pool_learning_rate_scale": {}}', b'{"seed": 0'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"pool_learning_rate_scale": {}}',
+        b'{"seed": 0',
+        b'{"seed": 0}}',
+        b'{"seed": {"a.b": 1}}',
+        b'{"a.b": 1}',
+        b"null",
+    ],
+)
 def test_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json is damaged") as error:
