@@ -47,6 +47,7 @@ MISTAKES = [
     (["--mode=eval", "--workdir={run}", "--config=configs/cifar10.py"], ["dataset.name"]),
     (["--workdir={run}", "--config=configs/digits.py:avg"], ["config.pool is 'avg'"]),
     (["--mode=predict", "--workdir={run}", "--images=x", f"--top_k={'9' * 5000}"], ["--top_k=99"]),
+    (["--mode=eval", "--workdir={run}", f"--step={'9' * 5000}"], ["--step=99"]),
     (["--config.seed", "3", "--workdir={new}"], ["needs --config=FILE"]),
     (["--mode=report", DIGITS, "--workdir={run}"], ["--mode=report can do without"]),
     ([DIGITS, "--workdir={new}", "--num_processes=2"], ["--process_id=I", "--distributed"]),
@@ -124,18 +125,6 @@ def test_the_runs_of_a_sweep_are_of_one_task_each(variables, monkeypatch):
     assert command_line.task_count() == 1
 
 
-def test_run_without_its_config_is_not_overwritten(run_workdir, capsys):
-    (run_workdir / "config.json").unlink()
-    assert launch.main([DIGITS, f"--workdir={run_workdir}"]) == 2
-    assert "no config.json" in capsys.readouterr().err
-
-
-def test_run_without_checkpoint_cannot_be_evaluated(run_workdir, capsys):
-    (run_workdir / "checkpoints" / "21").rmdir()
-    assert launch.main([f"--workdir={run_workdir}", "--mode=eval"]) == 2
-    assert "no checkpoint" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
@@ -202,22 +191,6 @@ def test_mistakes_are_answered_before_jax_is_imported(tmp_path):
     assert done.stderr == (
         "launch.py: config.batch_size is -1; allowed: a whole number from 1 to 10000000\n"
     )
-
-
-def test_script_runs_from_any_folder_and_exits_with_the_status(tmp_path, request):
-    script = request.config.rootpath / "launch.py"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, script, "--config=configs/digits.py", "--workdir=new", "--mode=x"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "launch.py: unknown mode 'x'; allowed: " + ", ".join(launch.MODES) + "\n"
-    assert files_under(tmp_path) == []
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull", "--helpshort"])

@@ -31,67 +31,34 @@ def config_with(values, variant=""):
     return ConfigDict(plain)
 
 
+# Fields and values that tests/black_box/test_fields.py lacks.
 OUT_OF_RANGE = {
-    "seed": [-1, 2**32, 1.0, "0", None, True, NAN],
-    "model": ["resnet21", "", "ResNet20", 20, None],
-    "norm_after_relu": [1, "True", None],
-    "projection_shortcuts": [1, "True", None],
+    "seed": [None, [{"a": 1}]],
+    "projection_shortcuts": [1],
     "init_from": ["a\0b", None],
-    "freeze": ["head", "all", None, True],
-    "pool": ["flexpol", "", "mean", None, ("avg",)],
-    "pool_learning_rate_scale": [0, -1, 1e4, NAN, INF, "1", None, True],
-    "pool_reg": [-0.1, NAN, INF, "0.1", None, True, (0.1,)],
-    "dropout_rate": [-0.1, 1.0, 25, NAN, "0.25", False],
-    "sac.enabled": [0, "yes", None],
-    "sac.weights": [(), (NAN,), (INF, 1.0), ("0.1",), 0.5, "0.1,0.2,0.7", (True, False), ((0.1,),)],
-    "dataset.name": ["", "no_such_set", "../digits", "a b", "digits\n", "\0", None, 3],
-    "dataset.data_dir": ["", "  ", "a\0b", "a\nb", None],
-    "dataset.raw_dir": ["a\0b", None, 1],
-    "dataset.image_size": [-1, 1, 7, 1025, 32.0, "32", None],
-    "dataset.resize": ["squash", "", None],
-    "dataset.center_crop": [-1, 2000, 0.875, "224"],
-    "dataset.placement": ["host", "", None, True],
-    "dataset.mean": [(-0.1,), (125.3, 123.0, 113.9), (NAN,), ("0.5",), 0.5, None],
-    "dataset.std": [(0.0,), (-0.1,), (63.0, 62.1, 66.7), (INF,), 0.5, None],
-    "dataset.holdout": [-0.1, 1.0, NAN, 10, "0.1"],
-    "batch_size": [0, -1, 1.5, "64", 10**8, NAN, True],
-    "num_epochs": [0, -1, 2.0, "ten"],
-    "eval_batch_size": [0, -5, None],
-    "optimizer.name": [
-        "adamm",
-        "SGD ",
-        "",
-        None,
-        "apply_updates",
-        "scale_by_adam",
-        "schedule_free_sgd",
-    ],
-    "optimizer.momentum": [-0.1, 1.0, NAN, "0.9"],
-    "optimizer.weight_decay": [-1e-4, 1.5, NAN, None],
-    "optimizer.weight_decay_kind": ["L2", "none", ""],
-    "optimizer.decay_pool": [1, "yes", None],
-    "optimizer.clip_norm": [-1, NAN, INF, "1", None],
-    "learning_rate": [0, 0.0, -0.1, NAN, INF, 1e4, "0.1"],
-    "schedule": ["one_cycle", "linear", ""],
-    "warmup_epochs": [-1, 0.5, NAN, "1", None],
-    "ema_decay": [-0.1, 1.0, NAN, "0.9", None],
-    "label_smoothing": [-0.1, 1.0, NAN, "0.1", None],
-    "dtype": ["float16", "bf16", "fp32", ""],
-    "deterministic": [1, "no"],
-    "grad_accum_steps": [0, 1.5, "2", None],
-    "sync_batch_norm": [1, "no"],
-    "augment.flip": [0, "left"],
-    "augment.scale": [(0.8,), (1.2, 0.8), (0.0, 1.0), (-1.0, 1.0), (1.0, NAN), (1, 2, 3), 0.8, ()],
-    "augment.crop": [-1, 0.5, 2000],
-    "augment.random_resized_crop": [(0.0, 1.0), (0.5, 0.1), (0.1,), (0.5, 1.5), (NAN, 1.0), 0.08],
-    "superclass.epochs": [-1, 10.0],
-    "superclass.mapping": ["a\nb", None],
-    "eval_every_epochs": [0, -1, 0.5],
-    "checkpoint_every_epochs": [0, "1"],
-    "log_every_steps": [0, -1],
+    "freeze": ["head", None],
+    "pool_learning_rate_scale": [0, INF, "1"],
+    "sac.weights": [(), (True, False)],
+    "dataset.name": ["digits\n", None],
+    "dataset.data_dir": ["a\nb"],
+    "dataset.raw_dir": ["a\0b", 1],
+    "dataset.resize": ["squash", None],
+    "dataset.center_crop": [2000, 0.875],
+    "dataset.placement": ["host", True],
+    "dataset.mean": [(125.3, 123.0, 113.9), (NAN,), 0.5],
+    "dataset.std": [(0.0,), (63.0, 62.1, 66.7), 0.5],
+    "optimizer.name": ["scale_by_adam", "schedule_free_sgd"],
+    "optimizer.decay_pool": ["yes"],
+    "optimizer.clip_norm": [-1, INF],
+    "warmup_epochs": [-1, 0.5],
+    "ema_decay": [1.0, NAN],
+    "label_smoothing": [1.0, "0.1"],
+    "deterministic": ["no"],
+    "grad_accum_steps": [0, 1.5],
+    "augment.random_resized_crop": [(0.0, 1.0), (0.5, 0.1), (0.1,), 0.08],
+    "superclass.mapping": ["a\nb"],
     "steps_per_dispatch": [-1, 2.5],
-    "tensorboard": ["True", 1],
-    "compilation_cache": [None, "a\0b"],
+    "compilation_cache": ["a\0b"],
 }
 
 
@@ -105,10 +72,6 @@ def test_field_of_wrong_type_or_out_of_range(name, value):
     assert f"config.{name}" in message
     assert "allowed" in message
     assert "\n" not in message
-
-
-def test_every_field_has_cases():
-    assert set(OUT_OF_RANGE) == set(FIELDS)
 
 
 # More of them stand in tests/black_box/test_fields.py.

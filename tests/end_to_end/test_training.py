@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 
-from tests.end_to_end.conftest import SMALL, assert_same_run, read_metrics
+from tests.end_to_end.conftest import assert_same_run, read_metrics
 
 
 def test_a_workdir_holds_what_it_should(finished_run):
@@ -48,39 +48,33 @@ def test_eight_devices_evaluate_as_one(launch, finished_run):
     assert f"test accuracy {result['final_test_accuracy']:.2%}" in output
 
 
-def test_eight_devices_follow_the_loss_curve_of_one(launch, tmp_path):
+def test_eight_devices_follow_the_loss_curve_of_one(launch, tiny_config, tmp_path):
     curves = []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
         launch.run(
-            "--config=configs/digits.py:flexpool,reg,sac",
-            "--config.dataset.image_size=8",
-            "--config.batch_size=128",
+            f"--config={tiny_config}",
             "--config.num_epochs=1",
-            "--config.log_every_steps=1",
-            # Rounding grows with each step of a large rate, whatever the number of devices.
-            "--config.learning_rate=3e-4",
+            # Adam divides by the size of a gradient, which enlarges the rounding of small ones.
             "--config.optimizer.name=sgd",
             f"--workdir={workdir}",
             devices=devices,
         )
         curves.append([line["loss"] for line in read_metrics(workdir, "train")])
-    assert len(curves[0]) == 11
-    np.testing.assert_allclose(*curves, atol=1e-4)
+    assert len(curves[0]) == 10
+    np.testing.assert_allclose(*curves, rtol=1e-5)
 
 
-def test_superclasses_first_then_classes_and_both_steps_resume(launch, tmp_path):
+def test_superclasses_first_then_classes_and_both_steps_resume(launch, tiny_config, tmp_path):
     mapping = tmp_path / "mapping.json"
-    mapping.write_text(json.dumps({str(digit): ["even", "odd"][digit % 2] for digit in range(10)}))
+    mapping.write_text(json.dumps({"a": "vowel", "b": "consonant", "c": "consonant"}))
     workdir = tmp_path / "run"
     command = (
-        *SMALL,
-        "--config.num_epochs=2",
+        f"--config={tiny_config}",
         "--config.superclass.epochs=1",
         f"--config.superclass.mapping={mapping}",
-        f"--workdir={workdir}",
     )
-    launch.run(*command)
+    launch.run(*command, f"--workdir={workdir}")
     first = json.loads((workdir / "superclass" / "result.json").read_text())
     assert first["epochs"] == 1
     result = json.loads((workdir / "result.json").read_text())
@@ -89,6 +83,6 @@ def test_superclasses_first_then_classes_and_both_steps_resume(launch, tmp_path)
     # not run again.
     other = tmp_path / "other"
     shutil.copytree(workdir / "superclass", other / "superclass")
-    output = launch.run(*command[:-1], f"--workdir={other}")
+    output = launch.run(*command, f"--workdir={other}")
     assert "finished" in output
     assert_same_run(other, workdir)

@@ -62,6 +62,9 @@ def test_it_is_the_gradient_times_the_features_with_position_dependent_weights()
     hirescam = np.sum(np.asarray(gradients) * FEATURES[0], axis=-1)
     maps = evidence_maps("flexpool", params, FEATURES[:1])[0]
     np.testing.assert_allclose(maps, np.moveaxis(hirescam, 0, -1), atol=1e-4)
+    # Grad-CAM averages the gradients over positions first, and is another map.
+    grad_cam = np.sum(np.mean(gradients, axis=(1, 2), keepdims=True) * FEATURES[0], axis=-1)
+    assert np.abs(grad_cam - hirescam).max() > 0.1
 
 
 def test_every_other_pool_says_why_there_is_none():

@@ -25,7 +25,7 @@ from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.report.results import find_runs
-from flexpool_jax.source import source_hash
+from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, identity, run
 from flexpool_jax.training.setup import set_up
 
@@ -348,6 +348,7 @@ def test_a_workdir_says_what_its_data_were(workdir, make_config):
 def test_the_result_names_what_it_was_made_with(workdir):
     result = result_of(workdir)
     assert result["source_hash"] == source_hash()
+    assert result["commit"] == commit()
     assert result["test_images"] == 359
     assert result["convolutions"].startswith(("oneDNN", "XLA"))
 
