@@ -87,7 +87,7 @@ def _get_config_function(path: Path, shown: str) -> Callable[..., object]:
     spec = importlib.util.spec_from_file_location(_MODULE_NAME, path)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {shown!r} is not a Python file; its name must end in .py")
-    module: ModuleType = importlib.util.module_from_spec(spec)  # noqa: TID251 (a config is code)
+    module: ModuleType = importlib.util.module_from_spec(spec)
     # Dataclasses and pickling look up their module by name while the file is executed.
     sys.modules[_MODULE_NAME] = module
     loader = spec.loader

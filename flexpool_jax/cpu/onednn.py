@@ -13,14 +13,14 @@ intermediate representation, in ``onednn.ll`` and ``xla_ffi_0.1.ll``, and compil
 from __future__ import annotations
 
 import contextlib
-import ctypes  # noqa: TID251 (oneDNN is a package that the user installs)
+import ctypes
 import functools
 import importlib.metadata
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from ctypes import byref, c_int, c_int64, c_size_t, c_void_p  # noqa: TID251
+from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 

@@ -37,8 +37,7 @@ def prepare_process() -> None:
     if _has_glibc() and sys.executable and VARIABLE not in os.environ:
         os.environ[VARIABLE] = HUGE_PAGES
         with contextlib.suppress(OSError):  # Training works without huge pages.
-            # The same command, with another environment.
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     flags = os.environ.get("XLA_FLAGS", "")
     if not _has_onednn() and YNNPACK not in flags and _is_known(f"{YNNPACK}="):
         os.environ["XLA_FLAGS"] = f"{flags} {YNNPACK}=".lstrip()

@@ -209,7 +209,7 @@ def _key(folder: Path, split_names: dict[str, str], fit: Fit | None) -> str:
 
 def _read_kept(path: Path, key: str, names: Iterable[str]) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:  # noqa: TID251
+        with np.load(path, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
             return {name: file[name] for name in names}

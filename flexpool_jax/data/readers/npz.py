@@ -32,7 +32,7 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
     found: dict[str, np.ndarray] = {}
     reading = "it"
     try:
-        with np.load(raw_dir, allow_pickle=False) as file:  # noqa: TID251
+        with np.load(raw_dir, allow_pickle=False) as file:
             missing = [name for name in wanted if name not in file]
             if missing:
                 # Names are shown with repr, because those of a damaged archive may hold any bytes.
