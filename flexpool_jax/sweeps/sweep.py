@@ -189,20 +189,24 @@ class _Running:
         self.process: subprocess.Popen[str] | None = None
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Handles SIGTERM and SIGINT.
+        """Handles a signal: passes SIGTERM on to the run, which saves its state and exits.
 
-        Passes both on to the running process as SIGTERM: a terminal's Ctrl-C reaches that process
-        by itself, and a second SIGINT would make it exit without saving.
+        A second Ctrl-C is passed on as SIGINT, at which the run exits without saving. A terminal's
+        Ctrl-C does not reach the run by itself, because `_run` gives it a process group of its own.
         """
+        is_second_interrupt = self.told_to_stop and number == signal.SIGINT
         self.told_to_stop = True
         if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
+            self.process.send_signal(signal.SIGINT if is_second_interrupt else signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[_Running]:
     running = _Running()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = [signal.SIGTERM, signal.SIGINT]
+    # When a terminal is closed, SIGHUP reaches the sweep, but not the run's process group.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup sets it.
+        signals.append(signal.SIGHUP)
     handlers = {number: signal.signal(number, running.stop) for number in signals}
     # Another watcher of signals would end this process before the run has saved its state.
     watcher = signal.set_wakeup_fd(-1)
@@ -262,6 +266,7 @@ def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        process_group=0,
     ) as process:
         running.process = process
         if running.told_to_stop:
