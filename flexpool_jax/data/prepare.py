@@ -115,8 +115,10 @@ def _explained(error: Exception, source: Source, data_dir: Path) -> Exception:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError | OSError):
         cause = cause.__cause__ or cause.__context__
-    # ArrayRecord's writer raises RuntimeError for every failure, a full disk included.
-    if cause is None and os.strerror(errno.ENOSPC) in str(error):
+    # If the disk is full, ArrayRecord's writer raises RuntimeError; TFDS, OSError without a number.
+    if (cause is None and os.strerror(errno.ENOSPC) in str(error)) or (
+        isinstance(cause, OSError) and str(cause).startswith("Not enough disk space")
+    ):
         cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if isinstance(cause, OSError):
         where = cause.filename or data_dir

@@ -65,6 +65,18 @@ def test_an_evaluation_on_a_full_disk_is_printed_and_leaves_no_file(
     assert not list(workdir.glob("*evaluation*"))
 
 
+def test_a_full_disk_under_the_data_folder_is_named_and_with_room_it_goes_on(launch, small_disk):
+    arguments = (*SMALL, "--mode=prepare", f"--config.dataset.data_dir={small_disk}")
+    fill(small_disk / "filling")
+    process = launch.start(*arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"{small_disk}" in last_line(output)
+    assert "No space left on device" in last_line(output)
+    (small_disk / "filling").unlink()
+    assert "is prepared in" in launch.run(*arguments)
+
+
 @pytest.mark.parametrize(
     ("forbidden", "mode", "arguments"),
     [
