@@ -115,7 +115,7 @@ function weights() {
     map.update(height, width, `Weights of ${stage}, channel ${channel}`, (context, size) =>
       paint(context, values(), height, width, size, (value) => `rgb(${colour(value, even(), reach)})`));
     const sum = report.pools[stage].channel_sums.values[channel];
-    facts.textContent = `Channel ${channel}: sum ${number(sum)}, lowest ${number(Math.min(...values()))}, highest ${number(Math.max(...values()))}.`;
+    facts.textContent = `Channel ${channel}: sum ${number(sum)}, lowest ${number(lowest(values()))}, highest ${number(highest(values()))}.`;
     note.textContent = shown < channels ? `The first ${shown} of ${channels} channels; weights_${stage}.png shows all.` : `All ${channels} channels.`;
     scales.replaceChildren(scale(even(), reach, `1/(HW) = ${number(even(), 3)}`, STOPS.map((stop) => `rgb(${stop})`)));
     drawGrid();
@@ -161,7 +161,7 @@ function evidence() {
 
   function draw() {
     const one = data.evidence[image];
-    const reach = Math.max(...Array.from(maps[image], Math.abs)) || 1;
+    const reach = Math.max(highest(maps[image]), -lowest(maps[image])) || 1;
     const label = names[one.classes[place]];
     map.update(one.height, one.width, `Evidence for ${label} in image ${one.index}`, (context, size) => {
       context.clearRect(0, 0, context.canvas.width, context.canvas.height);
@@ -215,7 +215,7 @@ function predictions() {
     for (const [label, prediction, count] of report.confusion) cells[label][prediction] = count;
     const most = Math.max(...counts);
     const body = cells.map((row, i) => [names[i], ...row.map((count, j) => {
-      const share = count ? Math.round(12 + 60 * count / most) : 0;
+      const share = count ? Math.round(12 + 30 * count / most) : 0;
       const tint = count ? `background: color-mix(in srgb, var(${i === j ? "--right" : "--wrong"}) ${share}%, transparent)` : "";
       return el("td", { class: i === j ? "hit" : "", style: tint }, count ? String(count) : "·");
     })]);

@@ -17,8 +17,15 @@ from flexpool_jax.insight.evidence import EvidenceMaps
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.pages.curves import Point, read_metrics, thinned
 
-# Limits that keep the page at a few megabytes.
-_MAX_WEIGHTS, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = 150_000, 400, 160, 24
+# Limits that keep the page at a few megabytes: weights of a stage, values of all evidence maps,
+# points of a curve, pixels of a picture's side, pictures of errors.
+_MAX_WEIGHTS, _MAX_EVIDENCE, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = (
+    150_000,
+    600_000,
+    400,
+    160,
+    24,
+)
 
 
 def write_page(
@@ -124,17 +131,25 @@ def _encode_weights(w: np.ndarray) -> dict[str, Any]:
 def _encode_evidence(
     evidence: EvidenceMaps, report: Mapping[str, Any], split: Split
 ) -> list[dict[str, Any]]:
-    height, width = evidence.maps.shape[2:]
-    return [
-        {
-            **{key: image[key] for key in ("index", "label", "prediction", "confidence")},
-            "image": data_uri(split.images[image["index"]]),
-            "height": height,
-            "width": width,
-            "classes": evidence.classes[row].tolist(),
-            "logits": [round(float(value), 4) for value in evidence.logits[row]],
-            "bias": [round(float(value), 4) for value in evidence.bias[row]],
-            "values": _floats(evidence.maps[row]),
-        }
-        for row, image in enumerate(report["evidence"]["images"])
-    ]
+    count, shown, height, width = evidence.maps.shape
+    shown = min(shown, max(2, _MAX_EVIDENCE // (count * height * width)))
+    found = []
+    for row, image in enumerate(report["evidence"]["images"]):
+        # The most probable classes; the true class replaces the last of them if it is not there.
+        places = list(range(shown))
+        (true,) = np.flatnonzero(evidence.classes[row] == image["label"])
+        if true >= shown:
+            places[-1] = int(true)
+        found.append(
+            {
+                **{key: image[key] for key in ("index", "label", "prediction", "confidence")},
+                "image": data_uri(split.images[image["index"]]),
+                "height": height,
+                "width": width,
+                "classes": evidence.classes[row, places].tolist(),
+                "logits": [round(float(value), 4) for value in evidence.logits[row, places]],
+                "bias": [round(float(value), 4) for value in evidence.bias[row, places]],
+                "values": _floats(evidence.maps[row, places]),
+            }
+        )
+    return found

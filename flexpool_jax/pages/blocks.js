@@ -55,6 +55,9 @@ function decode(text) {
   return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
+const highest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
+const lowest = (values) => values.reduce((least, value) => Math.min(least, value), Infinity);
+
 // Colours: blue below the centre, red above it, light in the middle.
 
 const STOPS = [[5, 48, 97], [67, 147, 195], [247, 247, 247], [214, 96, 77], [103, 0, 31]];
@@ -194,11 +197,15 @@ function ends(caption, head, series) {
 
 // A line for each row: its mean, its interval, and single values beneath. Labels stand above, where a phone has room for them.
 function intervals(title, rows, { x, zero = false }) {
-  const [width, step, top, bottom, margin] = [Math.min(640, main.clientWidth), 44, 4, 44, 12];
+  const [step, top, bottom, margin] = [44, 4, 44, 12];
+  // A drawing that is wider than its place is scaled down, so that its longest label fits.
+  const longest = Math.max(...rows.map((row) => row.label.length));
+  const width = Math.max(Math.min(640, main.clientWidth), 2 * margin + 7.2 * longest);
   const height = top + step * rows.length + bottom;
   const values = rows.flatMap((row) => [row.mean - (row.half_width || 0), row.mean + (row.half_width || 0), ...row.values, row.published ?? row.mean]);
   let [low, high] = [Math.min(...values, ...(zero ? [0] : [])), Math.max(...values, ...(zero ? [0] : []))];
-  const room = (high - low || 1) / 20;
+  // Equal accuracies can differ by rounding.
+  const room = (high - low > 1e-9 ? high - low : 1) / 20;
   [low, high] = [low - room, high + room];
   const px = (value) => margin + (value - low) / (high - low) * (width - 2 * margin);
   const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });

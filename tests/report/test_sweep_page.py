@@ -13,6 +13,7 @@ from flexpool_jax.training.metrics import MetricsWriter
 from tests.browser.browser import needs_browser, used_in_browser
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
+USE_PAGE = Path(__file__).with_name("use_page.js")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 COLUMNS = ("avg", "flexpool", "flexpool+reg")
 
@@ -84,7 +85,7 @@ def test_the_page_explains_which_control_a_setting_has(page):
 @needs_browser
 @pytest.mark.parametrize("width", [375, 1280])
 def test_the_page_works_in_a_browser(width, page, tmp_path):
-    found = used_in_browser(page, Path(__file__).with_name("use_page.js"), width, tmp_path)
+    found = used_in_browser(page, USE_PAGE, width, tmp_path)
     assert found["titles"] == [
         "What the numbers mean", "The paper's tables", "Digits", "Not in these numbers",
     ]  # fmt: skip
@@ -101,3 +102,20 @@ def test_the_page_works_in_a_browser(width, page, tmp_path):
     assert found["ends"] == [f"{name}2.52.252.252.5" for name in ("FlexPool", "FlexPool + Reg 0.1")]
     assert len(found["links"]) == 22
     assert HOSTILE in found["text"]
+    assert found["cut"] == []
+
+
+@needs_browser
+def test_equal_accuracies_and_long_labels_are_drawn_on_a_narrow_phone(tmp_path):
+    columns = ("avg", "flexpool+reg+dropout")
+    sweep = small_sweep(columns=columns, sac=("0.1/0.2/0.7",), num_epochs=4, seeds=(0, 1, 2))
+    folder = tmp_path / "sweep"
+    for cell in grid.expand(sweep, CONFIGS_DIR):
+        # Their mean differs from each of the three in its last bit.
+        write_run(folder / cell.name, cell.config, 356 / 359)
+    write_report(folder)
+    script = tmp_path / "use.js"
+    cut = re.findall(r"const isCut.*?;\nfound.cut.*?;\n", USE_PAGE.read_text(), re.S)
+    script.write_text("\n".join([*cut, "finish();"]))
+    found = used_in_browser(folder / "report/index.html", script, 340, tmp_path)
+    assert found["cut"] == []

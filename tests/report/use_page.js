@@ -2,6 +2,9 @@
 found.facts = get("#what").textContent;
 found.marks = all("#row0 svg")[0].querySelectorAll("circle:not(.single)").length;
 found.singles = all("#row0 svg")[0].querySelectorAll(".single").length;
+const isCut = (text, box = text.closest("svg").getBoundingClientRect()) =>
+  text.getBoundingClientRect().left < box.left - 1 || text.getBoundingClientRect().right > box.right + 1;
+found.cut = all("#row0 svg text").filter((text) => isCut(text)).map((text) => text.textContent);
 const [compared, curve, runs, epochs] = all("#row0 select");
 found.compared = [...compared.options].map((option) => option.value);
 choose(compared, "control");
