@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.special
 
 from flexpool_jax import scoring
 from flexpool_jax.training import steps
@@ -58,8 +57,9 @@ def run_over(
     Returns:
         See `merge`.
     """
-    program = steps.pmap_eval_step(step)
-    return merge(collect(dispatch(program, replicate(inputs), feed, batch_size)), len(feed))
+    program, inputs = steps.pmap_eval_step(step), replicate(inputs)
+    results = (program(inputs, feed.data, part) for part in feed.once(batch_size))
+    return merge(map(jax.device_get, results), len(feed))
 
 
 def dispatch(
@@ -110,25 +110,25 @@ def collect(results: Sequence[Any], check: Callable[[], None] = lambda: None) ->
 
 
 def merge(
-    on_host: Sequence[Any], count: int
+    on_host: Iterable[Any], count: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Puts the results of a split's batches together.
 
     Args:
-        on_host: result of `collect`.
+        on_host: the result of each batch, as `collect` returns them.
         count: number of examples of the split; what follows them only filled up the last batch.
 
     Returns:
         The step's sums over all batches, float64; and its outputs for the examples, [count, ...].
     """
-    sums, examples = zip(*on_host, strict=True)
-    totals = {name: sum(part[name].astype(np.float64) for part in sums) for name in sums[0]}
-    # [devices, examples of a device, ...] of each batch.
-    outputs = {
-        name: np.concatenate([block for part in examples for block in part[name]])[:count]
-        for name in examples[0]
-    }
-    return totals, outputs
+    totals: dict[str, np.ndarray] = {}
+    outputs: dict[str, list[np.ndarray]] = {}
+    for sums, examples in on_host:
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
+        for name, value in examples.items():  # [devices, examples of a device, ...]
+            outputs.setdefault(name, []).extend(value)
+    return totals, {name: np.concatenate(found)[:count] for name, found in outputs.items()}
 
 
 def summarise(on_host: Sequence[Any], labels: np.ndarray) -> Evaluation:
@@ -145,9 +145,10 @@ def summarise(on_host: Sequence[Any], labels: np.ndarray) -> Evaluation:
 
 def measure(labels: np.ndarray, logits: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Computes the mean cross-entropy (``loss``), ``accuracy`` and the metrics of `scoring`."""
-    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    # By the highest probability, which is never 0, and without another array of [N, K].
+    behind = logits.max(axis=1).astype(np.float64) - logits[np.arange(len(labels)), labels]
     return {
-        "loss": float(-np.mean(log_probabilities[np.arange(len(labels)), labels])),
+        "loss": float(np.mean(behind - np.log(probabilities.max(axis=1)))),
         "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
         **scoring.scores(labels, probabilities),
     }

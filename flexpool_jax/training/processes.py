@@ -130,7 +130,9 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
 
 
 def _shares_its_node() -> bool:
-    """Whether SLURM or Open MPI says that several tasks of this run are on one node."""
+    """Whether several tasks of this run are on one node, and see the GPUs of all of them."""
+    if len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
+        return False  # The launcher has given this task a GPU of its own.
     # SLURM's "2(x3),1" means two tasks on each of three nodes, and one on another.
     counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(",")
     counts.append(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))

@@ -15,9 +15,16 @@ with processes.joined():
 
 
 @pytest.mark.parametrize(
-    ("tasks_per_node", "used"), [("1(x2)", "all"), ("1", "all"), ("2(x3),1", "1"), ("4", "1")]
+    ("tasks_per_node", "seen", "used"),
+    [
+        ("1(x2)", "0,1", "all"),
+        ("1", "0,1", "all"),
+        ("2(x3),1", "0,1", "1"),
+        ("4", "0,1,2,3", "1"),
+        ("4", "1", "all"),  # As --gpus-per-task=1 sets it.
+    ],
 )
-def test_a_task_uses_all_gpus_only_if_it_is_alone_on_its_node(tasks_per_node, used):
+def test_a_task_uses_all_gpus_only_if_they_are_its_own(tasks_per_node, seen, used):
     slurm = {
         "SLURM_JOB_ID": str(os.getpid()),  # JAX makes the port of it.
         "SLURM_STEP_NODELIST": "localhost",
@@ -25,6 +32,7 @@ def test_a_task_uses_all_gpus_only_if_it_is_alone_on_its_node(tasks_per_node, us
         "SLURM_PROCID": "0",
         "SLURM_LOCALID": "1",
         "SLURM_STEP_TASKS_PER_NODE": tasks_per_node,
+        "CUDA_VISIBLE_DEVICES": seen,
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
