@@ -42,10 +42,12 @@ from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
 from flexpool_jax.report.words import p_text, signed
 
-MARKER = "<!-- Everything below is written by `python -m evidence`; edits are lost. -->"
+MARKER = (
+    "<!-- Everything below is written by `python -m evidence results/evidence`; edits are lost. -->"
+)
 # In the README, the answer is between these two lines.
 README_MARKERS = (
-    "<!-- Written by `python -m evidence --readme=README.md`; edits are lost. -->",
+    "<!-- Written by `python -m evidence results/evidence --readme=README.md`; edits are lost. -->",
     "<!-- The end of the answer. -->",
 )
 # The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.
@@ -196,7 +198,9 @@ def _answer(e1: Analysis) -> str:
     paragraph += _NO_GAIN * (not _significant(primary, 1))
     if e1.failed:
         paragraph += f" Failed runs, which are not in these numbers: {_cells(e1.failed)}."
-    return f"{textwrap.fill(paragraph, 100)}\n\n{markdown_table(heads, rows)}"
+    return (
+        f"{textwrap.fill(paragraph, 100, break_on_hyphens=False)}\n\n{markdown_table(heads, rows)}"
+    )
 
 
 def _summary(primary: Mapping[str, Finding]) -> str:
@@ -211,10 +215,11 @@ def _summary(primary: Mapping[str, Finding]) -> str:
     reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
     size = (
         f"the {'intervals' if len(reach) > 1 else 'interval'} of {_and(reach)} "
-        f"{'reach' if len(reach) > 1 else 'reaches'} the 1 point that the paper claims at least"
+        f"{'reach' if len(reach) > 1 else 'reaches'} 1 point, the smallest gain that the paper "
+        "claims"
         if reach
-        else "for none of the three differences below does the interval reach the 1 point that the "
-        "paper claims at least"
+        else "the intervals of all three differences below end under 1 point, the smallest gain "
+        "that the paper claims"
     )
     first = (
         f"FlexPool differs from average pooling by {points(contrasts['P1'])}"

@@ -755,7 +755,7 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
                 f"pool {name!r} is given as {definition!r}; allowed: a function "
                 "[B, H, W, C] -> [B, C], or a class derived from flax.linen.Module"
             )
-        if name in POOLS and not is_same_definition(_definition(POOLS[name]), definition):
+        if name in POOLS and not _is_same_pool(POOLS[name], entry):
             raise ValueError(f"a pool named {name!r} is registered already")
         POOLS[name] = entry
         return definition
@@ -763,10 +763,13 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
     return register
 
 
-def _definition(entry: Any) -> Any:
-    """What `register_pool` was given for an entry of `POOLS`."""
-    is_function = isinstance(entry, functools.partial) and entry.func is GlobalPool
-    return entry.args[0] if is_function else entry
+def _is_same_pool(one: Any, other: Any) -> bool:
+    """Whether two entries of `POOLS` come from the same definition."""
+    entries = (one, other)
+    functions = [isinstance(e, functools.partial) and e.func is GlobalPool for e in entries]
+    if all(functions):
+        return is_same_definition(one.args[0], other.args[0])
+    return not any(functions) and is_same_definition(one, other)
 
 
 def is_same_definition(one: Any, other: Any) -> bool:

@@ -589,6 +589,9 @@ def test_the_same_definition_may_be_registered_again_and_no_other(pools):
         register_pool("flexpool_softmax")(FlexPool)
     with pytest.raises(ValueError, match="registered already"):
         register_pool("avg")(functools.partial(avg_pool))
+    # A partial of a class is registered as a function, which is not what the table has.
+    with pytest.raises(ValueError, match="registered already"):
+        register_pool("flexpool_softmax")(functools.partial(FlexPool, constraint="softmax"))
 
 
 def test_the_constraint_of_a_pool_that_wraps_another_is_its_field(pools):

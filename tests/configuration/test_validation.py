@@ -54,7 +54,7 @@ OUT_OF_RANGE = {
     "ema_decay": [1.0, NAN],
     "label_smoothing": [1.0, "0.1"],
     "deterministic": ["no"],
-    "grad_accum_steps": [0, 1.5],
+    "grad_accum_steps": [0, 1.5, True],
     "augment.random_resized_crop": [(0.0, 1.0), (0.5, 0.1), (0.1,), 0.08],
     "superclass.mapping": ["a\nb"],
     "steps_per_dispatch": [-1, 2.5],

@@ -81,7 +81,13 @@ OTHER = {
     "tensorboard": False,
     "compilation_cache": "",
 }
-FIXED = {name for name, field in FIELDS.items() if field.fixed}
+FIXED = {
+    *("seed", "model", "norm_after_relu", "pool", "sac.enabled", "batch_size", "optimizer.name"),
+    *("ema_decay", "projection_shortcuts", "init_from", "dtype"),
+    *("dataset.name", "dataset.image_size", "dataset.holdout", "dataset.mean", "dataset.std"),
+    *("augment.flip", "augment.scale", "augment.crop", "superclass.epochs", "superclass.mapping"),
+    *("dataset.resize", "dataset.center_crop", "augment.random_resized_crop"),
+}
 
 
 def changed(name):

@@ -13,7 +13,9 @@ from tests.end_to_end.conftest import SMALL
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
-    [ROOT / "launch.py", *ROOT.glob("flexpool_jax/**/*.py"), *ROOT.glob("configs/*.py")]
+    path
+    for pattern in ("launch.py", "flexpool_jax/**/*.py", "configs/*.py", "evidence/*.py")
+    for path in ROOT.glob(pattern)
 )
 
 # Modules that build objects from bytes, run programs, or unpack archives without asking; and calls
