@@ -191,20 +191,18 @@ class _Running:
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: passes SIGTERM on to the run, which saves its state and exits.
 
-        A second Ctrl-C is passed on as SIGINT, at which the run exits without saving. A terminal's
-        Ctrl-C does not reach the run by itself, because `_run` gives it a process group of its own.
+        A terminal's Ctrl-C reaches the run by itself as well. The run counts both as one request,
+        and a second Ctrl-C, which is not passed on, as another.
         """
-        is_second_interrupt = self.told_to_stop and number == signal.SIGINT
         self.told_to_stop = True
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT if is_second_interrupt else signal.SIGTERM)
+            self.process.terminate()
 
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[_Running]:
     running = _Running()
     signals = [signal.SIGTERM, signal.SIGINT]
-    # When a terminal is closed, SIGHUP reaches the sweep, but not the run's process group.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup sets it.
         signals.append(signal.SIGHUP)
     handlers = {number: signal.signal(number, running.stop) for number in signals}
@@ -266,7 +264,6 @@ def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        process_group=0,
     ) as process:
         running.process = process
         if running.told_to_stop:

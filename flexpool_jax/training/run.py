@@ -43,7 +43,7 @@ def train(
     profile: bool = False,
 ) -> dict[str, Any]:
     """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
-    with stop_on_signals() as stop, processes.explaining_loss():
+    with stop_on_signals(may_exit=False) as stop, processes.explaining_loss():
         use_compilation_cache(config.compilation_cache)
         if config.deterministic:
             use_deterministic_ops()

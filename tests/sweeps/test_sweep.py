@@ -185,21 +185,6 @@ def test_told_to_stop_it_waits_for_the_cell_and_goes_on_the_next_time(sweeps, nu
         sweeps.run((0, trainer.WAITS, 1))
     thread.join()
     assert sweeps.trained() == [0, trainer.WAITS]
-    # A terminal sends Ctrl-C to the whole group of the sweep: the run must get one signal only.
-    group = sweeps.workdir / f"digits/avg/seed-{trainer.WAITS}/group"
-    assert int(group.read_text()) != os.getpgid(0)
-
-
-def test_only_a_second_interrupt_ends_a_run_that_is_saving(sweeps):
-    folder = sweeps.workdir / f"digits/avg/seed-{trainer.IS_SLOW_TO_SAVE}"
-    threads = [
-        tell_to_stop(folder / "waiting", signal.SIGINT),
-        tell_to_stop(folder / "saving", signal.SIGINT),
-    ]
-    with pytest.raises(KeyboardInterrupt):
-        sweeps.run((trainer.IS_SLOW_TO_SAVE,))
-    for thread in threads:
-        thread.join()
 
 
 TRAINING, PROBING = "", "--mode=probe"

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration
 
 DIVERGES, IS_KILLED, LEAVES_NOTHING, WAITS = 101, 102, 103, 104
-PROBE_FAILS, PROBE_WAITS_ONCE, FINISHES_THE_NEXT, IS_SLOW_TO_SAVE = 105, 106, 107, 108
+PROBE_FAILS, PROBE_WAITS_ONCE, FINISHES_THE_NEXT = 105, 106, 107
 
 
 def main(log: Path, workdir: Path) -> int:
@@ -33,12 +33,6 @@ def main(log: Path, workdir: Path) -> int:
         return 0
     if config.seed == WAITS:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-        (workdir / "group").write_text(str(os.getpgid(0)))
-        (workdir / "waiting").touch()
-        time.sleep(60)
-    if config.seed == IS_SLOW_TO_SAVE:
-        signal.signal(signal.SIGTERM, lambda *_: (workdir / "saving").touch())
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
         (workdir / "waiting").touch()
         time.sleep(60)
     _write(workdir / "result.json", config)

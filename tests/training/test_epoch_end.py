@@ -156,7 +156,9 @@ def run(tmp_path_factory, monkeypatch):
             patch.setattr(jax, "default_backend", lambda: backend)
             patch.setattr(whole_run, "set_up", set_up)
             patch.setattr(loop, "finish_epoch", finish_epoch)
-            patch.setattr(whole_run, "stop_on_signals", lambda: contextlib.nullcontext(device.stop))
+            patch.setattr(
+                whole_run, "stop_on_signals", lambda **_: contextlib.nullcontext(device.stop)
+            )
             patch.setattr(checkpoints, "save", save)
             clock = types.SimpleNamespace(monotonic=lambda: device.now)
             for module in (loop, whole_run, metrics):

@@ -1,7 +1,10 @@
 """Signals in this process; tests/end_to_end/test_stopping.py tells whole commands to stop."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -48,3 +51,82 @@ def test_outside_the_main_thread_signals_are_left_as_they_are():
     thread.start()
     thread.join()
     assert found == [(False, before)]
+
+
+def test_processes_that_are_forked_do_not_pass_their_signals_on():
+    with stop_on_signals() as stop:
+        stop.saves = True
+        with multiprocessing.get_context("fork").Pool(2) as pool:  # Ends its workers by SIGTERM.
+            assert pool.map(abs, [-1, 2]) == [1, 2]
+        time.sleep(0.2)
+        assert not stop.requested
+
+
+LIBRARY = """
+import os, signal, sys, time
+from flexpool_jax.errors import Interrupted
+from flexpool_jax.training.interrupts import stop_on_signals
+
+def kill(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+
+try:
+    with stop_on_signals(may_exit=False) as stop:
+        kill(signal.SIGINT)
+except Interrupted:
+    print("interrupted")
+with stop_on_signals(may_exit=False) as stop:
+    stop.saves = True
+    kill(signal.SIGTERM)
+    print(stop.requested)
+    try:
+        kill(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("at once")
+"""
+
+
+def test_a_users_program_is_not_ended():
+    done = run_program(LIBRARY)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (
+        0,
+        ["interrupted", "True", "at once"],
+    )
+
+
+COMMAND = """
+import os, signal, sys, time
+from flexpool_jax.training.interrupts import stop_on_signals
+
+with stop_on_signals() as stop:
+    stop.saves = True
+    for number in sys.argv[1:]:
+        os.kill(os.getpid(), int(number))
+        time.sleep(0.1)
+    print("saved")
+"""
+TERM, INT, HUP = (str(int(n)) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ((INT,), 0),
+        ((HUP,), 0),
+        ((TERM, TERM), 0),
+        # A sweep's Ctrl-C, in either order, and a second one.
+        ((TERM, INT), 0),
+        ((INT, TERM), 0),
+        ((TERM, INT, INT), 130),
+        ((INT, INT), 130),
+    ],
+)
+def test_only_a_second_interrupt_ends_a_command_that_saves(numbers, status):
+    done = run_program(COMMAND, *numbers)
+    assert (done.returncode, "saved" in done.stdout) == (status, status == 0), done.stderr
+
+
+def run_program(text, *arguments):
+    command = [sys.executable, "-c", text, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
