@@ -44,7 +44,7 @@ EXIT_BROKEN_PIPE = 141
 _HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
 # Error numbers of the operating system that the user's paths cause, not a bug in the program.
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str]) -> int:
         if error.errno in _NO_SPACE:
             advice = "what was saved before stands; make room, and run the same command again"
             return _report(f"{where}: {error.strerror}; {advice}", EXIT_FAILED)
-        if error.filename is None or error.errno not in _NO_PERMISSION:
+        if error.filename is None or error.errno not in _OF_PATHS:
             raise
         return _report(f"{where}: {error.strerror}", EXIT_USER_ERROR)
     except KeyboardInterrupt:

@@ -313,3 +313,24 @@ def test_a_report_leaves_nothing_outside_the_cache_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [str(path.relative_to(home)) for path in home.glob("*/*")] == [".cache/flexpool_jax"]
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"--config={LONG}.py"],
+        [DIGITS, f"--config.init_from={LONG}"],
+        [DIGITS, f"--config.dataset.data_dir={LONG}"],
+        [DIGITS, "--config.superclass.epochs=1", f"--config.superclass.mapping={LONG}"],
+        ["--config=configs/npz.py", f"--config.dataset.raw_dir={LONG}"],
+        ["--config=configs/image_folder.py", f"--config.dataset.raw_dir={LONG}"],
+    ],
+)
+def test_names_that_are_too_long_are_a_mistake(arguments, tmp_path, capsys):
+    assert launch.main([*arguments, f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("launch.py: ")
+    assert LONG in error

@@ -82,7 +82,7 @@ def find_images(pattern: str) -> list[Path]:
         UserError: no image file was found.
     """
     path = files.expanded(pattern)
-    if os.path.exists(path) and not path.is_dir():  # noqa: PTH110 (False for too long a name)
+    if path.exists() and not path.is_dir():
         return [path]
     # Path.glob takes no absolute pattern.
     found = [str(path)] if path.is_dir() else glob.glob(str(path), recursive=True)  # noqa: PTH207
