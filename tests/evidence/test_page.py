@@ -152,20 +152,20 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
 @pytest.mark.parametrize(
     ("effects", "shown", "reaches", "significant"),
     [
-        ({}, "no gain is shown.", "for none of the three differences below does", "none is"),
+        ({}, "no gain is shown.", "the intervals of all three differences below end under 1 point,", "none is"),
         (
             {"flexpool": 1.2, "flexpool+reg": 3},
             "a gain is shown for P1 and P2.",
-            "the intervals of P1 and P2 reach the 1 point",
+            "the intervals of P1 and P2 reach 1 point,",
             "P1 (+1.",
         ),
         (
             {"flexpool": 0.6, "avg+dropout": 0.6},
             "a gain is shown for P1 and a loss is shown for P2 and P3.",
-            "for none of the three differences below does",
+            "the intervals of all three differences below end under 1 point,",
             "P1 (+0.",
         ),
-        ({"avg+dropout": 0.6}, "a loss is shown for P3.", "for none of", "P3 (-0."),
+        ({"avg+dropout": 0.6}, "a loss is shown for P3.", "the intervals of all three", "P3 (-0."),
     ],
 )
 def test_first_sentence_answers_the_question(small, effects, shown, reaches, significant):
