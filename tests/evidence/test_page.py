@@ -152,7 +152,12 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
 @pytest.mark.parametrize(
     ("effects", "shown", "reaches", "significant"),
     [
-        ({}, "no gain is shown.", "the intervals of all three differences below end under 1 point,", "none is"),
+        (
+            {},
+            "no gain is shown.",
+            "the intervals of all three differences below end under 1 point,",
+            "none is",
+        ),
         (
             {"flexpool": 1.2, "flexpool+reg": 3},
             "a gain is shown for P1 and P2.",
