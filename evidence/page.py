@@ -124,8 +124,10 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     probes = read_probes(e1)
     slopes = {column: slope_over_length(evidence, column) for column in ("flexpool", WHOLE)}
     lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
+    # The intervals of an unfinished experiment are so wide that they would hide the others.
+    complete = [analysis for analysis in analyses if not analysis.missing]
     drawings = {
-        "contrasts": functools.partial(figures.draw_contrasts, analyses),
+        "contrasts": functools.partial(figures.draw_contrasts, complete),
         "weights": functools.partial(figures.draw_weights, read_weights(e1)),
         "perturbations": functools.partial(figures.draw_perturbations, probes, POOLS),
         "length": functools.partial(figures.draw_length, lengths),
