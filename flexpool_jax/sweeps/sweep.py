@@ -32,6 +32,7 @@ from flexpool_jax import configuration, files
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
 from flexpool_jax.lock import hold, hold_workdir
 from flexpool_jax.sweeps.grid import Cell
+from flexpool_jax.training.interrupts import caught_signals
 
 
 class _Stage(NamedTuple):
@@ -202,10 +203,7 @@ class _Running:
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[_Running]:
     running = _Running()
-    signals = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup sets it.
-        signals.append(signal.SIGHUP)
-    handlers = {number: signal.signal(number, running.stop) for number in signals}
+    handlers = {number: signal.signal(number, running.stop) for number in caught_signals()}
     # Another watcher of signals would end this process before the run has saved its state.
     watcher = signal.set_wakeup_fd(-1)
     try:

@@ -65,6 +65,12 @@ class StopRequest:
             raise Interrupted("told to stop")
 
 
+def caught_signals() -> list[signal.Signals]:
+    """The signals that are requests to stop; without SIGHUP if it is ignored, as under nohup."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not is_ignored]
+
+
 @contextlib.contextmanager
 def stop_on_signals(*, may_exit: bool = True) -> Iterator[StopRequest]:
     """Turns SIGTERM, SIGINT and SIGHUP into a request to stop; an ignored SIGHUP stays ignored.
@@ -89,10 +95,8 @@ def stop_on_signals(*, may_exit: bool = True) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # As nohup sets it.
-    signals = [number for number in SIGNALS if number != signal.SIGHUP or not is_ignored]
     with _watched(stop) if may_exit else contextlib.nullcontext():
-        old_handlers = {number: signal.signal(number, stop) for number in signals}
+        old_handlers = {number: signal.signal(number, stop) for number in caught_signals()}
         try:
             yield stop
         except KeyboardInterrupt:
