@@ -100,7 +100,7 @@ def stop_on_signals(*, may_exit: bool = True) -> Iterator[StopRequest]:
         try:
             yield stop
         except KeyboardInterrupt:
-            if may_exit or stop.repeated:
+            if may_exit or stop.repeated or not stop.requested:
                 raise
             raise Interrupted("told to stop with nothing to save") from None
         finally:
