@@ -192,14 +192,15 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
         return Analysis(experiment, accuracies, None, [], missing, failed)
     contrasts = (*experiment.family, *experiment.secondary)
     estimated = [model.contrast(weights) for weights in contrasts]
-    in_family = [c for c in estimated[: len(experiment.family)] if c is not None]
-    adjusted = iter(holm([contrast.p_value for contrast in in_family]))
+    family = estimated[: len(experiment.family)]
+    # A contrast that cannot be estimated yet counts too, since the protocol names it.
+    adjusted = holm([1.0 if contrast is None else contrast.p_value for contrast in family])
     intervals = bootstrap_intervals(read_correct(runs), contrasts, draws=draws)
     findings = [
         Finding(
             weights,
             contrast,
-            next(adjusted) if contrast is not None and i < len(experiment.family) else None,
+            adjusted[i] if contrast is not None and i < len(family) else None,
             intervals[i],
             _paired(accuracies, weights),
         )

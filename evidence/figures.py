@@ -155,6 +155,8 @@ def draw_perturbations(probes: Probes, columns: Sequence[str], path: Path) -> bo
                 _draw_estimates(ax, means, colour, column)
             ax.set_title(kind)
             ax.set_xlabel(unit)
+            if kind == "contrast":
+                ax.invert_xaxis()  # The factor 1 changes nothing: stronger is to the right, too.
         figure.axes[0].set_ylabel("change of accuracy in points")
         figure.axes[0].legend()
     return True

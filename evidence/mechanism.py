@@ -9,12 +9,14 @@ import numpy as np
 
 from evidence import figures
 from evidence.contrasts import (
+    E1,
     PREDICTIONS,
     Analysis,
     Finding,
     agreement,
 )
 from evidence.runs import Probes
+from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.report.analysis import Contrast, Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
@@ -88,9 +90,15 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
         ),
     ]
     heads = ["", "difference", "predicted", "found", "agrees"]
+    (e1,) = (one for one in analyses if one.experiment.title == E1)
+    differs = any(f.adjusted is not None and f.adjusted < 0.05 for f in e1.findings)
+    nothing_to_explain = bool(e1.findings) and not e1.missing and not differs
     return (
-        'These are leads and not claims; most rest on three seeds. "Agrees" is yes or no where the '
-        'interval (for ±0.5: TOST) is on one side, else open; "not below 0" is yes where the '
+        "No primary contrast of E1 is significant, so there is no effect to explain. This table "
+        "says how the pools compare, and not why FlexPool helps.\n\n"
+        * nothing_to_explain
+        + 'These are leads and not claims; most rest on three seeds. "Agrees" is yes or no where '
+        'the interval (for ±0.5: TOST) is on one side, else open; "not below 0" is yes where the '
         "interval is above -0.5. What probes say about M2, M3 and M8 is in the table above.\n\n"
         + markdown_table(heads, sorted(rows, key=lambda row: row[0]))
     )
@@ -137,42 +145,50 @@ def _not_probed(probes: Probes, runs: int) -> str:
     return f" {probed} of E1's {runs} runs have been probed; the others are not in this table."
 
 
-def weight_statistics(probes: Probes, runs: int) -> str:
+def statistics_of_weights(weights: Mapping[str, Sequence[np.ndarray]], probes: Probes) -> str:
     """Returns a table of statistics of the weights of E1's networks, as means over seeds.
 
     Args:
-        probes: The probes of E1's networks.
-        runs: The number of E1's runs.
+        weights: By column, one array ``[H, W, C]`` for each seed.
+        probes: The probes of E1's networks. The correlation with the mean activation needs the
+            trained network, so it is read from them.
     """
-    found = {
-        column: weights
-        for column, by_seed in probes.items()
-        if (weights := [probe["weights"] for probe in by_seed.values() if probe.get("weights")])
-    }
-    if not found:
-        return "No run of E1 with learned weights has been probed."
+    if not weights:
+        return "No run of E1 with learned weights is there."
 
-    def rank_one(weights: Mapping[str, Any]) -> float | None:
-        squares = np.square(weights["singular_values"])
+    def rank_one(found: Mapping[str, Any]) -> float | None:
+        squares = np.square(found["singular_values"])
         return float(squares[0] / squares.sum()) if squares.any() else None
 
     numbers: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-        "mean of the channel sums": lambda weights: weights["channel_sums"]["mean"],
-        "their standard deviation": lambda weights: weights["channel_sums"]["sd"],
-        "share of negative weights": lambda weights: weights["negative_share"],
-        "share of the deviation v in w, ‖v‖²/‖w‖²": lambda weights: weights["deviation_share"],
-        "correlation of v with its mirror image": lambda weights: weights["mirror_correlation"],
-        "correlation of |v| with the mean activation": lambda weights: weights[
-            "activation_correlation"
-        ],
+        "mean of the channel sums": lambda found: found["channel_sums"]["mean"],
+        "their standard deviation": lambda found: found["channel_sums"]["sd"],
+        "share of negative weights": lambda found: found["negative_share"],
+        "share of the deviation v in w, ‖v‖²/‖w‖²": lambda found: found["deviation_share"],
+        "correlation of v with its mirror image": lambda found: found["mirror_correlation"],
         "share of ‖v‖² in V's first singular vectors": rank_one,
     }
+    all_found = {
+        column: [weight_statistics(w, np.ones_like(w)) for w in arrays]
+        for column, arrays in weights.items()
+    }
     rows = [
-        [title, *(_mean(map(number, one)) for one in found.values())]
+        [title, *(_mean(map(number, found)) for found in all_found.values())]
         for title, number in numbers.items()
     ]
+    of_probes = {
+        column: [probe["weights"]["activation_correlation"] for probe in by_seed.values()]
+        for column, by_seed in probes.items()
+        if column in weights
+    }
+    rows.append(
+        [
+            "correlation of |v| with the mean activation (probed runs only)",
+            *(_mean(of_probes.get(column, [])) for column in weights),
+        ]
+    )
     return (
         "Statistics of the weights of E1's networks ([probe.md](probe.md)), mean over seeds ± half "
-        f"of the 95 % interval.{_not_probed(probes, runs)}\n\n"
-        + markdown_table(["", *(f"`{column}`" for column in found)], rows)
+        "of the 95 % interval.\n\n"
+        + markdown_table(["", *(f"`{column}`" for column in weights)], rows)
     )

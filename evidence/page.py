@@ -6,6 +6,7 @@ import functools
 import math
 import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +51,18 @@ README_MARKERS = (
     "<!-- Written by `python -m evidence results/evidence --readme=README.md`; edits are lost. -->",
     "<!-- The end of the answer. -->",
 )
+# The head of a table's column: the power, and that the test is the one without Holm's correction.
+_DETECTABLE = "detectable difference (power 80 %, p without correction)"
+_CAPTIONS = {
+    "contrasts": "Differences in test accuracy with their 95 % intervals, beside the bounds of "
+    "equivalence at ±0.5 points and the smallest gain that is claimed, 1 point.",
+    "weights": "Weights multiplied by H·W, so that average pooling is 1 everywhere: means over "
+    "seeds, and their standard deviation over seeds. Each map has its own colour scale.",
+    "perturbations": "Change of accuracy on changed test images: means over seeds with 95 % "
+    "intervals; the table above has the number of seeds.",
+    "length": "Differences to average pooling over the number of epochs: means over seeds with "
+    "95 % intervals.",
+}
 # The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.
 _PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
 _LIMITS = (
@@ -86,8 +99,8 @@ def write_page(
 
     Raises:
         UserError: The page does not exist, the README lacks the markers, the folder has no run of
-            the protocol, the protocol has no such failed cell, or a predictions.npz or
-            pool_weights.npz is damaged.
+            the protocol, a failed cell is not in the protocol or has a result, or a
+            predictions.npz or pool_weights.npz is damaged.
     """
     if not page.is_file():
         raise UserError(f"--page={page} does not exist; it holds the protocol")
@@ -121,14 +134,14 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     folder.mkdir(exist_ok=True)
     analyses = [analyse(evidence, experiment, draws=draws) for experiment in EXPERIMENTS]
     e1 = evidence.designs["e1"]
-    probes = read_probes(e1)
+    probes, e1_weights = read_probes(e1), read_weights(e1)
     slopes = {column: slope_over_length(evidence, column) for column in ("flexpool", WHOLE)}
     lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
     drawings = {
         "contrasts": functools.partial(figures.draw_contrasts, complete),
-        "weights": functools.partial(figures.draw_weights, read_weights(e1)),
+        "weights": functools.partial(figures.draw_weights, e1_weights),
         "perturbations": functools.partial(figures.draw_perturbations, probes, POOLS),
         "length": functools.partial(figures.draw_length, lengths),
     }
@@ -136,12 +149,18 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     for name, draw in drawings.items():
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
-        pictures[name] = f"\n\n![{name}]({folder.name}/{path.name})" if draw(path) else ""
+        if draw(path):
+            pictures[name] = (
+                f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
+            )
+        else:
+            pictures[name] = ""
     write_csv(folder / "runs.csv", _run_records(evidence))
-    write_csv(folder / "contrasts.csv", _contrast_records(analyses))
+    # The p-values of least squares agree between machines in ten digits.
+    write_csv(folder / "contrasts.csv", _contrast_records(analyses), digits=9)
     has_slope = any(slope for slope, _ in slopes.values())
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
-    weights = mechanism.weight_statistics(probes, len(e1.runs))
+    weights = mechanism.statistics_of_weights(e1_weights, probes)
     answer = _answer(analyses[0])
     parts = [
         f"## Results\n\n{answer}{pictures['contrasts']}",
@@ -193,7 +212,7 @@ def _answer(e1: Analysis) -> str:
         )
     heads = [
         *("", "difference", "the paper", "here, 95 % interval", "p (Holm)"),
-        *("detectable at 80 %", "the protocol's words"),
+        *(_DETECTABLE, "the protocol's words"),
     ]
     n = len({seed for _, seed in e1.accuracies})
     paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
@@ -383,7 +402,8 @@ def _experiment(analysis: Analysis) -> str:
         ]
         mean = _interval(estimate(found)) if found else "–"
         rows.append([f"`{column}`", mean, str(len(found)), *without])
-    heads = ["column", "test accuracy", "n", "seeds without a result", "failed seeds"]
+    accuracy = "test accuracy, mean ± half of the 95 % interval"
+    heads = ["column", accuracy, "n", "seeds without a result", "failed seeds"]
     text = title + markdown_table(heads, rows)
     if analysis.model is None:
         return f"{text}\n\nToo few runs for the model: no contrast is estimated."
@@ -399,13 +419,19 @@ def _experiment(analysis: Analysis) -> str:
             f" Stopping rule: the residual deviation of seeds 0 to 5 is {deviation:.3f}; seeds 6 "
             f"to 9 are added if it is above {EXTENSION} once these six are complete."
         )
-    return f"{text}\n\n{_contrasts(analysis)}"
+    text = f"{text}\n\n{_contrasts(analysis)}"
+    if min(Counter(column for column, _ in analysis.accuracies).values()) < 5:
+        text += (
+            "\n\nWith so few seeds the bootstrap's interval is too narrow, since it draws only "
+            "from them: read the other two intervals first."
+        )
+    return text
 
 
 def _contrasts(analysis: Analysis) -> str:
     heads = [
         *("contrast", "difference, 95 % interval", "p", "p (Holm)", "within ±0.5 (TOST)"),
-        *("detectable at 80 %", "bootstrap interval", "paired t-test"),
+        *(_DETECTABLE, "bootstrap interval", "paired t-test"),
     ]
     rows = []
     for finding in analysis.findings:
@@ -418,12 +444,12 @@ def _contrasts(analysis: Analysis) -> str:
         rows.append(
             [
                 finding.title,
-                _bracket(contrast.estimate, contrast.interval()),
+                _bracket(contrast.estimate, contrast.interval()) + _disagreement(finding),
                 _p(contrast.p_value),
                 _p(finding.adjusted) if finding.adjusted is not None else "not in the family",
                 f"{'yes' if equivalence < 0.05 else 'no'}, {p_text(equivalence)}",
                 f"{contrast.detectable():.2f}",
-                _bracket(None, finding.bootstrap) + _disagreement(finding),
+                _bracket(None, finding.bootstrap),
                 "–"
                 if paired is None or paired.p_value is None
                 else f"{_bracket(None, paired.interval)}, {p_text(paired.p_value)}, n = {paired.n}",
@@ -444,6 +470,8 @@ def _bracket(value: float | None, interval: tuple[float, float] | None) -> str:
 def _interval(found: Estimate) -> str:
     if found.half_width is None:
         return f"{found.mean:.2f} (no interval)"
+    if not found.half_width:
+        return f"{found.mean:.2f} (all alike)"
     return f"{found.mean:.2f} ± {found.half_width:.2f}"
 
 

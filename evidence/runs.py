@@ -99,7 +99,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         failed: Cells whose runs diverged, such as "e1/fashion_mnist/avg/seed-3".
 
     Raises:
-        UserError: An entry of `failed` is not a cell of the protocol.
+        UserError: An entry of `failed` is not a cell of the protocol, or has a result.
     """
     from configs import evidence as sweeps
 
@@ -136,6 +136,9 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         order = design.columns
         ordered = sorted(runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
         design.runs.update(ordered)
+        for key in design.runs.keys() & set(design.failed):
+            cell = f"{name}/{design.expected[key].name}"
+            raise UserError(f"--failed={cell} has a result; leave it out of --failed")
         return design
 
     designs = {name: read(name, name) for name in sweeps._WITHOUT_RATES}

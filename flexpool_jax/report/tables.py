@@ -86,18 +86,22 @@ def run_records(rows: Sequence[Row], workdir: Path) -> list[Record]:
     return records
 
 
-def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Writes records as CSV. Empty fields are missing values; floats have twelve digits."""
+def write_csv(path: Path, records: Sequence[Record], *, digits: int = 12) -> None:
+    """Writes records as CSV; empty fields are missing values.
+
+    Args:
+        path: The file.
+        records: The rows.
+        digits: The number of digits of floats. More would differ from one machine to another.
+    """
     import pandas as pd
 
-    # More digits would differ from one machine to another.
-    pd.DataFrame(records, dtype=object).map(_rounded).to_csv(path, index=False, lineterminator="\n")
+    def rounded(value: Any) -> Any:
+        if not isinstance(value, float) or math.isnan(value):
+            return value
+        return float(f"{value:.{digits}g}") if abs(value) > 1e-12 else 0.0
 
-
-def _rounded(value: Any) -> Any:
-    if not isinstance(value, float) or math.isnan(value):
-        return value
-    return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0
+    pd.DataFrame(records, dtype=object).map(rounded).to_csv(path, index=False, lineterminator="\n")
 
 
 def _arm(arm: Arm) -> Record:

@@ -229,7 +229,7 @@ def _arguments(
     configs_dir: str | os.PathLike[str],
 ) -> list[str]:
     """Returns the flags of a run: the config file first, and last the overrides, which win."""
-    overrides = _split_overrides(sweep.overrides)
+    overrides = _split_overrides(sweep)
     _check_column(column, sweep, sac, overrides)
     words = [*column.split("+"), *["sac"] * (sac != "off")]
     path = (Path(configs_dir) / f"{dataset}.py").absolute()
@@ -272,7 +272,13 @@ def _sac_weights(text: str) -> tuple[float, ...]:
         raise UserError(f"config.sac has {text!r}; allowed: {SWEEP_FIELDS['sac'][2]}") from None
 
 
-def _split_overrides(text: str) -> list[str]:
+def _split_overrides(sweep: ConfigDict) -> list[str]:
+    """Splits the overrides; raises UserError if one is not FIELD=VALUE, or is set by the sweep."""
+    text = sweep.overrides
+    elsewhere = {
+        **{"seed": "config.seeds", "dataset.name": "config.datasets", "sac.enabled": "config.sac"},
+        **({"num_epochs": "config.num_epochs"} if sweep.num_epochs else {}),
+    }
     try:
         parts = shlex.split(text)
     except ValueError as error:
@@ -282,6 +288,7 @@ def _split_overrides(text: str) -> list[str]:
             raise UserError(
                 f"config.overrides has {part!r}; allowed: {SWEEP_FIELDS['overrides'][2]}"
             )
-        if part.startswith("seed="):
-            raise UserError("config.overrides sets the seed; that is what config.seeds is for")
+        field = part.partition("=")[0]
+        if field in elsewhere:
+            raise UserError(f"config.overrides sets {field}; leave that to {elsewhere[field]}")
     return parts

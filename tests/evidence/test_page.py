@@ -184,8 +184,47 @@ def test_first_sentence_answers_the_question(small, effects, shown, reaches, sig
 
 def test_page_says_how_many_runs_have_not_been_probed(small):
     assert "have been probed" not in text_of(small)
-    (small / "results/e1/fashion_mnist/avg/seed-3/probe.json").unlink()
-    assert text_of(small).count(" 29 of E1's 30 runs have been probed; the others are not") == 2
+    (small / "results/e1/fashion_mnist/flexpool/seed-3/probe.json").unlink()
+    text = text_of(small)
+    assert text.count(" 29 of E1's 30 runs have been probed; the others are not") == 1
+    rows = section(text, "Weights")
+    assert rows[0][1:] == [f"`{column}`" for column in COLUMNS if "flexpool" in column]
+    found = [
+        np.load(small / f"results/e1/fashion_mnist/flexpool/seed-{seed}/pool_weights.npz")
+        for seed in range(6)
+    ]
+    sums = [arrays["head/pool/w_fp"].sum((0, 1)).mean() for arrays in found]
+    half = stats.t.ppf(0.975, 5) * stats.sem(sums)
+    assert rows[1][:2] == ["mean of the channel sums", f"{np.mean(sums):+.2f} ± {half:.2f} (n = 6)"]
+    assert rows[-1][1] == "–"  # The simulated mean activation is the same everywhere.
+
+
+def test_contrasts_without_runs_count_in_holms_correction(small):
+    write_evidence(small / "results", ("e5",))
+    text = text_of(small)
+    rows = [row for row in section(text, EXPERIMENTS[1].title) if "−" in row[0]]
+    assert [row[1] for row in rows[2:]] == ["runs are missing"] * 2
+    evidence = read_evidence(small / "results")
+    found = analyse(evidence, EXPERIMENTS[1], draws=20).findings
+    raw = [one.contrast.p_value for one in found[:2]]
+    smaller, larger = sorted(raw)
+    expected = {smaller: min(1, 4 * smaller), larger: min(1, max(4 * smaller, 3 * larger))}
+    assert [one.adjusted for one in found] == pytest.approx([*map(expected.get, raw), None, None])
+    assert "the bootstrap's interval is too narrow" in text.partition("### E5")[2]
+    assert "the bootstrap's interval is too narrow" not in text.partition("### E5")[0]
+
+
+def test_page_says_that_there_is_nothing_to_explain_without_a_difference(small):
+    sentence = "No primary contrast of E1 is significant, so there is no effect to explain."
+    assert sentence not in text_of(small)
+    write_evidence(small / "results", ("e1",), effects={}, sd=0.1)
+    assert sentence in text_of(small)
+
+
+def test_cell_with_a_result_has_not_failed(small):
+    cell = "e1/fashion_mnist/avg/seed-3"
+    with pytest.raises(UserError, match=f"--failed={cell} has a result"):
+        write_page(small / "results", small / "evidence.md", failed=[cell])
 
 
 def test_disagreeing_checks_are_named_next_to_the_estimate():
@@ -289,8 +328,8 @@ def test_seeds_that_the_stopping_rule_does_not_ask_for_do_not_count(small):
     before = text_of(small)
     write_evidence(small / "results", ("e1",), seeds=(7,))
     text = text_of(small)
-    answer, left_out = text.split("\n\n![contrasts]")[0], text.partition("that are not used")[2]
-    assert answer == before.split("\n\n![contrasts]")[0]
+    answer, left_out = text.split("\n\n![")[0], text.partition("that are not used")[2]
+    assert answer == before.split("\n\n![")[0]
     assert left_out.count("the stopping rule does not ask for it") == len(COLUMNS)
 
 
@@ -326,6 +365,7 @@ def test_diverged_runs_are_counted_and_do_not_hold_the_answer_back(small):
     assert "**Does FlexPool help?" in text
     rows = {row[0]: row for row in section(text, E1)}
     assert rows["`avg`"][2:] == ["5", "–", "3"]
+    (small / "results" / cell.replace("seed-3", "seed-1") / "result.json").unlink()
     evidence = read_evidence(small / "results", [cell.replace("seed-3", "seed-1")])
     (controls,) = (one for one in EXPERIMENTS if one.designs == ("e4",))
     evidence.designs["e4"].runs["gdconv", 0] = evidence.designs["e1"].runs["avg", 0]

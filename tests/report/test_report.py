@@ -249,11 +249,11 @@ def test_different_recipes_are_never_averaged(tmp_path):
 def test_data_of_one_name_stay_apart(name, tmp_path):
     for i, value in enumerate((0.8, 0.9)):
         sweep = small_sweep(
-            datasets=("image_folder",),
+            datasets=(name,),
             columns=("avg",),
             num_epochs=1,
             seeds=(i,),
-            overrides=f"dataset.name={name} dataset.raw_dir=/data{i}/cats",
+            overrides=f"dataset.raw_dir=/data{i}/cats",
         )
         (cell,) = grid.expand(sweep, CONFIGS_DIR, reads_data=False)
         write_run(tmp_path / str(i), cell.config, value)

@@ -202,7 +202,13 @@ MISTAKES = [
     ({"overrides": "learning_rate=-1"}, ["digits/avg/seed-0", "learning_rate is -1"]),
     ({"overrides": "learning_rate"}, ["'learning_rate'", "FIELD=VALUE"]),
     ({"overrides": "model='x"}, ["config.overrides"]),
-    ({"overrides": "seed=4"}, ["config.seeds"]),
+    ({"overrides": "seed=4"}, ["sets seed", "config.seeds"]),
+    ({"overrides": "dataset.name=cifar10"}, ["sets dataset.name", "config.datasets"]),
+    ({"overrides": "sac.enabled=True"}, ["sets sac.enabled", "config.sac"]),
+    (
+        {"num_epochs": 30, "overrides": "num_epochs=2"},
+        ["sets num_epochs", "config.num_epochs"],
+    ),
 ]
 
 
