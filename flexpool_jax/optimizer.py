@@ -322,7 +322,7 @@ def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | 
 def _try(tx: optax.GradientTransformation) -> None:
     """Traces an update of a few weights; raises an error if gradients alone are not enough."""
     # Shapes, because the first array starts JAX, which reads XLA's flags only then.
-    shapes = {"conv": (3, 3, 2, 2), "dense": (2, 2)}
+    shapes = {"conv": (3, 3, 2, 2), "dense": (2, 2), "norm": (2,)}
     params = {
         name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in shapes.items()
     }
@@ -330,3 +330,5 @@ def _try(tx: optax.GradientTransformation) -> None:
     jax.eval_shape(tx.update, params, state, params)
     if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
         raise ValueError("its state holds a random key, which a checkpoint cannot")
+    if any(0 in x.shape for x in jax.tree.leaves(state)):
+        raise ValueError("its state holds an array without elements, which a checkpoint cannot")

@@ -113,8 +113,18 @@ class Trained:
 
     @property
     def preprocess(self) -> Callable[[Array], Array]:
-        """A function that turns uint8 images [B, H, W, C] into the input of the model."""
-        return make_normalise(self.mean, self.std, jnp.dtype(self.config.dtype))
+        """A function that turns uint8 images [B, H, W, C] into the input of the model.
+
+        It raises UserError for images of another dtype, such as images divided by 255.
+        """
+        normalise = make_normalise(self.mean, self.std, jnp.dtype(self.config.dtype))
+
+        def preprocess(images: Array) -> Array:
+            if images.dtype != jnp.uint8:
+                raise UserError(f"images are {images.dtype}; allowed: uint8, from 0 to 255")
+            return normalise(images)
+
+        return preprocess
 
     def probabilities(self, variables: Mapping[str, Any], images: Array) -> Array:
         """Maps uint8 images [B, H, W, C] to the classes' probabilities, float32 [B, K].

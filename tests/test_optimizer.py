@@ -142,7 +142,10 @@ USABLE = [
     name
     for name in OPTIMIZERS
     if name
-    not in ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3", "momo", "momo_adam", "sophia")
+    not in (
+        *("galore", "lbfgs", "momo", "momo_adam", "noisy_sgd", "optimistic_adam", "rprop"),
+        *("sm3", "sophia"),
+    )
 ]
 
 
@@ -265,6 +268,11 @@ def test_only_whole_optimizers_are_offered():
     )
     for name in ("apply_updates", "scale_by_adam", "schedule_free_sgd", "dpsgd", "sam", "__doc__"):
         assert name not in OPTIMIZERS
+
+
+def test_optimizers_whose_state_cannot_be_saved_are_refused():
+    with pytest.raises(UserError, match=r"galore.*array without elements"):
+        make_optimizer("galore", optax.constant_schedule(0.1))
 
 
 def test_unknown_names_are_refused_with_the_closest():

@@ -7,6 +7,7 @@ differences of one point cannot be seen.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ def draw_table(rows: Sequence[Row], path: Path, *, title: str, sac: bool) -> boo
     return True
 
 
+def _wrapped(title: str) -> str:
+    """A title in lines that are not wider than a panel."""
+    return textwrap.fill(title, 52)
+
+
 def _with_runs(row: Row, column: str, sac: bool) -> list[Setting]:
     return [setting for setting in row.column(column, sac=sac) if setting.runs]
 
@@ -84,7 +90,7 @@ def _draw_panel(ax: Axes, row: Row, *, sac: bool) -> None:
     ax.grid(axis="x", visible=False)
     ax.margins(y=0.15)
     ax.set_ylabel("accuracy in %")
-    ax.set_title(row.title)
+    ax.set_title(_wrapped(row.title))
 
 
 def _draw_setting(
@@ -127,7 +133,7 @@ def draw_settings(row: Row, path: Path) -> bool:
         ax.set_ylim(len(settings) - 0.4, -0.6)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("final accuracy in %")
-        ax.set_title(row.title)
+        ax.set_title(_wrapped(row.title))
         _legend(figure)
     return True
 
@@ -163,7 +169,7 @@ def draw_curves(row: Row, path: Path) -> bool:
         axes = figure.subplots(len(panels), 2, squeeze=False)
         for (left, right), (title, found) in zip(axes, panels, strict=True):
             means = _draw_means(left, found, accuracy)
-            left.set_title(f"{row.title}, {title}: {row.split} accuracy")
+            left.set_title(_wrapped(f"{row.title}, {title}: {row.split} accuracy"))
             left.set_ylabel("accuracy in %")
             _zoom_to_second_half(left, means)
             _draw_means(right, found, loss)

@@ -205,11 +205,12 @@ def _title(row: Row, rows: Sequence[Row]) -> str:
     name = _dataset_title(row.config)
     others = [other for other in rows if _dataset_title(other.config) == name]
     told_apart = [
-        f"{field} {get_field(row.config, field)}"
+        f"{field} {'none' if value in ('', ()) else value}"
         for field in FIELDS
         if definition(field).has_effect
         and field not in (*ARM_FIELDS, "seed", "dataset.name")
         and len({str(get_field(other.config, field)) for other in others}) > 1
+        for value in [get_field(row.config, field)]
     ]
     if len({other.source for other in others}) > 1:
         told_apart.append(f"source code {short_source(row.source) or 'unknown'}")

@@ -145,7 +145,10 @@ def suppress_repeated_messages() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """A log filter: False for tracebacks of errors and for warnings about read-only folders."""
+    """A log filter: False for tracebacks of errors and for warnings about what was asked for.
+
+    These are read-only folders, and checkpoints before the first evaluation.
+    """
     if record.name == "asyncio":
         # If several reads fail, only the error of the first is raised.
         return "never retrieved" not in record.getMessage()
@@ -153,4 +156,5 @@ def _is_news(record: logging.LogRecord) -> bool:
         return True
     if record.levelno >= logging.ERROR:
         return not record.exc_info
-    return "read_only" not in str(record.msg) and "read only" not in str(record.msg)
+    expected = ("read_only", "read only", "tracked_metric")
+    return not any(part in str(record.msg) for part in expected)

@@ -196,6 +196,7 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
         raise UserError(
             f"config.dataset.mean is {config.dataset.mean!r}, and images of {dataset.name} have "
             f"{dataset.image_shape[2]} channels; allowed: one number for each channel"
+            + (f" ({config.init_from} gives the numbers of its images)" if config.init_from else "")
         )
     changed = dataclasses.replace(dataset, mean=mean, std=std)
     # Sets the cached property: computing the digest again would read all stored images.

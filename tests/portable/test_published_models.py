@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flexpool_jax import load_exported, load_trained
+from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import read_header
 from flexpool_jax.pooling import has_weights
 from flexpool_jax.portable.export import hub_config
@@ -36,6 +37,8 @@ def test_the_exported_program_and_the_checkpoint_are_the_same_network(name):
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(classify(images), probabilities, atol=1e-5)
     assert classify.class_names == trained.class_names
+    with pytest.raises(UserError, match="images are float32; allowed: uint8"):
+        trained.preprocess(images / np.float32(255))
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in FOLDER.glob("*/config.json")))

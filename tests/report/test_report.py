@@ -245,6 +245,17 @@ def test_different_recipes_are_never_averaged(tmp_path):
     }
 
 
+def test_fields_that_are_empty_are_named_none(tmp_path):
+    for i, fields in enumerate(("", "dataset.mean=0.5 dataset.std=0.25")):
+        (cell,) = grid.expand(small_sweep(columns=("avg",), overrides=fields), CONFIGS_DIR)
+        write_run(tmp_path / str(i), cell.config, 0.8)
+    rows = tables_of(write_report(tmp_path)[0])["Table 1: one classifier"]
+    assert [row[0] for row in rows if row[0]] == [
+        "Digits (dataset.mean none, dataset.std none)",
+        "Digits (dataset.mean (0.5,), dataset.std (0.25,))",
+    ]
+
+
 @pytest.mark.parametrize("name", ["image_folder", "npz"])
 def test_data_of_one_name_stay_apart(name, tmp_path):
     for i, value in enumerate((0.8, 0.9)):
