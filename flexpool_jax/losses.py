@@ -81,7 +81,8 @@ def check_sac_weights(weights: Sequence[float], num_stages: int) -> None:
     Example:
         >>> check_sac_weights((0.1, 0.2, 0.7), num_stages=3)
     """
-    weights = tuple(float(w) for w in weights)
+    # With NumPy, because inside a jitted function the elements of a JAX array have no values.
+    weights = tuple(map(float, np.asarray(weights)))
     if num_stages < 1:
         raise ValueError("SAC needs the logits of at least one stage; got none")
     if len(weights) != num_stages:
@@ -167,7 +168,7 @@ def total_loss(
     """
     parts = {"cross_entropy": cross_entropy(logits, labels, label_smoothing)}
     loss = parts["cross_entropy"]
-    if aux_logits:
+    if aux_logits or len(sac_weights):
         for stage, stage_logits in enumerate(aux_logits, start=1):
             parts[f"cross_entropy_stage{stage}"] = cross_entropy(
                 stage_logits, labels, label_smoothing

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flexpool_jax.pooling import Constraint, flex_pool, softmax_weights
+from flexpool_jax.pooling import Constraint, check_constraint, flex_pool, softmax_weights
 
 
 class FlexPool(nnx.Module):
@@ -43,10 +43,7 @@ class FlexPool(nnx.Module):
         constraint: Constraint | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> None:
-        if constraint not in (None, "softmax"):
-            raise ValueError(
-                f"unknown FlexPool constraint {constraint!r}; allowed: None, 'softmax'"
-            )
+        check_constraint(constraint)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(
                 f"FlexPool's shape is {tuple(shape)}; allowed: (H, W, C), all positive"

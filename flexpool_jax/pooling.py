@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,8 @@ def _check_feature_map(x: Array) -> None:
         raise ValueError(
             f"a global pool needs a feature map [B, H, W, C]; got shape {tuple(x.shape)}"
         )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"a global pool needs a floating feature map; got {x.dtype}")
     if 0 in x.shape[1:]:
         raise ValueError(
             f"a global pool needs at least one position and channel; got shape {tuple(x.shape)}"
@@ -113,6 +116,12 @@ def softmax_weights(w_fp: Array) -> Array:
     return jax.nn.softmax(w_fp, axis=(0, 1))
 
 
+def check_constraint(constraint: str | None) -> None:
+    """Raises ValueError if a constraint is neither None nor "softmax"."""
+    if constraint not in (None, "softmax"):
+        raise ValueError(f"unknown FlexPool constraint {constraint!r}; allowed: None, 'softmax'")
+
+
 class FlexPool(nn.Module):
     """Global pooling by a learned weighted average (the paper, section 3 and Fig. 1).
 
@@ -147,10 +156,7 @@ class FlexPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        if self.constraint not in (None, "softmax"):
-            raise ValueError(
-                f"unknown FlexPool constraint {self.constraint!r}; allowed: None, 'softmax'"
-            )
+        check_constraint(self.constraint)
         w = _stored_weights(self, x, _average_start)
         return flex_pool(x, self.effective_weights(w, x.shape[1:]))
 
@@ -293,7 +299,7 @@ def _nested(tree: Any) -> Any:
     return tree.to_nested_state() if hasattr(tree, "to_nested_state") else tree
 
 
-def _named_w_fp(params: Any) -> list[tuple[str, Array]]:
+def named_w_fp(params: Any) -> list[tuple[str, Array]]:
     """Every w_fp of a tree, with the path of the module that holds it, such as "head/pool/"."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(params)):
@@ -332,7 +338,7 @@ def flexpool_regularizer(params: Any) -> Array:
         3.0
     """
     total = jnp.zeros((), jnp.float32)
-    for _, w in _named_w_fp(params):
+    for _, w in named_w_fp(params):
         total = total + jnp.sum((jnp.sum(_widen(w), axis=(0, 1)) - 1.0) ** 2)
     return total
 
@@ -366,7 +372,7 @@ def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:
         ('head/pool/sum_sd', 1.0)
     """
     found: dict[str, Array] = {}
-    for path, w in _named_w_fp(params):
+    for path, w in named_w_fp(params):
         height, width, channels = w.shape
         used = pool and effective_weights(pool, {"w_fp": w}, (height, width, channels))
         w = jnp.asarray(w if used is None else used, jnp.float32)
@@ -447,11 +453,11 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
         >>> resized["pool"]["w_fp"].shape, round(float(resized["pool"]["w_fp"][:, :, 0].sum()), 4)
         ((7, 5, 64), 1.0)
     """
-    if constraint not in (None, "softmax"):
-        raise ValueError(f"unknown FlexPool constraint {constraint!r}; allowed: None, 'softmax'")
+    check_constraint(constraint)
 
     def is_shape(node: Any) -> bool:
-        return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
+        # NumPy's integers count too.
+        return isinstance(node, tuple) and all(isinstance(s, numbers.Integral) for s in node)
 
     shapes = {
         _names(path): tuple(getattr(leaf, "shape", leaf))
@@ -859,7 +865,7 @@ def has_weights(pool: str) -> bool:
     variables = jax.eval_shape(
         lambda: create_pool(pool).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))
     )
-    return bool(_named_w_fp(variables.get("params", {})))
+    return bool(named_w_fp(variables.get("params", {})))
 
 
 def regularizer_applies(pool: str) -> bool:

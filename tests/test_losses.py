@@ -110,6 +110,19 @@ def test_total_is_equation_3_plus_the_weighted_regularizer_and_names_its_parts()
     assert float(parts["regularizer"]) == 3.0
 
 
+def test_weights_of_sac_without_auxiliary_logits_are_refused():
+    with pytest.raises(ValueError, match="1 stages, got 3 weights"):
+        total_loss(STAGE_LOGITS[2], LABELS, sac_weights=WEIGHTS)
+    loss, parts = total_loss(STAGE_LOGITS[2], LABELS, sac_weights=(0.5,))
+    np.testing.assert_allclose(loss, parts["cross_entropy"] / 2, rtol=1e-6)
+
+
+def test_sac_weights_may_be_an_array_inside_a_jitted_function():
+    weights = jnp.array(WEIGHTS)
+    compiled = jax.jit(lambda logits: sac_loss(logits, LABELS, weights))(STAGE_LOGITS)
+    np.testing.assert_allclose(compiled, sac_loss(STAGE_LOGITS, LABELS, WEIGHTS), rtol=1e-6)
+
+
 @pytest.mark.parametrize("labels", [[0, 4, 2, 5], [0, -1, 2, 2], [0, 4, 2], [[0, 4, 2, 2]]])
 def test_labels_that_cannot_be_are_refused(labels):
     with pytest.raises(ValueError, match=r"allowed: 0 to 4|labels \[B\]"):

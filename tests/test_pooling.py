@@ -232,6 +232,12 @@ def test_resizing_tells_the_pools_of_a_list_apart():
     assert [pool["w_fp"].shape for pool in resized["pools"]] == [(6, 6, 2), (3, 3, 2)]
 
 
+def test_resizing_takes_shapes_computed_with_numpy():
+    shape = tuple(np.array([8, 8, 2]) // [2, 2, 1])
+    resized = resize_flexpool({"w_fp": jnp.ones((8, 8, 2))}, like={"w_fp": shape})
+    assert resized["w_fp"].shape == (4, 4, 2)
+
+
 @pytest.mark.parametrize("constraint", [None, "softmax"])
 def test_resizing_to_the_same_size_changes_nothing(constraint):
     same = resize_flexpool(
@@ -535,6 +541,12 @@ def pools(monkeypatch):
     """A registry that a test may add to."""
     monkeypatch.setattr(pooling, "POOLS", dict(POOLS))
     return pooling.POOLS
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_integer_maps_are_refused(name):
+    with pytest.raises(ValueError, match="floating feature map; got uint8"):
+        create_pool(name).init(jax.random.key(0), jnp.ones((1, 4, 4, 2), jnp.uint8))
 
 
 def corner(x):

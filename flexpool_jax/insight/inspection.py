@@ -79,7 +79,7 @@ def inspect_workdir(
         "pool": restored.setup.config.pool,
         "sac": bool(restored.setup.config.sac.enabled),
         "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "parameters": steps.parameter_count(variables["params"]),
         "flops": flops,
         "class_names": list(names),
         "metrics": measure(labels, logits, probabilities),

@@ -41,6 +41,12 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, feature_map: Array, train: bool = False) -> Array:
         x = create_pool(self.pool, name="pool")(feature_map)
+        batch = feature_map.shape[0]
+        if jnp.ndim(x) != 2 or x.shape[0] != batch:
+            raise UserError(
+                f"pool {self.pool!r} must map {list(feature_map.shape)} to [{batch}, features]; "
+                f"got {_describe(x)}"
+            )
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         for index, features in enumerate(self.hidden_features, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"hidden{index}")(x))
@@ -96,10 +102,12 @@ class Classifier(nn.Module):
         )
         *earlier, (_, last) = stages.items()
         if self.sac and (train or self.is_initializing()):
-            for name, feature_map in earlier:
-                logits = head(name=f"aux_head_{name}")(feature_map, train)
-                if not self.is_initializing():
-                    self.sow("aux_logits", "logits", logits)
+            aux_logits = tuple(
+                head(name=f"aux_head_{name}")(feature_map, train) for name, feature_map in earlier
+            )
+            if not self.is_initializing():
+                # Replaced, not appended: the variables may hold the logits of an earlier call.
+                self.sow("aux_logits", "logits", aux_logits, reduce_fn=lambda old, new: new)
         return head(hidden_features=self.hidden_features, name="head")(last, train)
 
     def stage_maps(self, images: Array, train: bool = False) -> Mapping[str, Array]:

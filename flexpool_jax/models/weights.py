@@ -138,16 +138,17 @@ def load_weights(
 
 def start_from(
     file: str | os.PathLike[str], variables: Variables, *, pool: str = ""
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[str], list[str]]:
     """Loads initial weights for training, as `load_weights` does.
 
     The model keeps its own initial classifier where that of the file has another number of classes.
-    Auxiliary classifiers, which only training uses, may be in the file or in the model alone. Args
-    and errors are those of `load_weights`.
+    Auxiliary classifiers, which only training uses, may be in the file or in the model alone. The
+    weights ``w_fp`` of the same pool are resampled if the model's feature maps have another size.
+    Args and errors are those of `load_weights`.
 
     Returns:
-        The variables, and the paths of the model's classifiers that were not loaded, such as
-        ``head.classifier``.
+        The variables; the paths of the model's classifiers that were not loaded, such as
+        ``head.classifier``; and a text on each ``w_fp`` that was resampled.
     """
     return _load(file, variables, pool, for_training=True)
 
@@ -218,7 +219,7 @@ def _is_foreign(names: Iterable[str]) -> bool:
 
 def _load(
     file: str | os.PathLike[str], variables: Variables, pool: str, *, for_training: bool
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[str], list[str]]:
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     path = _check_file(file)
@@ -227,8 +228,12 @@ def _load(
     except Exception as error:  # As in `read_header`.
         raise _not_safetensors(path, error) from error
     expected = flatten_dict(variables, sep=".")
+    resized: list[str] = []
     if any(map(_is_w_fp, expected)):
-        _check_pool(read_header(path), pool)
+        header = read_header(path)
+        _check_pool(header, pool)
+        if for_training and header.pool == pool:
+            resized = _resize_pools(arrays, expected, pool)
     titles = {name: name for name in arrays}
     if _is_foreign(arrays):
         arrays, titles = _from_torch(path, arrays, expected)
@@ -269,7 +274,25 @@ def _load(
     listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if listed:
         raise UserError(f"{path} does not fit the model; {'; '.join(listed)}")
-    return unflatten_dict(loaded, sep="."), list(new)
+    # Not by the names, because a module's name may contain a dot.
+    paths = flatten_dict(variables)
+    return unflatten_dict({path: loaded[".".join(path)] for path in paths}), list(new), resized
+
+
+def _resize_pools(arrays: Arrays, expected: Mapping[str, Any], pool: str) -> list[str]:
+    """Resamples each ``w_fp`` whose map has another size in the model; describes what was done."""
+    from flexpool_jax.pooling import create_pool, resize_flexpool
+
+    resized = []
+    for name in filter(_is_w_fp, arrays.keys() & expected.keys()):
+        old, shape = arrays[name], expected[name].shape
+        if old.shape == shape or old.ndim != 3 or old.shape[2] != shape[2] or not _is_finite(old):
+            continue
+        constraint = getattr(create_pool(pool), "constraint", None)
+        new = resize_flexpool({"w_fp": old}, like={"w_fp": shape}, constraint=constraint)["w_fp"]
+        arrays[name] = np.asarray(new)
+        resized.append(f"{name.removeprefix('params.')} from {_size(old)} to {_size(new)}")
+    return sorted(resized)
 
 
 def _is_finite(array: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from flexpool_jax import configuration, files
 from flexpool_jax.errors import UserError
+from flexpool_jax.pooling import named_w_fp
 from flexpool_jax.source import commit, versions
 from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.metrics import Meter
@@ -47,12 +48,8 @@ def write_predictions(
 
 def write_pool_weights(workdir: Path, params: Any) -> None:
     """Writes every ``w_fp`` to pool_weights.npz, named by its path, such as "head/pool/w_fp"."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {"/".join(str(part.key) for part in path): np.asarray(leaf) for path, leaf in leaves}
-    _write_npz(
-        workdir / POOL_WEIGHTS_FILE,
-        **{name: leaf for name, leaf in named.items() if name.split("/")[-1] == "w_fp"},
-    )
+    arrays = {f"{path}w_fp": np.asarray(w) for path, w in named_w_fp(params)}
+    _write_npz(workdir / POOL_WEIGHTS_FILE, **arrays)
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:

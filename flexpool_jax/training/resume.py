@@ -122,13 +122,17 @@ def _initial_state(setup: Setup, pretrained: Mapping[str, Any] | None) -> TrainS
     if not setup.config.init_from:
         return state
     file = setup.config.init_from
-    variables, new = start_from(file, jax.device_get(state.variables), pool=setup.config.pool)
+    variables, new, resized = start_from(
+        file, jax.device_get(state.variables), pool=setup.config.pool
+    )
     if new:
         print(
             f"{file} has no {', '.join(new)} for {setup.dataset.num_classes} classes: training "
             "begins with new ones",
             file=sys.stderr,
         )
+    if resized:
+        print(f"{file}: resampled for the size of the maps: {', '.join(resized)}", file=sys.stderr)
     return _with_variables(setup, state, variables)
 
 

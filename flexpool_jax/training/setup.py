@@ -26,7 +26,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
-from flexpool_jax.pooling import pool_summary
+from flexpool_jax.pooling import named_w_fp, pool_summary
 from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
@@ -180,8 +180,7 @@ def check_training(setup: Setup) -> None:
             `flexpool_jax.configuration.check_pool_reg_stability`.
     """
     configuration.check_batch_size(setup.config, jax.device_count(), len(setup.dataset.train))
-    leaves = jax.tree_util.tree_leaves_with_path(setup.abstract_state().params)
-    pooled = [leaf.shape[:2] for path, leaf in leaves if path[-1].key == "w_fp"]
+    pooled = [w.shape[:2] for _, w in named_w_fp(setup.abstract_state().params)]
     configuration.check_pool_reg_stability(setup.config, pooled)
 
 

@@ -118,7 +118,8 @@ def create_train_state(
     # Jitted as a whole: op by op, initialisation would compile a hundred small programs.
     @jax.jit
     def init(key: Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape)))
+        # Without the boxes of nn.with_partitioning: training replicates the parameters.
+        variables = nn.unbox(model.init(key, jnp.zeros((1, *image_shape))))
         params = variables["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from flexpool_jax import create_model, register_model
+from flexpool_jax import create_model, pooling, register_model, register_pool
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import MODELS, num_stages, registry
 from flexpool_jax.models.resnet_cifar import ResNetCifar, option_a_shortcut
@@ -101,6 +101,18 @@ def test_auxiliary_logits_are_sown_in_training_only_first_stage_first(sac_model)
         lambda v: model.apply(v, IMAGES, train=False, mutable=["aux_logits"]), variables
     )
     assert not jax.tree.leaves(updates)
+
+
+def test_auxiliary_logits_of_an_earlier_call_are_replaced(sac_model):
+    model, variables = sac_model
+
+    def step(variables):
+        mutable = ["batch_stats", "aux_logits"]
+        _, updates = model.apply(variables, IMAGES, train=True, mutable=mutable)
+        return {**variables, **updates}
+
+    twice = jax.eval_shape(lambda variables: step(step(variables)), variables)
+    assert len(twice["aux_logits"]["logits"]) == 2
 
 
 def test_evaluation_needs_no_auxiliary_head(sac_model):
@@ -233,6 +245,25 @@ def test_backbone_that_returns_something_else_is_told_what_it_must_return(
     )
     with pytest.raises(UserError, match=f"backbone 'odd' must return .*{named}"):
         create_model("odd").init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "got"),
+    [
+        (lambda x: x.max(axis=1), r"an array \[2, 8, 64\] of float32"),
+        (lambda x: x.mean(axis=(0, 1, 2)), r"an array \[64\]"),
+        (lambda x: x.mean(), r"an array \[\]"),
+    ],
+)
+def test_pool_that_returns_another_shape_is_named(monkeypatch, pool, got):
+    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    register_pool("odd")(pool)
+    with pytest.raises(UserError, match=r"pool 'odd' must map \[2, 8, 8, 64\] .* got " + got):
+        jax.eval_shape(
+            create_model("resnet20", pool="odd").init,
+            jax.random.key(0),
+            jnp.zeros((2, 32, 32, 3)),
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from flexpool_jax import create_model, load_weights
+from flexpool_jax import create_model, load_weights, resize_flexpool
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.classifier import Classifier
 from flexpool_jax.models.layers import cpu_kernels
@@ -191,6 +191,13 @@ def test_own_weights_come_back_bit_for_bit(tmp_path, pool):
     assert (header.foreign, header.mean, header.std) == (False, (0.1, 0.2, 1 / 3), (0.25,) * 3)
 
 
+def test_names_of_modules_may_contain_dots(tmp_path):
+    variables = {"params": {"layer1.0": {"kernel": np.ones((2, 3), np.float32)}}}
+    save_weights(tmp_path / "a.safetensors", variables)
+    loaded = load_weights(tmp_path / "a.safetensors", variables)
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+
+
 def test_own_files_name_arrays_by_their_path(tmp_path):
     variables = variables_of()
     save_weights(tmp_path / "a.safetensors", variables)
@@ -257,7 +264,7 @@ def test_a_classifier_of_other_classes_is_replaced_only_to_start_training(tmp_pa
     variables = variables_of()
     with pytest.raises(UserError, match=r"linear.bias is 100, .*linear.weight is 64×100, "):
         load_weights(tmp_path / "a.safetensors", variables)
-    loaded, new = start_from(tmp_path / "a.safetensors", variables)
+    loaded, new, _ = start_from(tmp_path / "a.safetensors", variables)
     assert new == ["head.classifier"]
     kept = variables["params"]["head"]["classifier"]
     jax.tree.map(np.testing.assert_array_equal, loaded["params"]["head"]["classifier"], kept)
@@ -274,12 +281,12 @@ def test_only_to_start_training_may_auxiliary_classifiers_be_in_one_of_file_and_
     with pytest.raises(UserError, match=r"missing: params\.aux_head_stage1"):
         load_weights(tmp_path / "plain.safetensors", with_sac)
 
-    loaded, new = start_from(tmp_path / "sac.safetensors", plain)
+    loaded, new, _ = start_from(tmp_path / "sac.safetensors", plain)
     expected = {name: with_sac["params"][name] for name in ("backbone", "head")}
     jax.tree.map(np.testing.assert_array_equal, loaded["params"], expected)
     assert new == []
 
-    loaded, new = start_from(tmp_path / "plain.safetensors", with_sac)
+    loaded, new, _ = start_from(tmp_path / "plain.safetensors", with_sac)
     jax.tree.map(
         np.testing.assert_array_equal, loaded["params"], with_sac["params"] | plain["params"]
     )
@@ -305,6 +312,19 @@ def test_weights_of_another_map_name_the_function_that_resizes_them(tmp_path):
     save_weights(tmp_path / "a.safetensors", variables_of(pool="flexpool", side=24))
     with pytest.raises(UserError, match=r"w_fp is 6×6×64, .* 8×8×64 \(flexpool_jax.resize_"):
         load_weights(tmp_path / "a.safetensors", variables_of(pool="flexpool"))
+
+
+@pytest.mark.parametrize("pool", ["flexpool", "flexpool_softmax"])
+def test_training_starts_from_the_weights_of_another_map(tmp_path, pool):
+    small, large = (variables_of(pool=pool, side=side) for side in (24, 32))
+    save_weights(tmp_path / "a.safetensors", small, pool=pool)
+    loaded, new, resized = start_from(tmp_path / "a.safetensors", large, pool=pool)
+    constraint = "softmax" if pool == "flexpool_softmax" else None
+    expected = resize_flexpool(small["params"], like=large["params"], constraint=constraint)
+    jax.tree.map(np.testing.assert_array_equal, loaded["params"], expected)
+    assert (new, resized) == ([], ["head.pool.w_fp from 6×6×64 to 8×8×64"])
+    with pytest.raises(UserError, match=r"misshapen|another meaning"):
+        start_from(tmp_path / "a.safetensors", large, pool="flexpool_shared")
 
 
 def weights_only(value):
@@ -335,7 +355,7 @@ def test_weights_of_a_pool_with_the_same_or_an_unknown_constraint_are_taken(tmp_
     file = tmp_path / "a.safetensors"
     save_weights(file, weights_only(0.5), pool=saved)
     assert read_header(file).pool == saved
-    loaded, _ = start_from(file, weights_only(0.25), pool=pool)
+    loaded, *_ = start_from(file, weights_only(0.25), pool=pool)
     assert np.all(loaded["params"]["pool"]["w_fp"] == 0.5)
 
 
@@ -344,7 +364,7 @@ def test_weights_of_a_pool_without_w_fp_fit_every_constraint(tmp_path):
     kernel = {"kernel": np.ones((3, 2), np.float32)}
     save_weights(file, {"params": {"dense": kernel}}, pool="avg")
     variables = {"params": {"dense": kernel, **weights_only(0.25)["params"]}}
-    loaded, _ = start_from(file, variables, pool="flexpool_softmax")
+    loaded, *_ = start_from(file, variables, pool="flexpool_softmax")
     assert np.all(loaded["params"]["pool"]["w_fp"] == 0.25)
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -38,7 +39,21 @@ class Broken(nn.Module):
         return {"stage1": nn.Conv(4, (3, 3), strides=2)(images) * jnp.nan}
 
 
-for name, module in (("noisy", Noisy), ("counting", Counting), ("broken", Broken)):
+class Partitioned(nn.Module):
+    """Says how its kernel may be divided among devices, as nn.with_partitioning does."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        kernel_init = nn.with_partitioning(nn.initializers.he_normal(), (None, None, None, "model"))
+        return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2, kernel_init=kernel_init)(images))}
+
+
+for name, module in (
+    ("noisy", Noisy),
+    ("counting", Counting),
+    ("broken", Broken),
+    ("partitioned", Partitioned),
+):
     register_model(f"{name}_for_tests", num_stages=1)(lambda module=module, **fields: module())
 
 
@@ -62,6 +77,11 @@ def run(tmp_path):
 
 def test_a_stream_of_random_numbers_of_its_own_works(run):
     assert run("noisy_for_tests")["epochs"] == 1
+
+
+def test_partitioned_parameters_are_trained(run, tmp_path):
+    assert run("partitioned_for_tests")["epochs"] == 1
+    assert np.load(tmp_path / "run/pool_weights.npz")["head/pool/w_fp"].shape == (4, 4, 4)
 
 
 def test_variables_that_training_does_not_keep_are_named(run):
