@@ -100,7 +100,7 @@ def inspect(command: Command) -> None:
     from flexpool_jax.insight import inspection
 
     print(inspection.summarise(inspection.inspect_workdir(workdir, step, config)))
-    print(f"see {inspection.report_path(workdir)}")
+    print(f"see {workdir}/{inspection.FOLDER}/{inspection.PAGE_FILE}")
 
 
 def predict(command: Command) -> None:

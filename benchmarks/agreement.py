@@ -19,6 +19,7 @@ computed on the CPU.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import signal
 import subprocess
@@ -72,12 +73,8 @@ def compare(batch: int, count: int) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/steps.npz"
             options = {**contestant.options, "batch": batch, "count": count, "file": file}
-            given = Contestant(contestant.name, options, contestant.environment)
-            worker = workers.Worker("benchmarks.agreement", given)
-            try:
-                kind = worker.answer()
-            finally:
-                worker.close()
+            given = dataclasses.replace(contestant, options=options)
+            kind = workers.only_answer("benchmarks.agreement", given)
             own_losses, own_gradient = np.load(file).values()
         if contestant.name not in LIMITS:
             losses, gradient = own_losses, own_gradient

@@ -109,13 +109,8 @@ def main() -> None:
         warm = launches.launch(arguments.config, folder / "warm", flags)
         result = json.loads((folder / "warm" / "result.json").read_text())
         command = launches.command(arguments.config, folder / "watched", flags)
-        worker = workers.Worker(
-            "benchmarks.epoch", workers.Contestant("watched", {"arguments": command[2:]})
-        )
-        try:
-            share, between = worker.answer()
-        finally:
-            worker.close()
+        contestant = workers.Contestant("watched", {"arguments": command[2:]})
+        share, between = workers.only_answer("benchmarks.epoch", contestant)
     report.print_table(
         f"{arguments.epochs} epochs of {arguments.config}, end to end",
         ["", "value"],

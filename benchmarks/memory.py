@@ -63,13 +63,10 @@ def main() -> None:
     for name in CONTESTANTS:
         options = {"batch": arguments.batch, "dtype": arguments.dtype}
         contestant = Contestant(name, {**train_step.PEERS[name], **options})
-        worker = workers.Worker("benchmarks.memory", contestant)
         try:
-            peaks[name] = worker.answer()
+            peaks[name] = workers.only_answer("benchmarks.memory", contestant)
         except workers.WorkerFailed as error:
             print(f"{name} failed: {error}")
-        finally:
-            worker.close()
     rows = []
     for name, peak in peaks.items():
         row = [name]

@@ -41,17 +41,13 @@ def _versions() -> str:
     return ", ".join(found)
 
 
-def print_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str = ""
-) -> None:
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a Markdown table under its title, with the machine below it."""
     print(f"### {title}\n")
     print("| " + " | ".join(header) + " |")
     print("|---|" + "---:|" * (len(header) - 1))
     for row in rows:
         print("| " + " | ".join(row) + " |")
-    if notes:
-        print(f"\n{notes}")
     print("\n" + "\n".join(f"- {line}" for line in machine().splitlines()) + "\n", flush=True)
 
 

@@ -135,11 +135,8 @@ def work(folder: str, count: int, side: int, placement: str, model: str, epochs:
 def measure(**options: Any) -> list[str]:
     """Returns the cells of a run in its own process, after a run that decodes and compiles."""
     for attempt in range(2):
-        worker = workers.Worker("benchmarks.streaming", Contestant(str(attempt), options))
-        try:
-            peak, rate, waited = worker.answer()
-        finally:
-            worker.close()
+        contestant = Contestant(str(attempt), options)
+        peak, rate, waited = workers.only_answer("benchmarks.streaming", contestant)
     share = "–" if waited is None else f"{100 * waited:.1f} %"
     return [f"{peak / 2**20:,.0f}", f"{rate:,.0f}", share]
 

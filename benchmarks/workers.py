@@ -8,6 +8,7 @@ requests.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -120,6 +121,16 @@ class Worker:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+
+def only_answer(program: str, contestant: Contestant) -> Any:
+    """Starts a worker, waits for its only answer, and ends the worker.
+
+    Raises:
+        WorkerFailed: the worker ended without an answer.
+    """
+    with contextlib.closing(Worker(program, contestant)) as worker:
+        return worker.answer()
 
 
 def race(

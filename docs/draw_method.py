@@ -92,13 +92,12 @@ def prediction(ax: Axes, left: Point, height: float, bars: Sequence[float]) -> N
     )
 
 
-def arrow(ax: Axes, start: Point, end: Point, colour: str = INK, style: str = "-") -> None:
+def arrow(ax: Axes, start: Point, end: Point, colour: str = INK) -> None:
     """A straight arrow."""
     properties = {
         "arrowstyle": "-|>,head_length=0.45,head_width=0.22",
         "color": colour,
         "linewidth": 1.3,
-        "linestyle": style,
         "shrinkA": 0,
         "shrinkB": 0,
     }

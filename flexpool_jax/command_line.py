@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files
 from flexpool_jax.configuration.overrides import is_override
-from flexpool_jax.errors import UserError, unknown_name
+from flexpool_jax.errors import UserError, one_line, unknown_name
 
 # Flag and meaning, in the order in which --help shows them.
 FLAGS = {
@@ -156,7 +156,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     try:
         others = flag_values(["launch.py", *arguments], known_only=True)[1:]
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error, limit=None)) from error
     values = flag_values.flag_values_dict()
     for name, value in values.items():
         if value == "" or (isinstance(value, str) and value.startswith("--")):

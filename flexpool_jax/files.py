@@ -128,18 +128,19 @@ def read_json_if_whole(path: Path) -> dict[str, Any]:
         return {}
 
 
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
     """Adds ``sha256``, a digest of all other fields, to the fields of a JSON object.
 
     Example:
-        >>> seal_holds(sealed({"accuracy": 0.9})), seal_holds({**sealed({"a": 1}), "a": 2})
+        >>> result = with_digest({"accuracy": 0.9})
+        >>> digest_matches(result), digest_matches({**result, "accuracy": 1.0})
         (True, False)
     """
     return {**value, "sha256": _digest(value)}
 
 
-def seal_holds(value: Mapping[str, Any]) -> bool:
-    """Whether the fields still match the digest of `sealed`; True if there is no ``sha256``."""
+def digest_matches(value: Mapping[str, Any]) -> bool:
+    """Whether the other fields still match ``sha256``; True if there is no such field."""
     rest = {name: part for name, part in value.items() if name != "sha256"}
     return value.get("sha256", _digest(rest)) == _digest(rest)
 

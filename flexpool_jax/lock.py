@@ -20,14 +20,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def hold(path: Path, danger: str, *, wait: bool = False) -> Iterator[None]:
+def hold(path: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock, and removes the lock's file at the end.
 
     On a file system without locks, prints a message and continues without a lock.
 
     Args:
         path: Path of the lock's file, in an existing folder.
-        danger: Activity that the lock protects, for messages, such as "writing to the same file".
+        activity: Activity that the lock protects, for messages, such as "writing to the same file".
         wait: Whether to print a message and wait while another process holds the lock.
 
     Raises:
@@ -44,13 +44,13 @@ def hold(path: Path, danger: str, *, wait: bool = False) -> Iterator[None]:
         False
     """
     try:
-        lock = _acquire(path, danger)
+        lock = _acquire(path, activity)
     except filelock.Timeout:
         if not wait:
             raise
-        waiting = f"waiting for another process, which is {danger} ({path})"
+        waiting = f"waiting for another process, which is {activity} ({path})"
         print(waiting, file=sys.stderr, flush=True)
-        lock = _acquire(path, danger, blocking=True)
+        lock = _acquire(path, activity, blocking=True)
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _acquire(path: Path, danger: str, *, blocking: bool = False) -> filelock.BaseFileLock:
+def _acquire(path: Path, activity: str, *, blocking: bool = False) -> filelock.BaseFileLock:
     # filelock's fallback is held as long as the file exists, and would outlive a killed process.
     lock = filelock.FileLock(path, mode=0o644, fallback_to_soft=False)
     try:
@@ -103,7 +103,7 @@ def _acquire(path: Path, danger: str, *, blocking: bool = False) -> filelock.Bas
             raise
         print(
             f"{path.parent} is on a file system without locks ({error.strerror}): nothing keeps a "
-            f"second process from {danger}",
+            f"second process from {activity}",
             file=sys.stderr,
         )
     return lock

@@ -177,8 +177,7 @@ def _stored_weights(
         _check_weights(x.shape, jnp.shape(pool.get_variable("params", "w_fp")), owner, axes=axes)
     sizes = zip("HWC", x.shape[1:], strict=True)
     shape = tuple(size if axis in axes else 1 for axis, size in sizes)
-    weights: Array = pool.param("w_fp", start, shape, jnp.float32)
-    return weights
+    return pool.param("w_fp", start, shape, jnp.float32)
 
 
 def _average_start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -914,5 +913,4 @@ def effective_weights(
     # An inherited method does not count: a class derived from FlexPool may compute something else.
     if "effective_weights" not in vars(type(module)):
         return None
-    weights: Array = module.effective_weights(params["w_fp"], shape)
-    return weights
+    return module.effective_weights(params["w_fp"], shape)

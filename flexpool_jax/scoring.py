@@ -103,8 +103,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         >>> softmax(np.float32([[0, 0], [800, 0]])).tolist()
         [[0.5, 0.5], [1.0, 0.0]]
     """
-    found: np.ndarray = scipy.special.softmax(logits.astype(np.float64), axis=1)
-    return found
+    return scipy.special.softmax(logits.astype(np.float64), axis=1)
 
 
 @register_metric("top5_accuracy")
@@ -177,19 +176,17 @@ def calibration_bins(
 
 
 @register_metric("calibration_error")
-def calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
-) -> float:
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The expected calibration error, ``Σ_b n_b / N · |accuracy_b − confidence_b|``, in [0, 1].
 
-    The sum is over 15 equally wide bins of confidence by default, see `calibration_bins`. The
-    formula is Eq. 3 of Guo et al. 2017, who are cited there.
+    The sum is over 15 equally wide bins of confidence, see `calibration_bins`. The formula is Eq. 3
+    of Guo et al. 2017, who are cited there.
 
     Example:
         >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
         0.25
     """
-    bins = calibration_bins(labels, probabilities, num_bins)
+    bins = calibration_bins(labels, probabilities)
     total = sum(
         found.images * abs(found.accuracy - found.confidence)
         for found in bins
@@ -232,5 +229,4 @@ def confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) 
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     order = np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")
-    found: np.ndarray = wrong[order][:count]
-    return found
+    return wrong[order][:count]

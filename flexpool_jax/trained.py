@@ -179,25 +179,24 @@ def load_trained(
 
 def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset, Identity]:
     """Returns the data set and the identity that a workdir's data.json and run.json describe."""
-    data = files.read_json(workdir / DATA_FILE)
+    data = files.read_json(workdir / DATA_FILE, ("digest",))
     if data is None:
         raise UserError(
             f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
             f"`python launch.py --workdir={workdir}` once: a finished run adds the file and does "
             "not train"
         )
-    dataset = _described(data, workdir / DATA_FILE)
+    dataset = _parse_data_json(data, workdir / DATA_FILE)
     return dataset, Identity(read_id(workdir), config, data["digest"])
 
 
-def _described(data: dict[str, Any], path: Path) -> Dataset:
+def _parse_data_json(data: dict[str, Any], path: Path) -> Dataset:
     """Builds the data set that data.json describes. Its images are black and take no memory."""
     try:
         height, width, channels = map(int, data["image_shape"])
         class_names = tuple(map(str, data["class_names"]))
         mean, std = (np.asarray(data[name], np.float32) for name in ("mean", "std"))
         counts = [int(data[name]) for name in ("train_images", "test_images")]
-        str(data["digest"])
         whole = mean.shape == std.shape == (channels,) and np.isfinite([mean, std]).all()
         if not whole or not class_names or min(height, width, channels, *counts) < 1:
             raise ValueError("its numbers do not fit together")

@@ -254,14 +254,11 @@ def _check_dataset(config: ConfigDict) -> None:
 def _check_dataset_exists(name: str, data_dir: str) -> None:
     """Raises UserError if a data set is neither registered nor prepared under data_dir by TFDS."""
     # Imported here, because it imports NumPy.
-    from flexpool_jax.data.registry import DATASETS
+    from flexpool_jax.data import DATASETS, load
 
-    folder = name.partition("/")[0].partition(":")[0]
-    if name not in DATASETS and not (files.expanded(data_dir) / folder).is_dir():
-        # Imported here, because this module is only needed for the error.
-        from flexpool_jax.data.load import unknown_dataset
-
-        error = unknown_dataset(name, files.expanded(data_dir))
+    folder, root = name.partition("/")[0].partition(":")[0], files.expanded(data_dir)
+    if name not in DATASETS and not (root / folder).is_dir():
+        error = load.unknown_dataset(name, root)
         raise type(error)(f"config.dataset.name: {error}")
 
 

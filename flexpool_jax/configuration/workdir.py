@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import files
 from flexpool_jax.configuration.fields import FIELDS, definition, field_names, get_field
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 
 # Files (by the endings of their names) and folders that a run writes into its workdir.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
@@ -140,7 +140,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
         return config_from_json(values)
     # For example, a name that no field can have, or a group in place of a field.
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is damaged: {one_line(error, limit=None)}") from error
 
 
 def config_from_json(values: Mapping[str, Any]) -> ConfigDict:

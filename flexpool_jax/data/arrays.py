@@ -12,23 +12,19 @@ from typing import Any
 import numpy as np
 
 from flexpool_jax.data.dataset import Arrays, Split
-from flexpool_jax.data.images import MODE_OF_CHANNELS, Fit
+from flexpool_jax.data.images import MODE_OF_CHANNELS
 from flexpool_jax.errors import UserError
 
 _NAMES = {split: (f"the {split} images", f"the {split} labels") for split in ("train", "test")}
 
 
-def load_registered(name: str, load: Callable[[], Any], fit: Fit) -> Arrays:
-    """Returns the arrays of a registered function, resized; the function is called only once.
+@functools.cache
+def load_registered(name: str, load: Callable[[], Any]) -> Arrays:
+    """Returns the arrays of a registered function, which is called only once.
 
     Raises:
         UserError: The function did not return what `registry.register_dataset` describes.
     """
-    return _load_once(name, load).resize(fit)
-
-
-@functools.cache
-def _load_once(name: str, load: Callable[[], Any]) -> Arrays:
     where, returned = f"data set {name!r}", load()
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise UserError(

@@ -35,7 +35,7 @@ class Description(NamedTuple):
 
 
 # By key, for the case that the folder cannot be written to.
-_described: dict[str, Description] = {}
+_cache: dict[str, Description] = {}
 
 
 def describe(train: Split, test: Split, class_names: Sequence[str]) -> Description:
@@ -53,14 +53,14 @@ def describe(train: Split, test: Split, class_names: Sequence[str]) -> Descripti
         [0.5    0.0275] [0.5 1. ]
     """
     if not isinstance(train.images, StoredImages) or not isinstance(test.images, StoredImages):
-        return _look(train, test, class_names)
+        return _compute(train, test, class_names)
     sha = hashlib.sha256(repr((class_names, train.images.key, test.images.key)).encode())
     for images, labels in ((train.images, train.labels), (test.images, test.labels)):
         sha.update(np.ascontiguousarray(images.positions, np.int64).data)
         sha.update(np.ascontiguousarray(labels, np.int32).data)
     key = sha.hexdigest()
     path = train.images.folder / f"{ARRAYS_PREFIX}description_{key[:16]}.json"
-    found = _described.get(key) or _read_description(path, key)
+    found = _cache.get(key) or _read_description(path, key)
     if found is None:
         count = len(train) + len(test)
         print(
@@ -68,20 +68,20 @@ def describe(train: Split, test: Split, class_names: Sequence[str]) -> Descripti
             file=sys.stderr,
             flush=True,
         )
-        found = _look(train, test, class_names)
+        found = _compute(train, test, class_names)
         # Not saved if the folder is read-only or the disk is full: the next call computes it again.
         with contextlib.suppress(OSError):
             mean, std = found.mean.tolist(), found.std.tolist()
             kept = {"key": key, "mean": mean, "std": std, "digest": found.digest}
-            files.write_json(path, files.sealed(kept))
-    _described[key] = found
+            files.write_json(path, files.with_digest(kept))
+    _cache[key] = found
     return found
 
 
 def _read_description(path: Path, key: str) -> Description | None:
     try:
         kept = files.read_json(path)
-        if kept is None or kept["key"] != key or not files.seal_holds(kept):
+        if kept is None or kept["key"] != key or not files.digest_matches(kept):
             return None
         mean, std = (np.asarray(kept[name], np.float32) for name in ("mean", "std"))
         return Description(mean, std, str(kept["digest"]))
@@ -89,7 +89,7 @@ def _read_description(path: Path, key: str) -> Description | None:
         return None
 
 
-def _look(train: Split, test: Split, class_names: Sequence[str]) -> Description:
+def _compute(train: Split, test: Split, class_names: Sequence[str]) -> Description:
     if train.images.dtype != np.uint8 or test.images.dtype != np.uint8:
         raise UserError(
             f"the images are {train.images.dtype} (training) and {test.images.dtype} (test); "

@@ -180,7 +180,7 @@ def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: 
     """Reads a data set, and prepares it if needed; the user's own arrays are only resized."""
     match DATASETS.get(name):
         case Registered(load):
-            return load_registered(name, load, fit)
+            return load_registered(name, load).resize(fit)
         case RawDir(function):
             opened = resolve(function, READERS)(raw_dir, fit)
             if isinstance(opened, Arrays):

@@ -107,9 +107,6 @@ def evidence_maps(pool: str, params: Mapping[str, Any], feature_map: np.ndarray)
     f = np.asarray(feature_map, np.float64)
     kernel = np.asarray(params["classifier"]["kernel"], np.float64)
     if pool == "flatten":
-        maps = np.einsum("bijk,ijkn->bijn", f, kernel.reshape(*shape, -1))
-    else:
-        w = np.asarray(pool_weights(pool, params.get("pool", {}), shape), np.float64)
-        maps = (f * w) @ kernel
-    found: np.ndarray = maps
-    return found
+        return np.einsum("bijk,ijkn->bijn", f, kernel.reshape(*shape, -1))
+    w = np.asarray(pool_weights(pool, params.get("pool", {}), shape), np.float64)
+    return (f * w) @ kernel

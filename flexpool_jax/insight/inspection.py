@@ -20,7 +20,6 @@ from flax import linen as nn
 
 from flexpool_jax import configuration, files, scoring
 from flexpool_jax.data import Dataset
-from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
@@ -32,6 +31,7 @@ from flexpool_jax.pooling import effective_weights
 from flexpool_jax.training import steps
 from flexpool_jax.training.eval_loop import measure, run_over
 from flexpool_jax.training.feed import Feed
+from flexpool_jax.training.setup import Setup
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -59,8 +59,8 @@ def inspect_workdir(
     restored = restore_workdir(workdir, step, config)
     folder = restored.workdir / FOLDER
     folder.mkdir(exist_ok=True)
-    model, variables = restored.setup.model, restored.variables
-    test, names = restored.setup.dataset.test, restored.setup.dataset.class_names
+    setup, variables = restored.setup, restored.variables
+    model, test = setup.model, setup.dataset.test
     logits, mean_maps = run_network(restored)
     probabilities, labels = scoring.softmax(logits), test.labels
     pools = stage_weights(model, variables, mean_maps)
@@ -69,19 +69,19 @@ def inspect_workdir(
     evidence = None if reason else find_evidence(restored, probabilities)
     errors = scoring.confident_errors(labels, probabilities, _MAX_ERRORS)
     confusion = scoring.confusion_matrix(labels, probabilities)
-    summary, flops = summarise_model(model, restored.setup.dataset.image_shape)
+    summary, flops = summarise_model(model, setup.dataset.image_shape)
     report = {
         "step": restored.step,
-        "split": restored.setup.split_name,
+        "split": setup.split_name,
         "examples": len(test),
-        "dataset": restored.setup.dataset.name,
-        "model": restored.setup.config.model,
-        "pool": restored.setup.config.pool,
-        "sac": bool(restored.setup.config.sac.enabled),
+        "dataset": setup.dataset.name,
+        "model": setup.config.model,
+        "pool": setup.config.pool,
+        "sac": bool(setup.config.sac.enabled),
         "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
         "parameters": steps.parameter_count(variables["params"]),
         "flops": flops,
-        "class_names": list(names),
+        "class_names": list(setup.dataset.class_names),
         "metrics": measure(labels, logits, probabilities),
         "accuracy_per_class": scoring.accuracy_per_class(labels, probabilities),
         "calibration": [
@@ -103,7 +103,7 @@ def inspect_workdir(
     with files.naming(folder):
         for old in folder.glob("*.png"):  # An earlier inspection may have others.
             old.unlink()
-        _write_pictures(folder, report, restored.setup.dataset, pools, evidence, confusion)
+        _write_pictures(folder, report, setup.dataset, pools, evidence, confusion)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
     return report
@@ -137,10 +137,13 @@ def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         images, float64 [H, W, C].
     """
     setup = restored.setup
-    forward = _forward(restored)
+    forward = _forward(setup)
+
+    names: list[str] = []
 
     def step(variables: Variables, batch: steps.Batch) -> tuple[steps.Metrics, steps.Metrics]:
         logits, stages = forward(variables, batch["image"])
+        names[:] = stages  # A compiled function returns a dict with its keys sorted.
         sums = {
             name: jnp.einsum("b,b...->...", batch["valid"], stage.astype(jnp.float32))
             for name, stage in stages.items()
@@ -149,19 +152,17 @@ def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
     feed = Feed(setup.dataset.test, setup.is_streamed)
     sums, outputs = run_over(feed, step, restored.variables, setup.config.eval_batch_size)
-    return outputs["logits"], {name: total / len(feed) for name, total in sums.items()}
+    return outputs["logits"], {name: sums[name] / len(feed) for name in names}
 
 
-def _forward(restored: Restored) -> Any:
+def _forward(setup: Setup) -> Any:
     """Returns a function of variables and uint8 images that returns logits and all stage maps."""
-    model, dataset = restored.setup.model, restored.setup.dataset
-    normalise = make_normalise(dataset.mean, dataset.std, model.dtype)
 
     def forward(variables: Variables, block: Array) -> tuple[Array, dict[str, Array]]:
-        images = normalise(block)
-        stages: Any = model.apply(variables, images, method="stage_maps")
+        images = setup.normalise(block)
+        stages: Any = setup.model.apply(variables, images, method="stage_maps")
         # XLA computes the backbone once for both.
-        logits: Any = model.apply(variables, images, train=False)
+        logits: Any = setup.model.apply(variables, images, train=False)
         return logits, dict(stages)
 
     return forward
@@ -202,12 +203,17 @@ def find_evidence(restored: Restored, probabilities: np.ndarray) -> EvidenceMaps
     """
     labels = restored.setup.dataset.test.labels
     positions = _choose_images(labels, probabilities)
-    forward = jax.jit(_forward(restored))
-    logits, stages = jax.device_get(
-        forward(restored.variables, restored.setup.dataset.test.images[positions])
+    forward = _forward(restored.setup)
+
+    @jax.jit
+    def last_map(variables: Variables, images: Array) -> tuple[Array, Array]:
+        logits, stages = forward(variables, images)
+        return logits, list(stages.values())[-1]
+
+    logits, feature_map = jax.device_get(
+        last_map(restored.variables, restored.setup.dataset.test.images[positions])
     )
     head = restored.variables["params"]["head"]
-    feature_map = list(stages.values())[-1]
     maps = evidence_maps(restored.setup.model.pool, head, feature_map)
     bias = np.asarray(head["classifier"]["bias"])
     difference = np.abs(maps.sum(axis=(1, 2)) + bias - logits).max()
@@ -335,8 +341,3 @@ def _describe_evidence(
         ]
         images.append(image | {"evidence": kept})
     return {"exact": True, "largest_difference": evidence.largest_difference, "images": images}
-
-
-def report_path(workdir: str | os.PathLike[str]) -> Path:
-    """Returns the path of the page that `inspect_workdir` writes."""
-    return Path(workdir) / FOLDER / PAGE_FILE

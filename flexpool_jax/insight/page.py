@@ -17,15 +17,12 @@ from flexpool_jax.insight.evidence import EvidenceMaps
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.pages.curves import Point, read_metrics, thinned
 
-# Limits that keep the page at a few megabytes: weights of a stage, values of all evidence maps,
-# points of a curve, pixels of a picture's side, pictures of errors.
-_MAX_WEIGHTS, _MAX_EVIDENCE, _MAX_POINTS, _MAX_SIDE, _MAX_THUMBNAILS = (
-    150_000,
-    600_000,
-    400,
-    160,
-    24,
-)
+# Limits that keep the page at a few megabytes.
+_MAX_WEIGHTS = 150_000  # of a stage
+_MAX_EVIDENCE = 600_000  # values of all evidence maps
+_MAX_POINTS = 400  # of a curve
+_MAX_SIDE = 160  # pixels of a picture
+_MAX_THUMBNAILS = 24  # pictures of errors
 
 
 def write_page(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,6 @@ from flax import linen as nn
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Split
-from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
@@ -117,8 +116,7 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
     if w is not None:
         named_weights = interventions(w)
         stacked = np.concatenate([drawn for _, drawn in named_weights])
-        normalise = make_normalise(dataset.mean, dataset.std, setup.model.dtype)
-        losses, predictions, mean_map = _evaluate_pools(setup, normalise, variables, stacked, feed)
+        losses, predictions, mean_map = _evaluate_pools(setup, variables, stacked, feed)
         each = map(scores, losses, predictions)
         for named, drawn in named_weights:
             draws = [next(each) for _ in drawn]
@@ -167,11 +165,7 @@ def _pool_weights(setup: Setup, variables: Variables) -> np.ndarray | None:
 
 
 def _evaluate_pools(
-    setup: Setup,
-    normalise: Callable[[Array], Array],
-    variables: Variables,
-    weights: np.ndarray,
-    feed: Feed,
+    setup: Setup, variables: Variables, weights: np.ndarray, feed: Feed
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Evaluates the network with each of the weights [K, H, W, C] in its last pool, in one pass.
 
@@ -185,7 +179,7 @@ def _evaluate_pools(
 
     def step(inputs: Mapping[str, Any], batch: steps.Batch) -> tuple[steps.Metrics, steps.Metrics]:
         variables, valid = inputs["variables"], batch["valid"]
-        feature_map = _feature_map(model, variables, normalise(batch["image"]))
+        feature_map = _feature_map(model, variables, setup.normalise(batch["image"]))
 
         def logits_with(w: Array) -> Any:
             params = {**variables["params"]["head"], "pool": {"w_fp": w}}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +12,8 @@ from flax import linen as nn
 from flexpool_jax.models.layers import BatchNorm, Conv
 
 Array = jax.Array
+# Creates a layer: a module class, or a function with the same arguments.
+ModuleDef = Callable[..., Any]
 
 # An image is small if its shorter side has at most this many pixels. At 64 pixels, the ResNets'
 # stem for large images leaves 16×16 positions, and three more halvings only 2×2 positions to pool.

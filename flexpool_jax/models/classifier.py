@@ -116,8 +116,7 @@ class Classifier(nn.Module):
         Call it as ``model.apply(variables, images, method="stage_maps")``. The main head pools and
         classifies the last map.
         """
-        stages: Mapping[str, Array] = self.backbone(images.astype(self.dtype), train=train)
-        return stages
+        return self.backbone(images.astype(self.dtype), train=train)
 
     @nn.nowrap
     def _check_stages(self, stages: Any, batch: int) -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flexpool_jax.models.blocks import ConvNorm, is_small, max_pool
+from flexpool_jax.models.blocks import ConvNorm, ModuleDef, is_small, max_pool
 from flexpool_jax.models.layers import relu
 
 Array = jax.Array
@@ -42,22 +42,16 @@ class InceptionModule(nn.Module):
 
     Attributes:
         features: six numbers of channels, as in `MODULES`.
-        dtype: compute dtype.
-        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
+        conv_norm: creates a convolution with BatchNorm.
     """
 
     features: tuple[int, int, int, int, int, int]
-    dtype: jnp.dtype = jnp.dtype(jnp.float32)
-    norm_axis_name: str | None = None
+    conv_norm: ModuleDef = ConvNorm
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        conv_norm = functools.partial(
-            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
-        )
-
+    def __call__(self, x: Array) -> Array:
         def conv(x: Array, features: int, side: int, name: str) -> Array:
-            return relu(conv_norm(features, (side, side), name=name)(x))
+            return relu(self.conv_norm(features, (side, side), name=name)(x))
 
         one, reduce_three, three, reduce_five, five, project = self.features
         branch1 = conv(x, one, 1, "branch1")
@@ -90,29 +84,22 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        x = self._stem(images, train)
+        conv_norm = functools.partial(
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+        )
+        if is_small(images, self.small_images):
+            x = relu(conv_norm(192, (3, 3), name="stem")(images))
+        else:
+            x = relu(conv_norm(64, (7, 7), 2, name="stem1")(images))
+            x = max_pool(x, 3, 2)
+            x = relu(conv_norm(64, (1, 1), name="stem2")(x))
+            x = relu(conv_norm(192, (3, 3), name="stem3")(x))
+            x = max_pool(x, 3, 2)
         stages: dict[str, Array] = {}
         for stage, modules in MODULES.items():
             if stages:
                 x = max_pool(x, 3, 2)
             for name, features in modules.items():
-                x = InceptionModule(
-                    features,
-                    dtype=self.dtype,
-                    norm_axis_name=self.norm_axis_name,
-                    name=f"{stage}_{name}",
-                )(x, train)
+                x = InceptionModule(features, conv_norm, name=f"{stage}_{name}")(x)
             stages[stage] = x
         return stages
-
-    def _stem(self, images: Array, train: bool) -> Array:
-        conv_norm = functools.partial(
-            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
-        )
-        if is_small(images, self.small_images):
-            return relu(conv_norm(192, (3, 3), name="stem")(images))
-        x = relu(conv_norm(64, (7, 7), 2, name="stem1")(images))
-        x = max_pool(x, 3, 2)
-        x = relu(conv_norm(64, (1, 1), name="stem2")(x))
-        x = relu(conv_norm(192, (3, 3), name="stem3")(x))
-        return max_pool(x, 3, 2)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flexpool_jax.models.blocks import ConvNorm, is_small, max_pool
+from flexpool_jax.models.blocks import ConvNorm, ModuleDef, is_small, max_pool
 from flexpool_jax.models.layers import relu
 
 Array = jax.Array
@@ -33,35 +33,30 @@ class Block(nn.Module):
         features: channels of the 3×3 convolutions.
         stride: stride of the first 3×3 convolution and of the shortcut.
         bottleneck: whether the block is a bottleneck.
-        dtype: compute dtype.
-        norm_axis_name: pmapped axis over which batch statistics are synchronised; None for none.
+        conv_norm: creates a convolution with BatchNorm.
     """
 
     features: int
     stride: int = 1
     bottleneck: bool = False
-    dtype: jnp.dtype = jnp.dtype(jnp.float32)
-    norm_axis_name: str | None = None
+    conv_norm: ModuleDef = ConvNorm
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        conv_norm = functools.partial(
-            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
-        )
+    def __call__(self, x: Array) -> Array:
         features = self.features * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
         shortcut = x
         if self.stride > 1 or x.shape[-1] != features:
-            shortcut = conv_norm(features, (1, 1), self.stride, name="projection")(x)
+            shortcut = self.conv_norm(features, (1, 1), self.stride, name="projection")(x)
         if self.bottleneck:
-            x = conv_norm(self.features, (1, 1), name="conv1")(x)
+            x = self.conv_norm(self.features, (1, 1), name="conv1")(x)
             x = relu(x)
-            x = conv_norm(self.features, (3, 3), self.stride, name="conv2")(x)
+            x = self.conv_norm(self.features, (3, 3), self.stride, name="conv2")(x)
             x = relu(x)
-            x = conv_norm(features, (1, 1), name="conv3")(x)
+            x = self.conv_norm(features, (1, 1), name="conv3")(x)
         else:
-            x = conv_norm(self.features, (3, 3), self.stride, name="conv1")(x)
+            x = self.conv_norm(self.features, (3, 3), self.stride, name="conv1")(x)
             x = relu(x)
-            x = conv_norm(features, (3, 3), name="conv2")(x)
+            x = self.conv_norm(features, (3, 3), name="conv2")(x)
         return relu(x + shortcut)
 
 
@@ -89,8 +84,15 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        x = self._stem(images, train)
-        stages: dict[str, Array] = {}
+        conv_norm = functools.partial(
+            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
+        )
+        small = is_small(images, self.small_images)
+        kernel_size, stride = ((3, 3), 1) if small else ((7, 7), 2)
+        x = relu(conv_norm(STAGE_FEATURES[0], kernel_size, stride, name="stem")(images))
+        if not small:
+            x = max_pool(x, 3, 2)
+        stages = {}
         per_stage = zip(STAGE_FEATURES, self.blocks_per_stage, strict=True)
         for stage, (features, blocks) in enumerate(per_stage, start=1):
             for block in range(1, blocks + 1):
@@ -98,19 +100,8 @@ class ResNet(nn.Module):
                     features,
                     stride=2 if stage > 1 and block == 1 else 1,
                     bottleneck=self.bottleneck,
-                    dtype=self.dtype,
-                    norm_axis_name=self.norm_axis_name,
+                    conv_norm=conv_norm,
                     name=f"stage{stage}_block{block}",
-                )(x, train)
+                )(x)
             stages[f"stage{stage}"] = x
         return stages
-
-    def _stem(self, images: Array, train: bool) -> Array:
-        small = is_small(images, self.small_images)
-        conv_norm = functools.partial(
-            ConvNorm, train=train, dtype=self.dtype, norm_axis_name=self.norm_axis_name
-        )
-        kernel_size, stride = ((3, 3), 1) if small else ((7, 7), 2)
-        x = conv_norm(STAGE_FEATURES[0], kernel_size, stride, name="stem")(images)
-        x = relu(x)
-        return x if small else max_pool(x, 3, 2)

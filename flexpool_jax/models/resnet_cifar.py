@@ -10,17 +10,15 @@ published weights need (option B).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flexpool_jax.models.blocks import ModuleDef
 from flexpool_jax.models.layers import BatchNorm, Conv, relu
 
 Array = jax.Array
-ModuleDef = Callable[..., Any]
 
 STAGE_FEATURES = (16, 32, 64)
 

@@ -84,7 +84,7 @@ def export_workdir(
             "shape": images.shape,
             "dtype": "uint8",
             "input": base64.b64encode(images.tobytes()).decode(),
-            "output": np.asarray(_run(program, images)).tolist(),
+            "output": np.asarray(export.deserialize(bytearray(program)).call(images)).tolist(),
             "tolerance": _TOLERANCE[trained.config.dtype],
         },
     }
@@ -161,8 +161,3 @@ def probe_images(image_shape: tuple[int, int, int]) -> np.ndarray:
     noise = np.random.default_rng(0).uniform(-1, 1, (3, *image_shape))
     contrast = np.array([16, 64, 127]).reshape(3, 1, 1, 1)
     return np.round(128 + contrast * noise).astype(np.uint8)
-
-
-def _run(program: bytes, images: np.ndarray) -> jax.Array:
-    output: jax.Array = export.deserialize(bytearray(program)).call(jnp.asarray(images))
-    return output

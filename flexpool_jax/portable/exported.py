@@ -56,8 +56,7 @@ class Exported:
                 f"images are {dtype} {list(shape)}; allowed: uint8 [B, "
                 f"{', '.join(map(str, self.image_shape))}] with B at least 1"
             )
-        probabilities: jax.Array = self.program.call(jnp.asarray(images))
-        return probabilities
+        return self.program.call(jnp.asarray(images))
 
 
 def load_exported(folder: str | os.PathLike[str]) -> Exported:

@@ -150,10 +150,10 @@ class Contrast:
         room = bound - abs(self.estimate)
         return float(stats.t.sf(room / self.error, self.df))
 
-    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
-        """The true difference that the two-sided test at level alpha finds with this power.
+    def detectable(self) -> float:
+        """The true difference that the two-sided test at level 0.05 finds with a power of 0.8.
 
-        The difference d solves ``P(T > t(1 − α/2, df)) = power``, where T has the noncentral t
+        The difference d solves ``P(T > t(0.975, df)) = 0.8``, where T has the noncentral t
         distribution with df degrees of freedom and noncentrality ``d / error``. The other tail of
         the test is left out, since its probability is below 1e-4 (Cohen 1988, "Statistical power
         analysis"; the program in docs/evidence.md).
@@ -162,9 +162,9 @@ class Contrast:
             >>> round(Contrast(0.0, 0.2 * (2 / 6) ** 0.5, 20).detectable(), 2)
             0.34
         """
-        t = stats.t.ppf(1 - alpha / 2, self.df)
+        t = stats.t.ppf(0.975, self.df)
         return self.error * float(
-            optimize.brentq(lambda d: stats.nct.sf(t, self.df, d) - power, 0.01, 100)
+            optimize.brentq(lambda d: stats.nct.sf(t, self.df, d) - 0.8, 0.01, 100)
         )
 
 
@@ -259,7 +259,6 @@ def bootstrap_intervals(
     contrasts: Sequence[Mapping[str, float]],
     *,
     draws: int = 10_000,
-    seed: int = 0,
 ) -> list[tuple[float, float] | None]:
     """Bootstraps contrasts over seeds × images: 95 % percentile intervals in per cent.
 
@@ -272,7 +271,6 @@ def bootstrap_intervals(
             [N], the same images in the same order.
         contrasts: For each contrast, its weights by column.
         draws: The number of draws.
-        seed: The seed of NumPy's generator.
 
     Returns:
         An interval for each contrast; None if fewer than two seeds have all of its columns.
@@ -284,7 +282,7 @@ def bootstrap_intervals(
         >>> round(low), round(high)
         (40, 60)
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     seeds = sorted({seed for _, seed in correct})
     weighted: list[np.ndarray] = []
     has_all = np.zeros((len(contrasts), len(seeds)), bool)
@@ -316,17 +314,16 @@ def bootstrap_intervals(
     ]
 
 
-def select_rate(accuracies: Mapping[float, float], images: int, preferred: float = 0.01) -> float:
+def select_rate(accuracies: Mapping[float, float], images: int) -> float:
     """Selects a peak learning rate by the rule of docs/evidence.md.
 
     Rates whose accuracy is at most one standard error below the best accuracy p count as tied; the
-    standard error is ``√(p (1 − p) / images)``. The preferred rate is selected if it is among the
-    tied rates, otherwise the smallest of them.
+    standard error is ``√(p (1 − p) / images)``. The rate 0.01 is selected if it is among the tied
+    rates, otherwise the smallest of them.
 
     Args:
         accuracies: Mean validation accuracy in [0, 1] by rate.
         images: Number of held-out images behind each mean, summed over the seeds.
-        preferred: The rate that is selected if it is among the tied rates.
 
     Example:
         >>> select_rate({0.003: 0.9087, 0.01: 0.9133, 0.03: 0.9098}, 12_000)
@@ -337,4 +334,4 @@ def select_rate(accuracies: Mapping[float, float], images: int, preferred: float
     best = max(accuracies.values())
     error = math.sqrt(best * (1 - best) / images)
     tied = [rate for rate, accuracy in accuracies.items() if accuracy >= best - error]
-    return preferred if preferred in tied else min(tied)
+    return 0.01 if 0.01 in tied else min(tied)

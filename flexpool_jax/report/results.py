@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files
 from flexpool_jax.configuration.fields import check_field, get_field
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.pages.curves import finite, read_metrics
 from flexpool_jax.report import paper
 
@@ -363,7 +363,7 @@ def read_run(folder: Path) -> Run:
     try:
         if not isinstance(result.get("config"), dict):
             raise UserError("it holds no config")
-        if not files.seal_holds(result):
+        if not files.digest_matches(result):
             raise UserError("its numbers are not those that were written")
         config = configuration.config_from_json(result["config"])
         for name in configuration.FIELDS:
@@ -379,7 +379,7 @@ def read_run(folder: Path) -> Run:
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: its config lacks a field: {error}") from error
     except (ValueError, RecursionError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is damaged: {one_line(error, limit=None)}") from error
     return Run(folder, config, final, best, result)
 
 

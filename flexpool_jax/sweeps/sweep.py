@@ -57,10 +57,6 @@ _TRAINING = _Stage("result")
 _PROBING = _Stage("probe", ("--mode=probe",))
 
 
-def _stages(probe: bool) -> tuple[_Stage, ...]:
-    return (_TRAINING, _PROBING) if probe else (_TRAINING,)
-
-
 def run_sweep(
     cells: Sequence[Cell],
     workdir: str | os.PathLike[str],
@@ -86,26 +82,27 @@ def run_sweep(
             checkpoint.
     """
     workdir = Path(workdir)
-    remaining = [cell for cell in cells if not is_finished(cell, workdir, probe=probe)]
+    stages = (_TRAINING, _PROBING) if probe else (_TRAINING,)
+    remaining = [cell for cell in cells if not _is_finished(cell, workdir / cell.name, stages)]
     before = len(cells) - len(remaining)
     now = elsewhere = 0
     failures: dict[str, str] = {}
     with _stop_on_signals() as running:
         for i, cell in enumerate(remaining):
-            number = len(cells) - len(remaining) + i + 1
-            left = _time_left(remaining[i:], cells, workdir, _stages(probe))
-            with _claimed(workdir / cell.name) as claimed:
+            folder, number = workdir / cell.name, len(cells) - len(remaining) + i + 1
+            left = _time_left(remaining[i:], cells, workdir, stages)
+            with _claimed(folder) as claimed:
                 try:
                     if not claimed:
-                        _check_config(cell, workdir / cell.name)
+                        _check_config(cell, folder)
                         _say(f"cell {cell.name} is being run by another process")
                         elsewhere += 1
                         continue
                     _say(f"cell {number} of {len(cells)}: {cell.name} ({left})")
-                    if is_finished(cell, workdir, probe=probe):
+                    if _is_finished(cell, folder, stages):
                         before += 1
                         continue
-                    reason = _run_cell(cell, workdir / cell.name, train, running, _stages(probe))
+                    reason = _run_cell(cell, folder, train, running, stages)
                 except UserError as error:  # Another sweep, with other fields, has begun it.
                     reason = str(error)
             if reason is None:
@@ -140,39 +137,30 @@ def _claimed(folder: Path) -> Iterator[bool]:
         yield claimed
 
 
-def is_finished(cell: Cell, workdir: str | os.PathLike[str], *, probe: bool = False) -> bool:
-    """Whether a cell's folder holds the result of its config, and the probe if one is wanted.
+def _is_finished(cell: Cell, folder: Path, stages: Sequence[_Stage]) -> bool:
+    """Whether all stages of a cell are done.
 
     Raises:
         UserError: The folder holds the saved state of a run of another config. If that run were
             continued with the cell's config, its result would belong to neither config.
     """
-    folder = Path(workdir) / cell.name
     # The first phase of a run with superclasses saves its checkpoints in a folder of its own.
     if any(map(configuration.has_saved_state, (folder, folder / "superclass"))):
         _check_config(cell, folder)
-    return all(stage.is_done(cell, folder) for stage in _stages(probe))
+    return all(stage.is_done(cell, folder) for stage in stages)
 
 
 def _check_config(cell: Cell, folder: Path) -> None:
     """Raises UserError if the config in a cell's folder is not that of the cell."""
-    saved = _saved_config(folder)
-    if saved is not None and configuration.digest(saved) != cell.digest:
+    try:
+        saved = configuration.read_config(folder)
+    except UserError:
+        return  # There is none yet, or it is damaged, which makes only this cell fail, later.
+    if configuration.digest(saved) != cell.digest:
         raise UserError(
             f"{folder} holds a run of another config: {_differences(cell, saved)}; give the sweep "
             "another --workdir, or remove that folder"
         )
-
-
-def _saved_config(folder: Path) -> ConfigDict | None:
-    """The config of a run that has begun; None if there is none, or if it is damaged.
-
-    A damaged config makes only its own cell fail, later.
-    """
-    try:
-        return configuration.read_config(folder)
-    except UserError:
-        return None
 
 
 def _differences(cell: Cell, saved: ConfigDict) -> str:

@@ -26,7 +26,7 @@ from flexpool_jax.training.interrupts import StopRequest
 from flexpool_jax.training.pace import Pace
 from flexpool_jax.training.result import write_pool_weights, write_predictions
 from flexpool_jax.training.resume import Progress
-from flexpool_jax.training.saving import Saver, Snapshot, take_snapshot
+from flexpool_jax.training.saving import Saver, Snapshot
 from flexpool_jax.training.setup import Setup, replicate
 from flexpool_jax.training.steps import NotFinite, TrainState, copy_state, steps_in
 
@@ -72,10 +72,11 @@ class Run:
             self.meter.rows.clear()
 
     def snapshot(self, state: TrainState, accuracy: float | None = None) -> Snapshot:
-        """Returns a copy of a state on the host, together with the progress of the run."""
+        """Waits for a state; returns a copy of it on the host, with the progress of the run."""
         self.progress.metrics_position = self.log.position()
         self.progress.seconds = time.monotonic() - self.started
-        return take_snapshot(state, self.progress, accuracy)
+        state = jax.device_get(state)
+        return Snapshot(int(state.step), state, dataclasses.asdict(self.progress), accuracy)
 
 
 def run_epochs(run: Run, state: TrainState) -> TrainState:

@@ -259,28 +259,23 @@ def local_devices() -> slice:
 def shared_flag() -> Callable[[bool], bool]:
     """Returns a function of this process's flag that is True in all processes at the same call.
 
-    If there is only one process, the function returns the flag itself.
-    """
-    return bool if jax.process_count() == 1 else _SharedFlag()
-
-
-class _SharedFlag:
-    """A flag that all processes see raised at the same call, if any process raised it.
-
-    Each call passes on this process's flag, and returns whether a flag was raised in the previous
-    call. So a call does not wait for the devices. All processes must call it at the same places
+    If there is only one process, the function returns the flag itself. Otherwise each call passes
+    on this process's flag, and returns whether any process raised its flag in the previous call.
+    So a call does not wait for the devices. All processes must call the function at the same places
     between the steps.
     """
+    if jax.process_count() == 1:
+        return bool
+    is_any_raised = jax.pmap(lambda flag: jax.lax.pmax(flag, "all"), "all", out_axes=None)
+    latest: jax.Array | bool = False
 
-    def __init__(self) -> None:
-        self._any = jax.pmap(lambda flag: jax.lax.pmax(flag, "all"), "all", out_axes=None)
-        self._before: jax.Array | None = None
+    def share(flag: bool) -> bool:
+        nonlocal latest
+        previous = latest
+        latest = is_any_raised(np.full(jax.local_device_count(), flag, np.int32))
+        return bool(previous)
 
-    def __call__(self, flag: bool) -> bool:
-        """Passes on a flag; returns whether any process's flag was raised in the previous call."""
-        before = self._before
-        self._before = self._any(np.full(jax.local_device_count(), flag, np.int32))
-        return before is not None and bool(before)
+    return share
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:

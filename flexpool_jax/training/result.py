@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from flexpool_jax import configuration, files
-from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import named_w_fp
 from flexpool_jax.source import commit, versions
 from flexpool_jax.training.identity import Identity
@@ -60,14 +59,11 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Reads result.json; returns None if the file is missing, damaged or incomplete."""
-    try:
-        result = files.read_json(Path(workdir) / RESULT_FILE, ("split", *_RESULT_NUMBERS))
-    except UserError:
-        return None
-    if result is None or not isinstance(result["split"], str) or not files.seal_holds(result):
-        return None
-    is_whole = all(isinstance(result[name], int | float) for name in _RESULT_NUMBERS)
-    return result if is_whole else None
+    result = files.read_json_if_whole(Path(workdir) / RESULT_FILE)
+    is_whole = isinstance(result.get("split"), str) and all(
+        isinstance(result.get(name), int | float) for name in _RESULT_NUMBERS
+    )
+    return result if is_whole and files.digest_matches(result) else None
 
 
 def result_of(

@@ -130,5 +130,5 @@ def _train_phase(
             )
             state = run_epochs(run, state)
         result = result_of(setup, identity, progress, state, meter)
-        files.write_json(workdir / RESULT_FILE, files.sealed(result))
+        files.write_json(workdir / RESULT_FILE, files.with_digest(result))
         return jax.device_get(state.variables), processes.gather(result)[0]

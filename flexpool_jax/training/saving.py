@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.identity import Identity
-from flexpool_jax.training.resume import Progress
 from flexpool_jax.training.steps import TrainState
 
 
@@ -28,12 +25,6 @@ class Snapshot(NamedTuple):
     state: TrainState
     progress: dict[str, Any]
     accuracy: float | None
-
-
-def take_snapshot(state: TrainState, progress: Progress, accuracy: float | None = None) -> Snapshot:
-    """Waits for a state, and copies it to the host."""
-    state = jax.device_get(state)
-    return Snapshot(int(state.step), state, dataclasses.asdict(progress), accuracy)
 
 
 class Saver:

@@ -47,6 +47,7 @@ class Setup:
         dataset: data set that the config names.
         model: the Flax module, from `flexpool_jax.create_model`.
         tx: the optimizer.
+        normalise: function from uint8 images to the input of the model.
         is_streamed: whether batches are read while the devices compute, see
             config.dataset.placement.
         steps_per_dispatch: largest number of updates in one call of ``train_steps``; see
@@ -60,6 +61,7 @@ class Setup:
     dataset: Dataset
     model: nn.Module
     tx: optax.GradientTransformation
+    normalise: Callable[[Array], Array]
     is_streamed: bool
     steps_per_dispatch: int
     train_steps: Callable[..., tuple[TrainState, steps.Metrics]]
@@ -162,6 +164,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         dataset,
         model,
         tx,
+        normalise,
         is_streamed,
         steps_per_dispatch=_steps_per_dispatch(config, steps_per_epoch, batch_bytes),
         train_steps=steps.pmap_train_step(train_step),

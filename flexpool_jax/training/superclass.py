@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from flexpool_jax.data import Dataset, Split
+from flexpool_jax.data import Dataset, Split, read_superclass_mapping
 from flexpool_jax.errors import UserError
 
 FOLDER = "superclass"
@@ -43,8 +43,6 @@ def superclass_dataset(dataset: Dataset, mapping: str = "") -> Dataset:
     """
     superclasses = dataset.superclasses
     if mapping:
-        from flexpool_jax.data import read_superclass_mapping
-
         superclasses = read_superclass_mapping(mapping, dataset.class_names)
     if superclasses is None:
         raise UserError(

@@ -42,6 +42,16 @@ def inspected_convs(*, dtype, norm_axis_name):
     return TwoConvs()
 
 
+class StemThenDeep(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        stages = TwoConvs(name="convs")(images)
+        return {"stem": stages["stage1"], "deep": stages["stage2"]}
+
+
+register_model("inspected_stem_then_deep", num_stages=2)(lambda **fields: StemThenDeep())
+
+
 @pytest.fixture(scope="module")
 def dataset():
     """Scans of digits; the last class has a name that no page should run."""
@@ -298,3 +308,11 @@ def test_the_page_works_in_a_browser(width, flexpool, tmp_path):
     assert HOSTILE in found["text"]
     probed = json.loads((restored.workdir / probe.PROBE_FILE).read_text())
     assert found["probes"] == len(probed["interventions"]) + len(probed["perturbations"])
+
+
+def test_stages_need_not_be_in_alphabetical_order(dataset, tmp_path, monkeypatch):
+    fields = {"model": "inspected_stem_then_deep", "num_epochs": 1, "sac": {"enabled": True}}
+    train(config_of(pool="flexpool", **fields), tmp_path, dataset)
+    report = inspected(restore_workdir(tmp_path, dataset=dataset), monkeypatch)
+    assert list(report["pools"]) == ["stem", "deep"]
+    assert report["evidence"]["largest_difference"] < 1e-4

@@ -1,5 +1,6 @@
 """What holds for every backbone but the CIFAR ResNets: their size, their stages, their heads."""
 
+import functools
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from flexpool_jax import create_model
 from flexpool_jax.models import MODELS, default_sac_weights, num_stages
-from flexpool_jax.models.blocks import max_pool
+from flexpool_jax.models.blocks import ConvNorm, max_pool
 from flexpool_jax.models.classifier import Classifier, Head
 from flexpool_jax.models.inception import MODULES, InceptionModule
 from flexpool_jax.models.resnet import Block, ResNet
@@ -151,16 +152,15 @@ def test_every_pool_and_sac_fit_every_stage(name):
             assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
 
 
-def check_gradients(model, side):
+def check_gradients(model, side, **options):
     """Each parameter moves the loss: a branch computed and then forgotten would not."""
     images = np.random.default_rng(0).normal(size=(4, side, side, 1)).astype(np.float32)
     variables = draw_variables(model, images)
 
     def loss(params):
         variables_now = {**variables, "params": params}
-        output, updates = model.apply(
-            variables_now, images, train=True, mutable=["batch_stats", "aux_logits"]
-        )
+        mutable = ["batch_stats", "aux_logits"]
+        output, updates = model.apply(variables_now, images, mutable=mutable, **options)
         outputs = [output, *updates.get("aux_logits", {}).get("logits", ())]
         return sum(jnp.mean(jax.nn.log_softmax(x)[..., 1]) for x in outputs)
 
@@ -176,17 +176,19 @@ def check_gradients(model, side):
     ids=["vgg", "resnet"],
 )
 def test_every_parameter_has_a_gradient(backbone):
-    check_gradients(Classifier(backbone, num_classes=3, sac=True, hidden_features=(16,)), side=16)
+    model = Classifier(backbone, num_classes=3, sac=True, hidden_features=(16,))
+    check_gradients(model, side=16, train=True)
 
 
 def test_every_parameter_of_an_inception_module_has_a_gradient():
-    check_gradients(InceptionModule((2, 3, 4, 5, 6, 7)), side=8)
+    conv_norm = functools.partial(ConvNorm, train=True)
+    check_gradients(InceptionModule((2, 3, 4, 5, 6, 7), conv_norm), side=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg19", "resnet50", "inception"])
 def test_every_parameter_of_the_whole_network_has_a_gradient(name):
-    check_gradients(create_model(name, num_classes=3, sac=True), side=32)
+    check_gradients(create_model(name, num_classes=3, sac=True), side=32, train=True)
 
 
 def test_inception_joins_its_branches_along_the_channels():

@@ -443,7 +443,7 @@ def test_a_result_of_fewer_epochs_is_replaced(workdir, make_config):
     # As after an extension from one epoch to two whose result could not be written.
     old = {**content, "epochs": 1, "step": STEPS_PER_EPOCH, "final_test_accuracy": 0.1}
     del old["sha256"]
-    files.write_json(path, files.sealed(old))
+    files.write_json(path, files.with_digest(old))
     assert train(make_config(), workdir)["final_test_accuracy"] == right
     assert result_of(workdir)["step"] == 2 * STEPS_PER_EPOCH
 
