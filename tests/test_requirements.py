@@ -39,7 +39,8 @@ def test_the_gpus_list_is_the_cpus_list_and_cuda():
 
 def test_pinned_versions_are_ones_that_the_package_accepts():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    accepted = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    accepted = [*project["dependencies"], *extras["train"], *extras["cpu"]]
     pins = {
         canonicalize_name(r.name): next(iter(r.specifier)).version
         for r in requirements("requirements-cpu.txt")[0]

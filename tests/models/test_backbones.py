@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from flexpool_jax import create_model
 from flexpool_jax.models import MODELS, default_sac_weights, num_stages
 from flexpool_jax.models.blocks import ConvNorm, max_pool
 from flexpool_jax.models.classifier import Classifier, Head
 from flexpool_jax.models.inception import MODULES, InceptionModule
+from flexpool_jax.models.layers import BatchNorm
 from flexpool_jax.models.resnet import Block, ResNet
 from flexpool_jax.models.vgg import STAGE_FEATURES, VGG
 from flexpool_jax.pooling import POOLS
@@ -282,3 +284,28 @@ def test_every_backbone_of_the_contract_is_registered():
     names = "resnet20 resnet32 resnet44 resnet56 resnet110 resnet18 resnet34 resnet50"
     names += " vgg11 vgg13 vgg16 vgg19 inception"
     assert set(names.split()) <= set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet20", {}),
+        ("resnet20", {"norm_after_relu": True}),
+        ("resnet20", {"projection_shortcuts": True}),
+        ("resnet18", {}),
+        ("resnet50", {}),
+        ("vgg11", {}),
+        ("inception", {}),
+    ],
+)
+def test_every_norm_is_synchronised_over_the_axis_that_is_given(name, options):
+    model, axes = create_model(name, norm_axis_name="devices", **options), []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm):
+            axes.append(context.module.axis_name)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert set(axes) == {"devices"}

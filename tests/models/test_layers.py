@@ -114,3 +114,16 @@ def test_a_network_can_be_exported_for_any_batch_size():
     exported = export.export(jax.jit(lambda x: model.apply(variables, x)))(shape)
     expected = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(exported.call(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_norm_is_synchronised_over_the_axis_that_it_names(kernels):
+    norm, x = BatchNorm(use_running_average=False, axis_name="devices"), random(2, 6, 3)
+    variables = norm.init(jax.random.key(0), x[0])
+    apply = jax.vmap(
+        lambda x: norm.apply(variables, x, mutable=["batch_stats"])[1]["batch_stats"]["mean"],
+        axis_name="devices",
+    )
+    with cpu_kernels(kernels):
+        means = apply(x)
+    np.testing.assert_allclose(means, np.stack([0.1 * x.mean((0, 1))] * 2), rtol=1e-5)

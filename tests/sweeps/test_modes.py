@@ -56,12 +56,11 @@ def test_report_names_what_it_skipped(write_sweep, capsys):
 
 def test_report_on_a_sweep_does_not_ask_for_its_data(write_sweep, tmp_path, capsys):
     folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), lambda cell: 0.9)
-    not_prepared = f"dataset.name=svhn_cropped dataset.data_dir={tmp_path / 'data'}"
-    sweep = [SWEEP, "--config.datasets=digits", f"--config.overrides={not_prepared}"]
-    command = [*sweep, f"--workdir={folder}"]
+    overrides = f"--config.overrides=dataset.raw_dir={tmp_path / 'missing.npz'}"
+    command = [SWEEP, "--config.datasets=npz", overrides, f"--workdir={folder}"]
     assert launch.main(["--mode=report", *command]) == 0
     assert launch.main(["--mode=sweep", *command]) == 2
-    assert "config.dataset.name: 'svhn_cropped' is not prepared" in capsys.readouterr().err
+    assert "missing.npz" in capsys.readouterr().err
 
 
 def test_report_on_a_single_run_leaves_its_config_alone(write_sweep, capsys):

@@ -166,11 +166,13 @@ def tell_to_stop(waiting, number=signal.SIGTERM):
     """Sends this process a signal as soon as a cell's process says that it waits for one."""
 
     def tell():
-        while not waiting.exists():
+        deadline = time.monotonic() + 60
+        while not waiting.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.kill(os.getpid(), number)
+        if waiting.exists():
+            os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     return thread
 

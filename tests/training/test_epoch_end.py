@@ -80,7 +80,7 @@ class Device:
         self.stop.requested |= self.calls == self.stop_at
 
     def train_steps(self, state, data, part, key):
-        steps = steps_in(part)
+        steps, self.key = steps_in(part), key
         self.work("train", steps * self.step_seconds)
         numbers = int(state.step) + np.arange(steps)
         loss = np.where(numbers == self.diverges_at, math.nan, 1 / (1 + numbers))
@@ -255,3 +255,19 @@ def test_a_run_that_diverges_says_from_where_it_can_be_trained(run, tmp_path, de
     fields = {"batch_size": 1408} if device.overflows_at else {}
     with pytest.raises(TrainingDiverged, match=words):
         run(device, "cpu", tmp_path, **fields)
+
+
+def test_the_seed_draws_augmentation_and_dropout(run, tmp_path):
+    keys = []
+    for seed in (0, 1):
+        device = Device()
+        run(device, "cpu", tmp_path / str(seed), num_epochs=1, seed=seed)
+        keys.append(jax.random.key_data(device.key))
+    assert not np.array_equal(*keys)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_of_equally_good_states_the_later_is_the_best(run, tmp_path, backend):
+    fields = {"num_epochs": 6, "checkpoint_every_epochs": 3}
+    run(Device((0.1, 0.5, 0.2, 0.5, 0.3, 0.3)), backend, tmp_path / "run", **fields)
+    assert saved_steps(tmp_path / "run")[1] == 44

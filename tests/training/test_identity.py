@@ -471,3 +471,14 @@ def test_a_damaged_run_json_is_named_by_evaluation_and_loading_alike(workdir, co
     for command in (evaluate, load_trained):
         with pytest.raises(UserError, match=r"run\.json (is damaged|cannot be read)"):
             command(workdir)
+
+
+def test_the_pools_weights_are_those_that_are_evaluated(make_config, tmp_path):
+    train(make_config(ema_decay=0.9, num_epochs=1), tmp_path / "run")
+    expected = load_trained(tmp_path / "run").variables["params"]["head"]["pool"]["w_fp"]
+    with np.load(tmp_path / "run" / "pool_weights.npz") as file:
+        np.testing.assert_array_equal(file["head/pool/w_fp"], expected)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    sums = np.sum(expected, axis=(0, 1))
+    assert last["head/pool/sum_mean"] == pytest.approx(sums.mean(), abs=1e-6)
+    assert last["head/pool/sum_sd"] == pytest.approx(sums.std(), abs=1e-6)

@@ -9,6 +9,7 @@ from configs import digits
 from flexpool_jax import configuration, register_model
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
+from flexpool_jax.training import feed, steps
 from flexpool_jax.training.setup import check_training, set_up
 
 
@@ -56,3 +57,63 @@ def test_only_training_needs_a_stable_pool_reg():
     )
     with pytest.raises(UserError, match=r"pool_reg is 10, which SGD cannot hold.*map of 8x8"):
         check_training(setup)
+
+
+class Normed(nn.Module):
+    norm_axis_name: str | None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.BatchNorm(not train, axis_name=self.norm_axis_name)(images)
+        return {"stage1": x, "stage2": nn.Dense(2)(x)}
+
+
+register_model("normed_for_setup", num_stages=2)(
+    lambda *, norm_axis_name, **fields: Normed(norm_axis_name)
+)
+
+
+def program(**fields):
+    """What is compiled for one step of 8 images."""
+    setup = make(32, model="normed_for_setup", batch_size=8, num_epochs=4, **fields)
+    images = jax.ShapeDtypeStruct((32, 8, 8, 1), np.uint8)
+    data = steps.DeviceSplit(images, jax.ShapeDtypeStruct((32,), np.int32))
+    devices = jax.local_device_count()
+    part = jax.ShapeDtypeStruct((devices, 1, 8 // devices), np.int32)
+    return setup.train_steps.lower(setup.abstract_state(), data, part, jax.random.key(0)).as_text()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"augment.flip": True},
+        {"augment.scale": (0.5, 1.5)},
+        {"augment.crop": 2},
+        {"grad_accum_steps": 2},
+        {"pool_learning_rate_scale": 0.5},
+        {"pool_reg": 0.1},
+        {"label_smoothing": 0.1},
+        {"dropout_rate": 0.5},
+        {"ema_decay": 0.9},
+        {"sync_batch_norm": False},
+        {"schedule": "cosine"},
+        {"learning_rate": 0.02},
+        {"optimizer.clip_norm": 1.0},
+        {"optimizer.weight_decay": 0.1},
+        {"sac.enabled": True, "sac.weights": (0.3, 0.7)},
+        {"dataset.mean": (0.25,), "dataset.std": (0.5,)},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_each_field_reaches_the_step(fields):
+    assert program(**fields) != program()
+
+
+def test_the_seed_draws_the_weights_and_the_order():
+    zero, one = (make(500, seed=seed) for seed in (0, 1))
+    kernels = [setup.init().params["backbone"]["Dense_0"]["kernel"] for setup in (zero, one)]
+    assert not np.allclose(*kernels)
+    orders = [
+        feed._epoch_indices(*place) for place in ((zero, 500, 0), (one, 500, 0), (zero, 500, 1))
+    ]
+    assert len({order.tobytes() for order in orders}) == 3

@@ -194,3 +194,39 @@ def test_evaluation_counts_each_valid_example_once():
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[[3, 5, 7]])
     np.testing.assert_allclose(measured["loss"], losses.mean(), rtol=1e-5)
     assert measured["accuracy"] == np.mean(logits.argmax(-1) == LABELS[[3, 5, 7]])
+
+
+class Drawing(nn.Module):
+    """Keeps the last two numbers that it drew as dropout does."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        drawn = self.variable("batch_stats", "drawn", jnp.zeros, 2)
+        if train:
+            number = jax.random.uniform(self.make_rng("dropout"))
+            drawn.value = jnp.stack([drawn.value[1], number])
+        return {"stage1": images}
+
+
+def on_two_devices(model, **fields):
+    """A step of two devices; `jax.vmap` takes their place, so one is enough."""
+    step = steps.make_train_step(
+        model, TX, SCHEDULE, augment=lambda images, keys: images, normalise=normalise, **fields
+    )
+    state = create_train_state(model, TX, KEY, (4, 4, 3))
+    batch = {"image": IMAGES[:16].reshape(2, 8, 4, 4, 3), "label": LABELS[:16].reshape(2, 8)}
+    program = jax.jit(jax.vmap(step, (None, 0, None), axis_name=steps.AXIS))
+    return lambda number: program(state.replace(step=jnp.int32(number)), batch, KEY)[0]
+
+
+def test_statistics_that_are_not_synchronised_are_averaged():
+    found = on_two_devices(PLAIN, sac_weights=(0.3, 0.7), sync_batch_norm=False)(0)
+    mean = found.batch_stats["backbone"]["BatchNorm_0"]["mean"]
+    expected = 0.1 * normalise(IMAGES[:16]).mean((0, 1, 2))
+    np.testing.assert_allclose(mean, np.stack([expected] * 2), rtol=1e-5)
+
+
+def test_dropout_draws_anew_at_each_step_on_each_device_and_in_each_part():
+    run_step = on_two_devices(Classifier(Drawing(), num_classes=5), grad_accum_steps=2)
+    drawn = [run_step(number).batch_stats["backbone"]["drawn"] for number in (0, 1)]
+    assert len(np.unique(drawn)) == 8
