@@ -17,6 +17,7 @@ from flexpool_jax.configuration.validation import (
 from flexpool_jax.configuration.workdir import (
     Change,
     check_resume,
+    check_saving,
     check_workdir,
     compare_with_workdir,
     config_from_json,
@@ -37,6 +38,7 @@ __all__ = [
     "check_files",
     "check_pool_reg_stability",
     "check_resume",
+    "check_saving",
     "check_workdir",
     "compare_with_workdir",
     "config_files",

@@ -75,6 +75,7 @@ def train(
     folder = files.expanded(workdir).absolute()
     # The text and not the folder, because a Path has lost the slashes of an address.
     configuration.check_workdir(os.path.expanduser(workdir))  # noqa: PTH111
+    configuration.check_saving(folder)
     config = configuration.resolve(config)
     configuration.check_files(config, folder)
     configuration.check_resume(config, folder)
