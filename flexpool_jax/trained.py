@@ -23,6 +23,7 @@ from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.determinism import use_deterministic_ops
+from flexpool_jax.training.environment import check_platform
 from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
 from flexpool_jax.training.setup import Setup, set_up
 
@@ -62,7 +63,8 @@ def restore(
             run; a checkpoint of another run is refused.
 
     Raises:
-        UserError: there is no such workdir or step, or a file is damaged or belongs to another run.
+        UserError: there is no such workdir or step, a file is damaged or belongs to another run, or
+            JAX cannot use the platform that JAX_PLATFORMS names.
     """
     workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
@@ -73,6 +75,7 @@ def restore(
         # If JAX has already started, sums on a GPU may differ from those of training in rounding.
         with contextlib.suppress(UserError):
             use_deterministic_ops()
+    check_platform()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
         try:

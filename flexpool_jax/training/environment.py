@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from flexpool_jax.errors import UserError
+from flexpool_jax.training import processes
 
 # Settings of JAX on which the numbers of a seed depend, with the values that this project uses.
 _RANDOM_SETTINGS = {
@@ -28,3 +29,24 @@ def check_random_numbers() -> None:
                 f"{name.upper()} is {value}, with which the same seed draws other numbers; "
                 f"allowed: {allowed}, JAX's default; unset it in the environment or the program"
             )
+
+
+def check_platform() -> None:
+    """Starts JAX, and checks that it has a device of the platform that JAX_PLATFORMS names.
+
+    Raises:
+        UserError: JAX cannot use the platform.
+        PeerLost: another process of the run has ended.
+    """
+    try:
+        with processes.explaining_loss():
+            jax.devices()
+    # JAX has an assertion, without a message, where no NVIDIA GPU is visible.
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not platforms:
+            raise
+        reason = " ".join(str(error).split()) or "JAX finds no device of this platform"
+        raise UserError(
+            f"JAX_PLATFORMS={platforms}: {reason}; name another platform, such as cpu, or unset it"
+        ) from error
