@@ -1,6 +1,8 @@
 """Predictions of image files are those of the network, whatever the files are like."""
 
 import csv
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -135,6 +137,34 @@ def test_files_folders_and_globs_are_listed_once_in_order(tmp_path):
     assert listed("odd") == ["odd"]  # a file that is named counts whatever its ending
     (tmp_path / "[1].png").write_bytes(b"")
     assert listed("[1].png") == ["[1].png"]
+
+
+def test_linked_folders_are_listed_once_and_circles_end(tmp_path):
+    for name in ("photos/cat/1.png", "photos/z/2.png", "elsewhere/3.png", "elsewhere/in/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    photos = tmp_path / "photos"
+    (photos / "dog").symlink_to(tmp_path / "elsewhere")
+    (photos / "cat" / "up").symlink_to(photos)
+    (photos / "a").symlink_to(photos / "z")
+    (tmp_path / "elsewhere" / "all").symlink_to(tmp_path)
+    listed = [str(path.relative_to(photos)) for path in find_images(str(photos))]
+    assert listed == ["cat/1.png", "dog/3.png", "dog/in/4.png", "z/2.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "1.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def forbidding(path):
+        if Path(path) == tmp_path / "cat":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    with pytest.raises(UserError, match=f"cannot list {tmp_path}/cat: Permission denied"):
+        find_images(str(tmp_path))
 
 
 @pytest.mark.parametrize(
