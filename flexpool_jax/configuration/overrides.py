@@ -180,14 +180,14 @@ def _parse(field: str, text: str, current: Any) -> Any:
 
 
 def _parse_any(text: str) -> bool | int | float | str:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+    """Reads a number, a switch or else a text; 1 and 0 are numbers."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return text
+    is_switch = text.lower() in (*_TRUE, *_FALSE)
+    return text.lower() in _TRUE if is_switch else text
 
 
 def _parse_scalar(text: str, kind: type) -> Any:
