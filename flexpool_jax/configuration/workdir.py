@@ -14,10 +14,11 @@ from flexpool_jax import files
 from flexpool_jax.configuration.fields import FIELDS, definition, field_names, get_field
 from flexpool_jax.errors import UserError
 
-# Files (by the endings of their names) and folders that a run writes into its workdir.
+# Files (by the endings of their names) and folders that a run and the modes write into its workdir.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
 _MOVED_CHECKPOINTS = ("checkpoints_damaged", "checkpoints_superseded")
-_FOLDERS = ("checkpoints", *_MOVED_CHECKPOINTS, "superclass", "tensorboard")
+_OF_MODES = ("export", "inspect", "predict", "profile", "report")
+_FOLDERS = ("checkpoints", *_MOVED_CHECKPOINTS, "superclass", "tensorboard", *_OF_MODES)
 
 
 @dataclasses.dataclass(frozen=True)
