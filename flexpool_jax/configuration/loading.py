@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from flexpool_jax import files
 from flexpool_jax.errors import UserError, closest_name, one_line
@@ -52,7 +52,10 @@ def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDic
             f"--config={argument}: get_config returned {type(config).__name__}; "
             "it must return an ml_collections.ConfigDict"
         )
-    config.lock()
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
+    # Fails, for example, if a required_placeholder has no value.
+    _run(config.lock, path, path_text)
     return config
 
 
