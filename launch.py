@@ -5,6 +5,7 @@ written; most mistakes are found before JAX is imported.
 """
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -401,6 +402,10 @@ def _stop_writing() -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        # Names of classes and files may hold characters that a terminal's encoding does not have.
+        if isinstance(stream, io.TextIOWrapper):  # None if the shell has closed it.
+            stream.reconfigure(errors="backslashreplace")
     cpu.prepare_process()
     # Matplotlib's cache of fonts is put into the folder with the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)
