@@ -243,7 +243,7 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
         return unknown_name("flag", f"--{name}", names)
     if argument in modes:
         hint = f"did you mean --mode={argument}?"
-    elif argument.partition(":")[0].endswith(".py"):
+    elif ".py:" in f"{argument}:":
         hint = f"did you mean --config={argument}?"
     else:
         hint = "values with spaces want quotes, and lists commas;"

@@ -89,6 +89,14 @@ def test_the_users_home_is_expanded(tmp_path, monkeypatch, request):
     assert load_config("~/mine.py:max", request.config.rootpath / "configs").pool == "max"
 
 
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
+    path = tmp_path / "a:b" / "mine.py"
+    path.parent.mkdir()
+    path.write_text("from configs.digits import get_config\n")
+    assert load_config(str(path), "configs").pool == "flexpool"
+    assert load_config(f"{path}:max", "configs").pool == "max"
+
+
 def test_config_that_takes_no_variant(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(DEFAULT + "def get_config():\n  return default.get_config()\n")
