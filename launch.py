@@ -7,6 +7,7 @@ written; most mistakes are found before JAX is imported.
 import errno
 import io
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -55,11 +56,12 @@ def train(command: Command) -> None:
     result = flexpool_jax.train(
         config, workdir, profile=command.profile, debug_nans=command.debug_nans
     )
+    evaluation = [f"--workdir={workdir}", "--mode=eval", *command.own_config]
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
         f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
         f"{result['seconds']:.0f} s); see {workdir}/result.json\n"
-        f"evaluate with: python launch.py --workdir={workdir} --mode=eval"
+        f"evaluate with: python launch.py {shlex.join(evaluation)}"
     )
 
 

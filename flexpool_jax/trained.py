@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,9 @@ def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset
     data = files.read_json(workdir / DATA_FILE)
     if data is None:
         raise UserError(
-            f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
-            f"`python launch.py --workdir={workdir}` once: a finished run adds the file and does "
-            "not train"
+            f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run once "
+            f"`python launch.py --workdir={shlex.quote(str(workdir))}`: a finished run adds the "
+            "file and does not train"
         )
     dataset = _described(data, workdir / DATA_FILE)
     return dataset, Identity(read_id(workdir), config, data["digest"])

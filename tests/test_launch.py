@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -269,6 +270,42 @@ def test_a_mistake_of_the_programs_own_keeps_its_traceback(monkeypatch):
 @given(st.lists(st.text(max_size=12) | st.text(max_size=8).map("--{}".format), max_size=4))
 def test_no_argument_causes_a_traceback(arguments):
     assert launch.main(["--mode=eval", *arguments]) in (0, 2)
+
+
+REGISTERS_ITS_MODEL = """
+from flax import linen as nn
+import flexpool_jax
+from configs import digits
+
+class OneConv(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2)(images))}
+
+@flexpool_jax.register_model("one_conv_of_a_file", num_stages=1)
+def one_conv(*, dtype, norm_axis_name):
+    return OneConv()
+
+def get_config():
+    config = digits.get_config("flexpool,dataset.image_size=8,batch_size=128,tensorboard=False")
+    config.model = "one_conv_of_a_file"
+    return config
+"""
+
+
+def test_the_command_that_training_prints_evaluates_the_run(tmp_path, capsys):
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    (folder / "one conv.py").write_text(REGISTERS_ITS_MODEL)
+    fields = {"num_epochs": "1", "seed": "3", "dataset.data_dir": folder / "data"}
+    arguments = [f"--config={folder / 'one conv.py'}", f"--workdir={folder / 'run'}"]
+    for name, value in fields.items():
+        arguments += [f"--config.{name}", str(value)]
+    assert launch.main(arguments) == 0
+    program, script, *again = shlex.split(capsys.readouterr().out.partition("evaluate with: ")[2])
+    assert (program, script) == ("python", "launch.py")
+    assert launch.main(again) == 0
+    assert capsys.readouterr().out.startswith("test accuracy ")
 
 
 def run_process(*arguments, **options):

@@ -185,13 +185,13 @@ def test_a_pattern_without_images_is_one_clear_line(pattern, words, tmp_path):
 
 
 def test_a_run_of_release_0_1_says_how_to_get_its_data_file(dataset, tmp_path, photos, capsys):
-    old = shutil.copytree(OLD_WORKDIR, tmp_path / "run")
+    old = shutil.copytree(OLD_WORKDIR, tmp_path / "old run")
     predicting = [f"--workdir={old}", "--mode=predict", f"--images={photos}"]
     assert launch.main(predicting) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert "no data.json" in message
-    assert f"python launch.py --workdir={old}" in message
+    assert f"`python launch.py --workdir='{old}'`" in message
     # What the message says helps: training calls this first, and then sees that it is finished.
     identity.begin(old, read_config(old), dataset)
     assert load_trained(old).class_names == tuple("0123456789")
