@@ -5,7 +5,9 @@ written; most mistakes are found before JAX is imported.
 """
 
 import errno
+import io
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -54,11 +56,12 @@ def train(command: Command) -> None:
     result = flexpool_jax.train(
         config, workdir, profile=command.profile, debug_nans=command.debug_nans
     )
+    evaluation = [f"--workdir={workdir}", "--mode=eval", *command.own_config]
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
         f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
         f"{result['seconds']:.0f} s); see {workdir}/result.json\n"
-        f"evaluate with: python launch.py --workdir={workdir} --mode=eval"
+        f"evaluate with: python launch.py {shlex.join(evaluation)}"
     )
 
 
@@ -401,6 +404,10 @@ def _stop_writing() -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        # Names of classes and files may hold characters that a terminal's encoding does not have.
+        if isinstance(stream, io.TextIOWrapper):  # None if the shell has closed it.
+            stream.reconfigure(errors="backslashreplace")
     cpu.prepare_process()
     # Matplotlib's cache of fonts is put into the folder with the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)

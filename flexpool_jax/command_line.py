@@ -70,6 +70,8 @@ class Command:
         config_given: Whether there was a `--config` or an override, so that the config may differ
             from the workdir's.
         config_saved: Whether the config is that of the workdir, since there was no `--config`.
+        own_config: The flags that give `config` again, if `--config` named a file of the user's
+            own, which may register parts of the run; otherwise empty.
     """
 
     mode: str
@@ -88,6 +90,7 @@ class Command:
     config: ConfigDict | None
     config_given: bool
     config_saved: bool
+    own_config: tuple[str, ...]
 
 
 def read(
@@ -118,13 +121,18 @@ def read(
     overridden = any(map(is_override, arguments))
     config_given = values["config"] is not None or overridden
     config_saved = False
+    own_config: list[str] = []
     config: ConfigDict | None = None
     if values["config"] is not None:
         config = configuration.load_config(values["config"], configs_dir)
     elif workdir and configuration.config_path(workdir).is_file():
         config, config_saved = configuration.read_config(workdir), True
     if config is not None:
-        arguments = configuration.apply_overrides(config, arguments)
+        others = configuration.apply_overrides(config, arguments)
+        if not (config_saved or configuration.is_in_folder(values["config"], configs_dir)):
+            overrides = configuration.overrides_of(config, arguments)
+            own_config = [f"--config={values['config']}", *overrides]
+        arguments = others
     elif overridden:
         raise UserError(
             "--config.FIELD=VALUE needs --config=FILE, e.g. --config=configs/digits.py, "
@@ -134,7 +142,12 @@ def read(
     if others:
         raise _unexpected(others[0], modes)
     values["config"] = config
-    return Command(**values, config_given=config_given, config_saved=config_saved)
+    return Command(
+        **values,
+        config_given=config_given,
+        config_saved=config_saved,
+        own_config=tuple(own_config),
+    )
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -243,7 +256,7 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
         return unknown_name("flag", f"--{name}", names)
     if argument in modes:
         hint = f"did you mean --mode={argument}?"
-    elif argument.partition(":")[0].endswith(".py"):
+    elif ".py:" in f"{argument}:":
         hint = f"did you mean --config={argument}?"
     else:
         hint = "values with spaces want quotes, and lists commas;"

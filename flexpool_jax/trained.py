@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from flexpool_jax.data.dataset import black_split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.determinism import use_deterministic_ops
+from flexpool_jax.training.environment import check_platform
 from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
 from flexpool_jax.training.setup import Setup, set_up
 
@@ -62,7 +64,8 @@ def restore(
             run; a checkpoint of another run is refused.
 
     Raises:
-        UserError: there is no such workdir or step, or a file is damaged or belongs to another run.
+        UserError: there is no such workdir or step, a file is damaged or belongs to another run, or
+            JAX cannot use the platform that JAX_PLATFORMS names.
     """
     workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
@@ -73,6 +76,7 @@ def restore(
         # If JAX has already started, sums on a GPU may differ from those of training in rounding.
         with contextlib.suppress(UserError):
             use_deterministic_ops()
+    check_platform()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         number = checkpoints.choose_step(manager, step)
         try:
@@ -182,9 +186,9 @@ def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset
     data = files.read_json(workdir / DATA_FILE, ("digest",))
     if data is None:
         raise UserError(
-            f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run "
-            f"`python launch.py --workdir={workdir}` once: a finished run adds the file and does "
-            "not train"
+            f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run once "
+            f"`python launch.py --workdir={shlex.quote(str(workdir))}`: a finished run adds the "
+            "file and does not train"
         )
     dataset = _parse_data_json(data, workdir / DATA_FILE)
     return dataset, Identity(read_id(workdir), config, data["digest"])

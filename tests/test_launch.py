@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -271,6 +272,42 @@ def test_no_argument_causes_a_traceback(arguments):
     assert launch.main(["--mode=eval", *arguments]) in (0, 2)
 
 
+REGISTERS_ITS_MODEL = """
+from flax import linen as nn
+import flexpool_jax
+from configs import digits
+
+class OneConv(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2)(images))}
+
+@flexpool_jax.register_model("one_conv_of_a_file", num_stages=1)
+def one_conv(*, dtype, norm_axis_name):
+    return OneConv()
+
+def get_config():
+    config = digits.get_config("flexpool,dataset.image_size=8,batch_size=128,tensorboard=False")
+    config.model = "one_conv_of_a_file"
+    return config
+"""
+
+
+def test_the_command_that_training_prints_evaluates_the_run(tmp_path, capsys):
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    (folder / "one conv.py").write_text(REGISTERS_ITS_MODEL)
+    fields = {"num_epochs": "1", "seed": "3", "dataset.data_dir": folder / "data"}
+    arguments = [f"--config={folder / 'one conv.py'}", f"--workdir={folder / 'run'}"]
+    for name, value in fields.items():
+        arguments += [f"--config.{name}", str(value)]
+    assert launch.main(arguments) == 0
+    program, script, *again = shlex.split(capsys.readouterr().out.partition("evaluate with: ")[2])
+    assert (program, script) == ("python", "launch.py")
+    assert launch.main(again) == 0
+    assert capsys.readouterr().out.startswith("test accuracy ")
+
+
 def run_process(*arguments, **options):
     command = [sys.executable, str(ROOT / "launch.py"), *arguments]
     return subprocess.run(command, check=False, text=True, stderr=subprocess.PIPE, **options)
@@ -313,6 +350,18 @@ def test_a_report_leaves_nothing_outside_the_cache_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [str(path.relative_to(home)) for path in home.glob("*/*")] == [".cache/flexpool_jax"]
+
+
+def test_a_name_outside_the_encoding_of_the_output_is_escaped(tmp_path):
+    shutil.copytree(ROOT / "results" / "digits" / "avg", tmp_path / "śr" / "avg")
+    done = run_process(
+        "--mode=report",
+        f"--workdir={tmp_path / 'śr'}",
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"see {tmp_path}/\\u015br/report" in done.stdout
 
 
 LONG = "a" * 300

@@ -5,8 +5,8 @@ schedules and the like.
 """
 
 from flexpool_jax.configuration.fields import FIELDS, dataset_options, field_names, get_field
-from flexpool_jax.configuration.loading import config_files, load_config
-from flexpool_jax.configuration.overrides import apply_overrides
+from flexpool_jax.configuration.loading import config_files, is_in_folder, load_config
+from flexpool_jax.configuration.overrides import apply_overrides, overrides_of
 from flexpool_jax.configuration.validation import (
     check_batch_size,
     check_files,
@@ -17,6 +17,7 @@ from flexpool_jax.configuration.validation import (
 from flexpool_jax.configuration.workdir import (
     Change,
     check_resume,
+    check_saving,
     check_workdir,
     compare_with_workdir,
     config_from_json,
@@ -37,6 +38,7 @@ __all__ = [
     "check_files",
     "check_pool_reg_stability",
     "check_resume",
+    "check_saving",
     "check_workdir",
     "compare_with_workdir",
     "config_files",
@@ -50,7 +52,9 @@ __all__ = [
     "has_checkpoint",
     "has_effect",
     "has_saved_state",
+    "is_in_folder",
     "load_config",
+    "overrides_of",
     "read_config",
     "resolve",
     "write_config",

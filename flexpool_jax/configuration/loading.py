@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from flexpool_jax import files
 from flexpool_jax.errors import UserError, closest_name, one_line
@@ -37,14 +37,15 @@ def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDic
         UserError: The file does not exist or raises an exception, or `get_config` is missing, does
             not take the argument or does not return a ConfigDict.
     """
-    path_text, colon, variant = argument.partition(":")
+    path_text, *arguments = _split(argument)
     path = _find(path_text, Path(configs_dir))
     get_config = _get_config_function(path, path_text)
-    arguments = (variant,) if colon else ()
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
-        what = "takes no argument after the colon" if colon else "needs an argument after a colon"
+        what = (
+            "takes no argument after the colon" if arguments else "needs an argument after a colon"
+        )
         raise UserError(f"--config={argument}: the get_config of this file {what}") from None
     config = _run(lambda: get_config(*arguments), path, path_text)
     if not isinstance(config, ConfigDict):
@@ -52,14 +53,38 @@ def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDic
             f"--config={argument}: get_config returned {type(config).__name__}; "
             "it must return an ml_collections.ConfigDict"
         )
-    config.lock()
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
+    # Fails, for example, if a required_placeholder has no value.
+    _run(config.lock, path, path_text)
     return config
+
+
+def is_in_folder(argument: str, configs_dir: str | os.PathLike[str]) -> bool:
+    """Whether the existing file that a `--config` argument names is in the project's folder."""
+    path = _find(_split(argument)[0], Path(configs_dir))
+    return path.resolve().parent == Path(configs_dir).resolve()
 
 
 def config_files(configs_dir: str | os.PathLike[str]) -> list[str]:
     """Lists the names of the files in a folder that define `get_config`, in alphabetical order."""
     files = sorted(Path(configs_dir).glob("*.py"))
     return [file.name for file in files if b"\ndef get_config(" in file.read_bytes()]
+
+
+def _split(argument: str) -> list[str]:
+    """Splits PATH.py:VARIANT into the path and the variant, if there is one.
+
+    A colon in the name of a folder belongs to the path.
+
+    Example:
+        >>> _split("a:b/mine.py:flexpool,reg"), _split("a:b/mine.py"), _split("mine:flexpool")
+        (['a:b/mine.py', 'flexpool,reg'], ['a:b/mine.py'], ['mine', 'flexpool'])
+    """
+    stem, ending, variant = argument.partition(".py:")
+    if ending:
+        return [f"{stem}.py", variant]
+    return [argument] if argument.endswith(".py") else argument.split(":", 1)
 
 
 def _find(path_text: str, configs_dir: Path) -> Path:

@@ -93,6 +93,24 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     return others
 
 
+def overrides_of(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Writes the overrides that a command line has applied to a config, each as one argument.
+
+    Example:
+        >>> config = ConfigDict({"seed": 0, "sac": {"weights": (0.1, 0.9)}})
+        >>> arguments = ["--config.seed", "3", "--mode=eval", "--config.sac.weights=[.5, .5]"]
+        >>> _ = apply_overrides(config, arguments)
+        >>> overrides_of(config, arguments)
+        ['--config.seed=3', '--config.sac.weights=0.5,0.5']
+    """
+    fields = dict.fromkeys(match["field"] for match in map(_OVERRIDE.fullmatch, arguments) if match)
+    return [f"--config.{field}={_as_text(get_field(config, field))}" for field in fields]
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _is_kwarg(field: str, config: ConfigDict) -> bool:
     """Whether a field is a keyword of the optimizer, which may have any name and type."""
     group, _, name = field.rpartition(".")
@@ -180,14 +198,14 @@ def _parse(field: str, text: str, current: Any) -> Any:
 
 
 def _parse_any(text: str) -> bool | int | float | str:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+    """Reads a number, a switch or else a text; 1 and 0 are numbers."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return text
+    is_switch = text.lower() in (*_TRUE, *_FALSE)
+    return text.lower() in _TRUE if is_switch else text
 
 
 def _parse_scalar(text: str, kind: type) -> Any:

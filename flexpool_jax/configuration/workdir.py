@@ -14,10 +14,11 @@ from flexpool_jax import files
 from flexpool_jax.configuration.fields import FIELDS, definition, field_names, get_field
 from flexpool_jax.errors import UserError, one_line
 
-# Files (by the endings of their names) and folders that a run writes into its workdir.
+# Files (by the endings of their names) and folders that a run and the modes write into its workdir.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
 _MOVED_CHECKPOINTS = ("checkpoints_damaged", "checkpoints_superseded")
-_FOLDERS = ("checkpoints", *_MOVED_CHECKPOINTS, "superclass", "tensorboard")
+_OF_MODES = ("export", "inspect", "predict", "profile", "report")
+_FOLDERS = ("checkpoints", *_MOVED_CHECKPOINTS, "superclass", "tensorboard", *_OF_MODES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,23 @@ def check_workdir(workdir: str) -> None:
         raise UserError(f"--workdir={workdir}: no permission to write to {folder}")
     if folder == Path(workdir).absolute() and os.access(folder, os.R_OK):
         _check_contents(folder)
+
+
+def check_saving(workdir: str | os.PathLike[str]) -> None:
+    """Checks that checkpoints which are saved in a folder can be read again.
+
+    Orbax puts the path of a checkpoint into a glob to find the checkpoint's parts. In a glob,
+    brackets match a single character, so Orbax finds no parts and raises no error.
+
+    Raises:
+        UserError: The absolute path of the folder contains an opening bracket.
+    """
+    path = Path(workdir).absolute()
+    if "[" in str(path):
+        raise UserError(
+            f"{path} has a [ in its path, and checkpoints that are saved there could not be read; "
+            "allowed: a folder whose path has none, or a link to this folder whose path has none"
+        )
 
 
 def _exists(path: Path) -> bool:

@@ -26,7 +26,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 MAX_PIXELS = 80_000_000
 _GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
 # Numbers of the tags in EXIF 2.32 and TIFF 6.0.
-_ORIENTATION, _PHOTOMETRIC = 274, 262
+_ORIENTATION, _PHOTOMETRIC, _BITS = 274, 262, 258
 # Upper limit of the number of threads, because each may hold a large decoded image.
 _MAX_THREADS = 16
 
@@ -94,14 +94,16 @@ def read_image(content: bytes, name: str, channels: int) -> Image.Image:
     with _open(io.BytesIO(content), name) as image:
         try:
             # Some TIFFs store white as 0, which Pillow does not correct in 16-bit images.
-            inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+            tags = getattr(image, "tag_v2", {})
+            inverted = tags.get(_PHOTOMETRIC) == 0
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 # Scaled here, because `convert` would clip all values above 255 to 255.
                 wide = np.asarray(upright, np.float64)
-                wide = 65535 - wide if inverted else wide
-                upright = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+                white = 4095 if tags.get(_BITS) == (12,) else 65535
+                wide = white - wide if inverted else wide
+                upright = Image.fromarray(np.rint(wide / (white / 255)).astype(np.uint8))
             return upright.convert(MODE_OF_CHANNELS[channels])
         except Exception as error:
             raise _damaged(name, error) from error

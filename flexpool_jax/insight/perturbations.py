@@ -104,8 +104,8 @@ def shift(images: Array, *, down: ArrayLike, right: ArrayLike) -> Array:
 def gaussian_noise(images: Array, *, sd: ArrayLike) -> Array:
     """Adds independent Gaussian noise to every value: ``y = x + 255 · sd · n``, n ~ N(0, 1).
 
-    The draws n depend only on the index of the image, not on the strength: all strengths and all
-    models use the same draws.
+    The draws n depend only on the index of the image, not on the strength, nor on JAX's default
+    dtype and generator: all strengths and all models use the same draws.
 
     Args:
         images: uint8 ``[N, H, W, C]``.
@@ -114,11 +114,12 @@ def gaussian_noise(images: Array, *, sd: ArrayLike) -> Array:
     Returns:
         uint8 ``[N, H, W, C]``.
     """
-    key = jax.random.key(_NOISE_SEED)
+    key = jax.random.key(_NOISE_SEED, impl="threefry2x32")
+    deviation = 255 * jnp.asarray(sd, jnp.float32)
 
     def one(image: Array, index: Array) -> Array:
-        draws = jax.random.normal(jax.random.fold_in(key, index), image.shape)
-        return image + 255 * sd * draws
+        draws = jax.random.normal(jax.random.fold_in(key, index), image.shape, jnp.float32)
+        return image + deviation * draws
 
     return _map(one, images)
 

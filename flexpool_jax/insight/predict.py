@@ -73,13 +73,13 @@ def find_images(pattern: str) -> list[Path]:
     Args:
         pattern: a file; a folder, whose image files are listed with those of its subfolders; or a
             glob such as ``photos/**/*.jpg``. In folders and by globs, only files with the ending of
-            an image are listed, and no hidden ones.
+            an image are listed, and no hidden ones. Links are followed, to each folder once.
 
     Returns:
         At least one path, each once, in alphabetical order.
 
     Raises:
-        UserError: no image file was found.
+        UserError: no image file was found, or a folder cannot be listed.
     """
     path = files.expanded(pattern)
     if path.exists() and not path.is_dir():
@@ -101,16 +101,35 @@ def find_images(pattern: str) -> list[Path]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """The image files of a folder and its subfolders, or the file itself."""
+    """The image files of a folder and its subfolders, linked ones too, or the file itself."""
     if not path.is_dir():
         if path.suffix.lower() in images.SUFFIXES:
             yield path
         return
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+    for folder, names in _walk(path):
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in images.SUFFIXES:
                 yield Path(folder, name)
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder at and below a path, with the names of its files; follows links, those last."""
+    starts, seen = [path], set()
+    for start in starts:
+        for folder, subfolders, names in os.walk(start, onerror=_refuse):
+            real = os.path.realpath(folder)
+            if real in seen:  # Links may form a cycle, or lead to a folder that was listed.
+                subfolders.clear()
+                continue
+            seen.add(real)
+            shown = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+            subfolders[:] = sorted(shown)
+            starts += [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
+            yield folder, names
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"--images: cannot list {error.filename}: {error.strerror}") from error
 
 
 def read_image(

@@ -75,13 +75,16 @@ def run_sweep(
             A cell that is already trained is then only probed.
 
     Raises:
-        UserError: A cell's folder holds a run of another config; no cell has been run.
+        UserError: A cell's folder holds a run of another config, or checkpoints cannot be saved in
+            it; no cell has been run.
         SweepFailed: Some cells failed; the others are finished, or other processes run them.
         Interrupted: The process was told to stop; the cell that was running has saved its state.
         KeyboardInterrupt: Ctrl-C was pressed twice; the cell that was running keeps its last
             checkpoint.
     """
     workdir = Path(workdir)
+    for cell in cells:
+        configuration.check_saving(workdir / cell.name)
     stages = (_TRAINING, _PROBING) if probe else (_TRAINING,)
     remaining = [cell for cell in cells if not _is_finished(cell, workdir / cell.name, stages)]
     before = len(cells) - len(remaining)

@@ -11,6 +11,7 @@ The modules, in the order in which to read them:
 - metrics: numbers for files. console: output for people.
 - interrupts: signals. processes: several hosts. pace: the number of steps in a dispatch.
 - superclass, debugging, determinism: options of a config or a command.
+- environment: checks of JAX's settings.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def train(
 
     Raises:
         UserError: the config is wrong, or differs from the workdir's in a field that is fixed once
-            a run has saved a checkpoint; or the workdir cannot be used.
+            a run has saved a checkpoint; the workdir cannot be used; or a setting of JAX, such as
+            ``jax_enable_x64``, changes what a seed draws.
         PeerLost: another process of the run has ended.
         Interrupted: the process was told to stop by a signal; the state is saved.
         TrainingDiverged: a loss became NaN or infinite.
@@ -75,6 +77,7 @@ def train(
     folder = files.expanded(workdir).absolute()
     # The text and not the folder, because a Path has lost the slashes of an address.
     configuration.check_workdir(os.path.expanduser(workdir))  # noqa: PTH111
+    configuration.check_saving(folder)
     config = configuration.resolve(config)
     configuration.check_files(config, folder)
     configuration.check_resume(config, folder)

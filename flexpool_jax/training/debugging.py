@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
         nonlocal is_tracing
         is_tracing = False
         jax.profiler.stop_trace()
-        print(f"\nprofile: tensorboard --logdir={folder}", file=sys.stderr)
+        print(f"\nprofile: tensorboard --logdir={shlex.quote(str(folder))}", file=sys.stderr)
 
     def train_steps(*arguments: Any) -> Any:
         nonlocal dispatches, is_tracing

@@ -24,6 +24,8 @@ from flexpool_jax.source import source_hash, versions
 
 RUN_FILE = "run.json"
 DATA_FILE = "data.json"
+# What other modes measured of a checkpoint.
+_MEASURED_FILES = ("evaluation.json", "probe.json")
 
 # Fields of data.json, with the words that name them in a message about different data.
 _DATA_TITLES = {
@@ -108,7 +110,8 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     """Writes run.json and data.json when a run begins; reads and checks them when it continues.
 
     If the workdir has no saved state, data.json may describe the data of an earlier start that
-    failed; it is then replaced.
+    failed; it is then replaced. Measurements of an earlier run, whose checkpoints were deleted, are
+    removed.
 
     Args:
         workdir: an existing folder.
@@ -122,6 +125,8 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
         identity = recall(workdir, config, dataset)
         is_current = (workdir / DATA_FILE).exists()
     else:
+        for name in _MEASURED_FILES:
+            (workdir / name).unlink(missing_ok=True)
         identity = Identity(read_id(workdir), config, dataset.digest)
         is_current = files.read_json(workdir / DATA_FILE) == _describe(dataset)
     if not is_current:

@@ -20,6 +20,7 @@ from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
+from flexpool_jax.training.environment import check_platform, check_random_numbers
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.loop import Run, run_epochs
@@ -43,10 +44,12 @@ def train(
     profile: bool = False,
 ) -> dict[str, Any]:
     """Trains as `flexpool_jax.train` does, with a config and a workdir that have been checked."""
+    check_random_numbers()
     with stop_on_signals(may_exit=False) as stop, processes.explaining_loss():
         use_compilation_cache(config.compilation_cache)
         if config.deterministic:
             use_deterministic_ops()
+        check_platform()
         dataset = dataset or load_configured_dataset(config)
         processes.check_alike(facts(config, dataset))
         phases = [("", set_up(config, dataset))]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import default
 from flexpool_jax.configuration import config_files, load_config
 from flexpool_jax.errors import UserError
 
@@ -31,6 +32,12 @@ DEFAULT = "from configs import default\n\n"
             [":5: TypeError", "seed"],
         ),
         (DEFAULT + "def get_config():\n  return default.get_config('avg,rg')\n", ["'rg'", "'reg'"]),
+        (
+            "from ml_collections import ConfigDict, config_dict\n"
+            "def get_config():\n"
+            "  return ConfigDict({'seed': config_dict.required_placeholder(int)})\n",
+            ["mine.py: RequiredValueError: "],
+        ),
         ("\0", ["mine.py"]),
         ("# coding: no-such-encoding\n", ["SyntaxError"]),
     ],
@@ -82,12 +89,32 @@ def test_the_users_home_is_expanded(tmp_path, monkeypatch, request):
     assert load_config("~/mine.py:max", request.config.rootpath / "configs").pool == "max"
 
 
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
+    path = tmp_path / "a:b" / "mine.py"
+    path.parent.mkdir()
+    path.write_text("from configs.digits import get_config\n")
+    assert load_config(str(path), "configs").pool == "flexpool"
+    assert load_config(f"{path}:max", "configs").pool == "max"
+
+
 def test_config_that_takes_no_variant(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(DEFAULT + "def get_config():\n  return default.get_config()\n")
     assert load_config(str(path), "configs").batch_size == 1000
     with pytest.raises(UserError, match="takes no argument after the colon"):
         load_config(f"{path}:flexpool", "configs")
+
+
+def test_a_frozen_config_can_be_overridden_as_any_other(tmp_path):
+    path = tmp_path / "mine.py"
+    source = "def get_config():\n  return ml_collections.FrozenConfigDict(default.get_config())\n"
+    path.write_text(f"import ml_collections\n{DEFAULT}{source}")
+    config = load_config(str(path), "configs")
+    config.sac.enabled = True
+    assert config.is_locked
+    expected = default.get_config()
+    expected.sac.enabled = True
+    assert config == expected
 
 
 def test_project_configs_are_found_from_any_folder(tmp_path, monkeypatch, request):

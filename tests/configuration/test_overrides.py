@@ -57,6 +57,12 @@ def overridden(*arguments):
         (["--config.optimizer.kwargs.eps=1e-3"], "optimizer.kwargs.eps", 1e-3),
         (["--config.optimizer.kwargs.nesterov=True"], "optimizer.kwargs.nesterov", True),
         (["--config.optimizer.kwargs.nesterov", "false"], "optimizer.kwargs.nesterov", False),
+        (["--config.optimizer.kwargs.nesterov=no"], "optimizer.kwargs.nesterov", False),
+        (["--config.optimizer.kwargs.nesterov=Off"], "optimizer.kwargs.nesterov", False),
+        (["--config.optimizer.kwargs.nesterov=yes"], "optimizer.kwargs.nesterov", True),
+        (["--config.optimizer.kwargs.nesterov=on"], "optimizer.kwargs.nesterov", True),
+        (["--config.optimizer.kwargs.ns_steps=1"], "optimizer.kwargs.ns_steps", 1),
+        (["--config.optimizer.kwargs.ns_steps=0"], "optimizer.kwargs.ns_steps", 0),
         (["--config.optimizer.kwargs.mode=x,y"], "optimizer.kwargs.mode", "x,y"),
         (
             ["--config.optimizer.kwargs.b1=1", "--config.optimizer.kwargs.b1=.5"],

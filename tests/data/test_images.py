@@ -62,6 +62,21 @@ def test_a_sixteen_bit_tiff_that_stores_white_as_zero_is_inverted():
     np.testing.assert_allclose(image, (65535 - array) / 257, atol=0.51)
 
 
+def test_twelve_bit_greys_are_scaled_from_black_to_white():
+    # Pillow does not write such files: a TIFF of 4 x 1 pixels by hand, two pixels in three bytes.
+    entries = [
+        (256, 3, 1, 4), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1),
+        (273, 4, 1, 134), (278, 3, 1, 1), (279, 4, 1, 6),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries))
+    for entry in entries:
+        directory += struct.pack("<HHII", *entry)
+    content = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
+    content = content.ljust(134, b"\0") + bytes.fromhex("000fff800010")
+    image = np.asarray(read_image(content, "x", channels=1))
+    np.testing.assert_array_equal(image, [[0, 255, 128, 1]])
+
+
 def test_sixteen_bit_colours_are_scaled_and_not_clipped():
     # Pillow does not write such files: a TIFF of 2 x 1 pixels by hand (TIFF 6.0, section 6).
     pixels = np.array([[[0, 256, 65535], [32768, 511, 1]]], "<u2")

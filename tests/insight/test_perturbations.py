@@ -1,5 +1,6 @@
 """Shifts move the content where they say; corruptions are the formulas', rounded to uint8."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,3 +91,15 @@ def test_noise_depends_on_an_images_place_alone(monkeypatch, images):
     )
     np.testing.assert_allclose(strong, 2 * weak, atol=1.6)
     assert not np.array_equal(weak[0], weak[1])
+
+
+@pytest.mark.parametrize(
+    "setting", [lambda: jax.enable_x64(True), lambda: jax.default_prng_impl("rbg")]
+)
+def test_noise_does_not_depend_on_settings_of_jax(images, setting):
+    usual = np.asarray(perturbations.gaussian_noise(images, sd=0.1))
+    with setting():
+        # Traced anew: JAX would use the program that it has compiled under another setting.
+        anew = jax.jit(lambda x: perturbations.gaussian_noise.__wrapped__(x, sd=0.1))
+        found = np.asarray(anew(images))
+    np.testing.assert_array_equal(found, usual)

@@ -1,6 +1,8 @@
 """Predictions of image files are those of the network, whatever the files are like."""
 
 import csv
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -137,6 +139,34 @@ def test_files_folders_and_globs_are_listed_once_in_order(tmp_path):
     assert listed("[1].png") == ["[1].png"]
 
 
+def test_linked_folders_are_listed_once_and_circles_end(tmp_path):
+    for name in ("photos/cat/1.png", "photos/z/2.png", "elsewhere/3.png", "elsewhere/in/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    photos = tmp_path / "photos"
+    (photos / "dog").symlink_to(tmp_path / "elsewhere")
+    (photos / "cat" / "up").symlink_to(photos)
+    (photos / "a").symlink_to(photos / "z")
+    (tmp_path / "elsewhere" / "all").symlink_to(tmp_path)
+    listed = [str(path.relative_to(photos)) for path in find_images(str(photos))]
+    assert listed == ["cat/1.png", "dog/3.png", "dog/in/4.png", "z/2.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "1.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def forbidding(path):
+        if Path(path) == tmp_path / "cat":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    with pytest.raises(UserError, match=f"cannot list {tmp_path}/cat: Permission denied"):
+        find_images(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
@@ -155,13 +185,13 @@ def test_a_pattern_without_images_is_one_clear_line(pattern, words, tmp_path):
 
 
 def test_a_run_of_release_0_1_says_how_to_get_its_data_file(dataset, tmp_path, photos, capsys):
-    old = shutil.copytree(OLD_WORKDIR, tmp_path / "run")
+    old = shutil.copytree(OLD_WORKDIR, tmp_path / "old run")
     predicting = [f"--workdir={old}", "--mode=predict", f"--images={photos}"]
     assert launch.main(predicting) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert "no data.json" in message
-    assert f"python launch.py --workdir={old}" in message
+    assert f"`python launch.py --workdir='{old}'`" in message
     # What the message says helps: training calls this first, and then sees that it is finished.
     identity.begin(old, read_config(old), dataset)
     assert load_trained(old).class_names == tuple("0123456789")

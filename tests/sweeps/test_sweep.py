@@ -29,8 +29,8 @@ class Sweeps:
         self.workdir, self.log = folder / "sweep", folder / "log"
         self.log.touch()
 
-    def run(self, seeds, *, probe=False, **fields):
-        cells = grid.expand(small_sweep(seeds=seeds, columns=("avg",), **fields), CONFIGS_DIR)
+    def run(self, seeds, *, probe=False, columns=("avg",), **fields):
+        cells = grid.expand(small_sweep(seeds=seeds, columns=columns, **fields), CONFIGS_DIR)
         run_sweep(cells, self.workdir, (sys.executable, str(TRAINER), str(self.log)), probe=probe)
 
     def trained(self):
@@ -103,6 +103,14 @@ def test_another_config_in_a_cells_folder_is_refused_before_anything_runs(sweeps
     with pytest.raises(UserError, match=r"seed-1 holds .*config.batch_size is 32 \(was 64\)"):
         sweeps.run((0, 1), num_epochs=5, overrides="batch_size=32")
     assert sweeps.trained() == []
+
+
+def test_a_cell_whose_checkpoints_could_not_be_read_is_refused_before_anything_runs(sweeps):
+    columns = ("avg", "max+dataset.mean=[0.5]+dataset.std=[0.25]")
+    with pytest.raises(UserError, match=r"digits/max\+dataset.mean=\[0.5\].*/seed-0 has a \["):
+        sweeps.run((0,), columns=columns)
+    assert sweeps.trained() == []
+    assert not sweeps.workdir.exists()
 
 
 def test_a_cell_that_failed_before_it_saved_anything_takes_the_corrected_config(sweeps):

@@ -53,11 +53,12 @@ def run(workdir, model, flag):
 
 
 def test_a_profile_is_a_trace_that_tensorboard_reads(tmp_path, capsys):
-    assert run(tmp_path, "one_conv_to_profile", "--profile") == 0
-    (trace,) = (tmp_path / "profile/plugins/profile").glob("*/*.xplane.pb")
+    workdir = tmp_path / "a run"
+    assert run(workdir, "one_conv_to_profile", "--profile") == 0
+    (trace,) = (workdir / "profile/plugins/profile").glob("*/*.xplane.pb")
     assert trace.stat().st_size > 1000
-    assert f"tensorboard --logdir={tmp_path}/profile" in capsys.readouterr().err
-    assert run(tmp_path, "one_conv_to_profile", "--profile") == 0
+    assert f"tensorboard --logdir='{workdir}/profile'" in capsys.readouterr().err
+    assert run(workdir, "one_conv_to_profile", "--profile") == 0
     assert "this command made 0" in capsys.readouterr().err
 
 

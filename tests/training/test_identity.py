@@ -298,6 +298,19 @@ def test_data_are_fixed_once_a_checkpoint_is_saved(make_config, tmp_path):
         identity.begin(tmp_path, config, first)
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "probe.json"])
+def test_measurements_of_a_deleted_run_are_removed_when_another_begins(make_config, tmp_path, name):
+    config = make_config()
+    dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    (tmp_path / name).write_text("{}")
+    identity.begin(tmp_path, config, dataset)
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).write_text("{}")
+    (tmp_path / checkpoints.FOLDER / "11").mkdir(parents=True)
+    identity.begin(tmp_path, config, dataset)
+    assert (tmp_path / name).exists()
+
+
 def test_arrays_from_a_program_are_not_taken_for_the_set_of_that_name(
     make_config, tmp_path, capsys
 ):

@@ -12,3 +12,9 @@ def test_a_home_folder_is_checked_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match=f"{tmp_path}/run is a file; allowed: a folder"):
         train(digits.get_config(), "~/run")
+
+
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\[b\]/run has a \[ in its path.*allowed: "):
+        train(digits.get_config(), tmp_path / "a[b]" / "run")
+    assert list(tmp_path.iterdir()) == []
