@@ -56,7 +56,7 @@ def train(command: Command) -> None:
     result = flexpool_jax.train(
         config, workdir, profile=command.profile, debug_nans=command.debug_nans
     )
-    evaluation = [f"--workdir={workdir}", "--mode=eval", *command.own_config]
+    evaluation = [f"--workdir={workdir}", "--mode=eval", *command.config_flags]
     print(
         f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
         f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
@@ -404,10 +404,10 @@ def _stop_writing() -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        # Names of classes and files may hold characters that a terminal's encoding does not have.
-        if isinstance(stream, io.TextIOWrapper):  # None if the shell has closed it.
-            stream.reconfigure(errors="backslashreplace")
+    # Names of classes and files may hold characters that a terminal's encoding does not have.
+    # sys.stdout is None if the shell has closed it.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     cpu.prepare_process()
     # Matplotlib's cache of fonts is put into the folder with the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)

@@ -70,8 +70,8 @@ class Command:
         config_given: Whether there was a `--config` or an override, so that the config may differ
             from the workdir's.
         config_saved: Whether the config is that of the workdir, since there was no `--config`.
-        own_config: The flags that give `config` again, if `--config` named a file of the user's
-            own, which may register parts of the run; otherwise empty.
+        config_flags: The flags that give `config` again, if there was a `--config`, whose file may
+            register parts of the run; otherwise empty.
     """
 
     mode: str
@@ -90,7 +90,7 @@ class Command:
     config: ConfigDict | None
     config_given: bool
     config_saved: bool
-    own_config: tuple[str, ...]
+    config_flags: tuple[str, ...]
 
 
 def read(
@@ -121,7 +121,7 @@ def read(
     overridden = any(map(is_override, arguments))
     config_given = values["config"] is not None or overridden
     config_saved = False
-    own_config: list[str] = []
+    config_flags: list[str] = []
     config: ConfigDict | None = None
     if values["config"] is not None:
         config = configuration.load_config(values["config"], configs_dir)
@@ -129,9 +129,9 @@ def read(
         config, config_saved = configuration.read_config(workdir), True
     if config is not None:
         others = configuration.apply_overrides(config, arguments)
-        if not (config_saved or configuration.is_in_folder(values["config"], configs_dir)):
+        if not config_saved:
             overrides = configuration.overrides_of(config, arguments)
-            own_config = [f"--config={values['config']}", *overrides]
+            config_flags = [f"--config={values['config']}", *overrides]
         arguments = others
     elif overridden:
         raise UserError(
@@ -146,7 +146,7 @@ def read(
         **values,
         config_given=config_given,
         config_saved=config_saved,
-        own_config=tuple(own_config),
+        config_flags=tuple(config_flags),
     )
 
 

@@ -5,7 +5,7 @@ schedules and the like.
 """
 
 from flexpool_jax.configuration.fields import FIELDS, dataset_options, field_names, get_field
-from flexpool_jax.configuration.loading import config_files, is_in_folder, load_config
+from flexpool_jax.configuration.loading import config_files, load_config
 from flexpool_jax.configuration.overrides import apply_overrides, overrides_of
 from flexpool_jax.configuration.validation import (
     check_batch_size,
@@ -52,7 +52,6 @@ __all__ = [
     "has_checkpoint",
     "has_effect",
     "has_saved_state",
-    "is_in_folder",
     "load_config",
     "overrides_of",
     "read_config",

@@ -60,12 +60,6 @@ def load_config(argument: str, configs_dir: str | os.PathLike[str]) -> ConfigDic
     return config
 
 
-def is_in_folder(argument: str, configs_dir: str | os.PathLike[str]) -> bool:
-    """Whether the existing file that a `--config` argument names is in the project's folder."""
-    path = _find(_split(argument)[0], Path(configs_dir))
-    return path.resolve().parent == Path(configs_dir).resolve()
-
-
 def config_files(configs_dir: str | os.PathLike[str]) -> list[str]:
     """Lists the names of the files in a folder that define `get_config`, in alphabetical order."""
     files = sorted(Path(configs_dir).glob("*.py"))

@@ -73,13 +73,14 @@ def find_images(pattern: str) -> list[Path]:
     Args:
         pattern: a file; a folder, whose image files are listed with those of its subfolders; or a
             glob such as ``photos/**/*.jpg``. In folders and by globs, only files with the ending of
-            an image are listed, and no hidden ones. Links are followed, to each folder once.
+            an image are listed, and no hidden ones. In a folder, links are followed, to each folder
+            once; a folder that cannot be listed is named on stderr.
 
     Returns:
         At least one path, each once, in alphabetical order.
 
     Raises:
-        UserError: no image file was found, or a folder cannot be listed.
+        UserError: no image file was found.
     """
     path = files.expanded(pattern)
     if path.exists() and not path.is_dir():
@@ -116,7 +117,7 @@ def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder at and below a path, with the names of its files; follows links, those last."""
     starts, seen = [path], set()
     for start in starts:
-        for folder, subfolders, names in os.walk(start, onerror=_refuse):
+        for folder, subfolders, names in os.walk(start, onerror=_say_skipped):
             real = os.path.realpath(folder)
             if real in seen:  # Links may form a cycle, or lead to a folder that was listed.
                 subfolders.clear()
@@ -128,8 +129,8 @@ def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield folder, names
 
 
-def _refuse(error: OSError) -> None:
-    raise UserError(f"--images: cannot list {error.filename}: {error.strerror}") from error
+def _say_skipped(error: OSError) -> None:
+    print(f"skipped: cannot list {error.filename}: {error.strerror}", file=sys.stderr)
 
 
 def read_image(

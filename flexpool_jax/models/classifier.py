@@ -42,7 +42,7 @@ class Head(nn.Module):
     def __call__(self, feature_map: Array, train: bool = False) -> Array:
         x = create_pool(self.pool, name="pool")(feature_map)
         batch = feature_map.shape[0]
-        if jnp.ndim(x) != 2 or x.shape[0] != batch:
+        if getattr(x, "ndim", 0) != 2 or x.shape[0] != batch:
             raise UserError(
                 f"pool {self.pool!r} must map {list(feature_map.shape)} to [{batch}, features]; "
                 f"got {_describe(x)}"

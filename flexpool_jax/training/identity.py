@@ -121,12 +121,13 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
+    if not configuration.has_checkpoint(workdir):
+        for name in _MEASURED_FILES:
+            (workdir / name).unlink(missing_ok=True)
     if configuration.has_saved_state(workdir):
         identity = recall(workdir, config, dataset)
         is_current = (workdir / DATA_FILE).exists()
     else:
-        for name in _MEASURED_FILES:
-            (workdir / name).unlink(missing_ok=True)
         identity = Identity(read_id(workdir), config, dataset.digest)
         is_current = files.read_json(workdir / DATA_FILE) == _describe(dataset)
     if not is_current:

@@ -253,6 +253,7 @@ def test_backbone_that_returns_something_else_is_told_what_it_must_return(
         (lambda x: x.max(axis=1), r"an array \[2, 8, 64\] of float32"),
         (lambda x: x.mean(axis=(0, 1, 2)), r"an array \[64\]"),
         (lambda x: x.mean(), r"an array \[\]"),
+        (lambda x: (x.mean(axis=(1, 2)), 1), "a tuple"),
     ],
 )
 def test_pool_that_returns_another_shape_is_named(monkeypatch, pool, got):
