@@ -185,6 +185,15 @@ def tell_to_stop(waiting, number=signal.SIGTERM):
     return thread
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP has its default effect; under nohup, it would be ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_told_to_stop_it_waits_for_the_cell_and_goes_on_the_next_time(sweeps, number):
     thread = tell_to_stop(sweeps.workdir / f"digits/avg/seed-{trainer.WAITS}/waiting", number)

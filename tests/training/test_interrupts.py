@@ -99,6 +99,7 @@ COMMAND = """
 import os, signal, sys, time
 from flexpool_jax.training.interrupts import stop_on_signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup, it would be ignored.
 with stop_on_signals() as stop:
     stop.saves = True
     for number in sys.argv[1:]:
