@@ -62,6 +62,7 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
         probes: The probes of E1's networks.
     """
     found = {finding.title: finding for one in analyses for finding in one.findings}
+    unfinished = {f.title for one in analyses if one.missing for f in one.findings}
     rows = []
     for prediction in PREDICTIONS:
         title = Finding(prediction.weights, None).title
@@ -69,6 +70,8 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
         expects = {"equal": "within ±0.5"}.get(prediction.expects, f"{prediction.expects} 0")
         shown = "runs are missing" if contrast is None else points(contrast)
         agrees = "–" if contrast is None else prediction.agrees(contrast)
+        if contrast is not None and title in unfinished:
+            agrees = "runs are missing"
         rows.append([prediction.name, title, expects, shown, agrees])
     rows.append(
         [

@@ -221,6 +221,16 @@ def test_page_says_that_there_is_nothing_to_explain_without_a_difference(small):
     assert sentence in text_of(small)
 
 
+def test_unfinished_experiments_agree_with_no_prediction(small):
+    write_evidence(small / "results", ("e4",))
+    whole = section(text_of(small), "Which part of it")
+    (small / "results/e4/fashion_mnist/flatten/seed-1/result.json").unlink()
+    rows = section(text_of(small), "Which part of it")
+    agrees = {row[1]: row[4] for row in rows if row[0] == "M2"}
+    assert set(agrees.values()) == {"runs are missing"}
+    assert "runs are missing" not in {row[4] for row in whole}
+
+
 def test_cell_with_a_result_has_not_failed(small):
     cell = "e1/fashion_mnist/avg/seed-3"
     with pytest.raises(UserError, match=f"--failed={cell} has a result"):
