@@ -251,9 +251,7 @@ def _check_column(column: str, sweep: ConfigDict, sac: str, overrides: Sequence[
         raise UserError("a column is empty; allowed: e.g. avg, flexpool+reg")
     settings = variants.read_variant(column, "+", kind="column")
     elsewhere = {part.partition("=")[0]: "config.overrides" for part in overrides}
-    elsewhere["seed"] = "config.seeds"
-    if sweep.num_epochs:
-        elsewhere["num_epochs"] = "config.num_epochs"
+    elsewhere |= _set_by_fields(sweep)
     if sac != "off":
         elsewhere["sac.enabled"] = elsewhere["sac.weights"] = "config.sac"
     for setting in settings:
@@ -263,6 +261,12 @@ def _check_column(column: str, sweep: ConfigDict, sac: str, overrides: Sequence[
             raise UserError(
                 f"column {column!r} sets {setting.field}; leave that to {elsewhere[setting.field]}"
             )
+
+
+def _set_by_fields(sweep: ConfigDict) -> dict[str, str]:
+    """The fields of a run that fields of the sweep set, each with the sweep's field."""
+    fields = {"seed": "config.seeds", "dataset.name": "config.datasets"}
+    return fields | ({"num_epochs": "config.num_epochs"} if sweep.num_epochs else {})
 
 
 def _sac_weights(text: str) -> tuple[float, ...]:
@@ -275,10 +279,7 @@ def _sac_weights(text: str) -> tuple[float, ...]:
 def _split_overrides(sweep: ConfigDict) -> list[str]:
     """Splits the overrides; raises UserError if one is not FIELD=VALUE, or is set by the sweep."""
     text = sweep.overrides
-    elsewhere = {
-        **{"seed": "config.seeds", "dataset.name": "config.datasets", "sac.enabled": "config.sac"},
-        **({"num_epochs": "config.num_epochs"} if sweep.num_epochs else {}),
-    }
+    elsewhere = _set_by_fields(sweep) | {"sac.enabled": "config.sac"}
     try:
         parts = shlex.split(text)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.training import processes
 
 # Settings of JAX on which the numbers of a seed depend, with the values that this project uses.
@@ -46,7 +46,7 @@ def check_platform() -> None:
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         if not platforms:
             raise
-        reason = " ".join(str(error).split()) or "JAX finds no device of this platform"
+        reason = one_line(str(error) or "JAX finds no device of this platform", limit=None)
         raise UserError(
             f"JAX_PLATFORMS={platforms}: {reason}; name another platform, such as cpu, or unset it"
         ) from error

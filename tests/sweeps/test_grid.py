@@ -167,6 +167,7 @@ MISTAKES = [
     ({"columns": ("",)}, ["a column is empty"]),
     ({"columns": ("avg+",)}, ["unknown variant ''"]),
     ({"columns": ("avg+seed=3",)}, ["sets seed", "config.seeds"]),
+    ({"columns": ("avg+dataset.name=npz",)}, ["sets dataset.name", "config.datasets"]),
     ({"columns": ("avg+num_epochs=3",), "num_epochs": 2}, ["sets num_epochs", "config.num_epochs"]),
     (
         {"columns": ("avg+batch_size=8",), "overrides": "batch_size=9"},
