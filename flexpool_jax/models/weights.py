@@ -227,7 +227,8 @@ def _load(
         arrays = load_file(path)
     except Exception as error:  # As in `read_header`.
         raise _not_safetensors(path, error) from error
-    expected = flatten_dict(variables, sep=".")
+    leaves = flatten_dict(variables)
+    expected = {".".join(path): leaf for path, leaf in leaves.items()}
     resized: list[str] = []
     if any(map(_is_w_fp, expected)):
         header = read_header(path)
@@ -275,8 +276,7 @@ def _load(
     if listed:
         raise UserError(f"{path} does not fit the model; {'; '.join(listed)}")
     # Not by the names, because a module's name may contain a dot.
-    paths = flatten_dict(variables)
-    return unflatten_dict({path: loaded[".".join(path)] for path in paths}), list(new), resized
+    return unflatten_dict({path: loaded[".".join(path)] for path in leaves}), list(new), resized
 
 
 def _resize_pools(arrays: Arrays, expected: Mapping[str, Any], pool: str) -> list[str]:
