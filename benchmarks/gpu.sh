@@ -58,7 +58,7 @@ limited() {
   [ "$(left)" -gt 5 ] || return $INTERRUPTED
   local status=0
   # In the foreground: a sweep passes the signal on itself, and a run told twice does not save.
-  timeout --foreground --preserve-status --signal=TERM --kill-after=20 "$(left)" "$@" || status=$?
+  timeout --foreground --preserve-status --signal=TERM --kill-after=30 "$(left)" "$@" || status=$?
   # Benchmarks have no status of their own for it: they die of the signal.
   [ $status -ne 143 ] || status=$INTERRUPTED
   return $status
@@ -71,7 +71,8 @@ once() {
   if [ -n "${DRY_RUN:-}" ]; then limited "$@" && return; fi
   if [ ! -e "$WORK/finished/$name" ]; then
     limited "$@" >"$OUT/$name.part" || status=$?
-    [ $status -ne 0 ] || mv "$OUT/$name.part" "$WORK/finished/$name"
+    # A table in which a contestant failed is made again by the next call.
+    [ $status -ne 0 ] || grep -q 'failed' "$OUT/$name.part" || mv "$OUT/$name.part" "$WORK/finished/$name"
   fi
   cp "$WORK/finished/"* "$OUT" 2>/dev/null || true
   return $status
@@ -126,8 +127,17 @@ unpack() {
       "$folder/wheels/$name"-*.whl
   done
   "$PYTHON" - "$folder/source.json" <<'END'
-import json, sys
+import json, re, sys, tomllib
+from importlib import metadata
 from flexpool_jax import source
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+for needed in project["dependencies"] + project["optional-dependencies"]["train"]:
+    name, least = re.match(r"([\w-]+)>=([\d.]+)", needed).groups()
+    if needed not in project["dependencies"] and name not in ("filelock", "orbax-checkpoint"):
+        continue  # This script does without it, or has packed it.
+    found = metadata.version(name)
+    if [int(n) for n in re.findall(r"\d+", found)] < [int(n) for n in least.split(".")]:
+        sys.exit(f"gpu.sh: {name} is {found} here; needed: {needed}")
 packed, here = json.load(open(sys.argv[1])), source.source_hash()
 if packed["source_hash"] != here:
     sys.exit(f"gpu.sh: the sources here ({here}) are not those that were packed ({packed})")

@@ -51,7 +51,12 @@ def has_gpu() -> bool:
 
 def environment() -> dict[str, str]:
     """Environment variables of all contestants: huge pages, one GPU and a share of its memory."""
-    shared = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    shared = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        # So that the last line of an error is its message.
+        "JAX_TRACEBACK_FILTERING": "quiet_remove_frames",
+    }
     if not has_gpu():
         return shared
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
@@ -60,7 +65,7 @@ def environment() -> dict[str, str]:
         # Otherwise this project would use all GPUs, and its peers one.
         "CUDA_VISIBLE_DEVICES": visible[0],
         # By default JAX allocates 75 % of a GPU's memory, and the next contestant would fail.
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2",
+        "XLA_CLIENT_MEM_FRACTION": "0.2",
     }
 
 

@@ -22,7 +22,12 @@ from flexpool_jax.training import processes
 from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.identity import RUN_FILE, Identity, facts, recall
-from flexpool_jax.training.setup import load_configured_dataset, replicate, set_up
+from flexpool_jax.training.setup import (
+    agree_on_compilation_cache,
+    load_configured_dataset,
+    replicate,
+    set_up,
+)
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -82,6 +87,7 @@ def evaluate(
     asked = {"the checkpoint's step": restored.step, "--resize": resize}
     processes.check_alike({**facts(restored.setup.config, restored.setup.dataset), **asked})
     processes.check_shared(restored.workdir / RUN_FILE)
+    agree_on_compilation_cache()
     label = {}
     if resize is not None:
         restored, label = at_resolution(restored, resize), {"resize": resize}

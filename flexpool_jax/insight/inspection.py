@@ -260,8 +260,13 @@ def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
         whole model, or None if XLA does not count them. A multiplication and an addition count as
         two FLOPs. This project's CPU kernels are not used here, since XLA cannot count their FLOPs.
     """
-    images = jnp.zeros((1, *image_shape), model.dtype)
-    with cpu_kernels(False):
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names other platforms alone.
+        cpu = None
+    # XLA does not count the FLOPs of a program for a GPU.
+    with cpu_kernels(False), jax.default_device(cpu):
+        images = jnp.zeros((1, *image_shape), model.dtype)
         table = nn.tabulate(
             model,
             jax.random.key(0),

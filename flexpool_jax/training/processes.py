@@ -40,7 +40,11 @@ FILE_SECONDS = 90
 _WAIT_MS = 7 * 24 * 3600 * 1000
 
 # Words in errors of collectives and of JAX's service when another process has ended.
-_LOST = re.compile(r"coordination|socket closed|peer|connection (reset|refused|closed)", re.I)
+_LOST = re.compile(
+    r"coordination|socket closed|remote peer|by peer|connection (reset|refused|closed)"
+    r"|remote process exited|ncclRemoteError",
+    re.I,
+)
 
 # JAX gives each task of SLURM and of Open MPI a single device, by its number on its node. Here the
 # only task of a node uses all visible devices.

@@ -29,6 +29,7 @@ from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import (
     Setup,
+    agree_on_compilation_cache,
     check_training,
     load_configured_dataset,
     set_up,
@@ -52,6 +53,7 @@ def train(
         check_platform()
         dataset = dataset or load_configured_dataset(config)
         processes.check_alike(facts(config, dataset))
+        agree_on_compilation_cache()
         phases = [("", set_up(config, dataset))]
         if config.superclass.epochs:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +21,7 @@ import ml_collections
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.experimental.compilation_cache import compilation_cache
 
 from flexpool_jax import configuration, cpu, files
 from flexpool_jax.data import Dataset, load_dataset, memory_for_images
@@ -282,3 +286,23 @@ def use_compilation_cache(folder: str) -> None:
     if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def agree_on_compilation_cache() -> None:
+    """Turns the cache of compiled programs off unless all processes find the same programs in it.
+
+    When a program is compiled for GPUs, the processes of a run share the work of autotuning. A
+    process that finds the program in its cache takes no part in that, so the others would wait for
+    it for a day.
+    """
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    programs = sorted(path.name for path in Path(folder).glob("*-cache")) if folder else []
+    found = hashlib.sha256("\n".join(programs).encode()).hexdigest()
+    if len(set(processes.gather(found))) > 1:
+        print(
+            "the processes have other compiled programs in their compilation_cache, so this run "
+            "does not use it; give it a folder that all machines share",
+            file=sys.stderr,
+        )
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()

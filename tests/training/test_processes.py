@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from flexpool_jax.errors import PeerLost
+from flexpool_jax.training import processes
+
 PROGRAM = """
 import jax
 from flexpool_jax.training import processes
@@ -41,3 +44,21 @@ def test_a_task_uses_all_gpus_only_if_they_are_its_own(tasks_per_node, seen, use
         text=True,
     )
     assert done.stdout.strip() == used, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "is_loss"),
+    [
+        (
+            "NCCL operation ncclAllReduce failed: remote process exited",
+            True,
+        ),
+        ("Connection closed by peer [10.0.0.2]:4321", True),
+        ("CUDA_ERROR_PEER_ACCESS_UNSUPPORTED: peer access is not supported", False),
+    ],
+)
+def test_errors_of_collectives_tell_that_a_process_was_lost(message, is_loss, monkeypatch):
+    monkeypatch.setattr(processes, "_client", lambda: True)
+    kind = PeerLost if is_loss else RuntimeError
+    with pytest.raises(kind, match=r"NCCL|peer"), processes.explaining_loss():
+        raise RuntimeError(message)

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import digits
 from flexpool_jax import configuration, register_model
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
-from flexpool_jax.training import feed, steps
-from flexpool_jax.training.setup import check_training, set_up
+from flexpool_jax.training import feed, processes, steps
+from flexpool_jax.training.setup import agree_on_compilation_cache, check_training, set_up
 
 
 class Linear(nn.Module):
@@ -129,3 +130,28 @@ def test_the_seed_draws_the_weights_and_the_order():
         feed._epoch_indices(*place) for place in ((zero, 500, 0), (one, 500, 0), (zero, 500, 1))
     ]
     assert len({order.tobytes() for order in orders}) == 3
+
+
+@pytest.mark.parametrize("other_has_it", [True, False])
+def test_the_compile_cache_is_used_if_all_processes_find_the_same_in_it(
+    other_has_it, tmp_path, monkeypatch, capsys
+):
+    found_by_the_other = []
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        if other_has_it:
+            (tmp_path / "step-1234-cache").touch()
+        monkeypatch.setattr(
+            processes, "gather", lambda found: found_by_the_other.append(found) or []
+        )
+        agree_on_compilation_cache()
+        monkeypatch.setattr(processes, "gather", lambda found: [found, *found_by_the_other])
+        (tmp_path / "step-1234-cache").touch()
+        agree_on_compilation_cache()
+        assert jax.config.jax_enable_compilation_cache == other_has_it
+        assert ("does not use it" in capsys.readouterr().err) != other_has_it
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
