@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import files
 from flexpool_jax.data import Dataset
+from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.data.dataset import black_split
 from flexpool_jax.data.images import Fit
 from flexpool_jax.errors import UserError
@@ -53,7 +54,7 @@ def restore_workdir(
     """
 
     def load(workdir: Path, config: ConfigDict) -> tuple[Dataset, Identity]:
-        loaded = dataset or load_configured_dataset(config)
+        loaded = check_dataset(dataset, config) if dataset else load_configured_dataset(config)
         return loaded, recall(workdir, config, loaded)
 
     return restore(workdir, step, config, load)

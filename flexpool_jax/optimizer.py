@@ -36,7 +36,7 @@ SCHEDULES: Mapping[str, Callable[[float, int, int], optax.Schedule]] = {
     "warmup_cosine": _warmup_cosine,
     "constant": lambda rate, total, warmup: optax.constant_schedule(rate),
     "step": lambda rate, total, warmup: optax.piecewise_constant_schedule(
-        rate, {total // 2: 0.1, total * 3 // 4: 0.1}
+        rate, {max(1, total // 2): 0.1, max(2, total * 3 // 4): 0.1}
     ),
 }
 

@@ -26,7 +26,7 @@ from flexpool_jax.training import checkpoints
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.environment import check_platform
 from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
-from flexpool_jax.training.setup import Setup, set_up
+from flexpool_jax.training.setup import Setup, create_configured_model, set_up
 
 Array = jax.Array
 
@@ -168,11 +168,14 @@ def load_trained(
     """
     restored = restore(workdir, step, config, _identify)
     dataset = restored.setup.dataset
+    # Statistics that are averaged over the devices of a run exist only in its compiled steps.
+    alone = copy.deepcopy(restored.setup.config)
+    alone.sync_batch_norm = False
     return Trained(
         restored.workdir,
         restored.step,
         restored.setup.config,
-        restored.setup.model,
+        create_configured_model(alone, dataset),
         restored.variables,
         dataset.class_names,
         dataset.image_shape,

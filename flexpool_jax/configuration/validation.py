@@ -63,7 +63,7 @@ def resolve(config: ConfigDict, *, reads_data: bool = True) -> ConfigDict:
         flexpool_jax.errors.UserError: config.learning_rate is -0.1; allowed: a number above 0 and \
 at most 1000
     """
-    config = copy.deepcopy(config).lock()
+    config = ConfigDict(copy.deepcopy(config)).lock()  # Also if it was a FrozenConfigDict.
     names = list(field_names(config))
     _check_names(names)
     # Fields whose check imports JAX are checked last, so that other mistakes are reported quickly.
@@ -372,6 +372,15 @@ def _check_initial_weights(config: ConfigDict) -> None:
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
     if config.dataset.mean:
+        given, saved = (
+            [*map(float, (*numbers.mean, *numbers.std))] for numbers in (config.dataset, header)
+        )
+        far = [abs(one - other) > 1e-3 for one, other in zip(given, saved, strict=False)]
+        if header.mean and (len(given) != len(saved) or any(far)):
+            raise UserError(
+                f"config.dataset.mean and std are {given}, but the weights in {header.path} were "
+                f"trained with {saved}; leave both fields out, and the file's numbers are used"
+            )
         return
     if not header.mean:
         origin = "is not of this project and" if header.foreign else "was saved without it and"

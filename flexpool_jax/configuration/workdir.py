@@ -154,6 +154,11 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
     values = files.read_json(path)
     if values is None:
         raise UserError(f"{workdir} is not a workdir of a run: it has no config.json")
+    if "pretrained_cfg" in values:
+        raise UserError(
+            f"{workdir} is an exported network and not a workdir of a run; use it by "
+            "flexpool_jax.load_exported"
+        )
     try:
         return config_from_json(values)
     # For example, a name that no field can have, or a group in place of a field.

@@ -5,13 +5,15 @@ Such arrays are used directly and never prepared, because another format would n
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from flexpool_jax.data.dataset import Arrays, Split
+from flexpool_jax.data.dataset import Arrays, Dataset, Split
 from flexpool_jax.data.images import MODE_OF_CHANNELS
 from flexpool_jax.errors import UserError
 
@@ -81,6 +83,42 @@ def check_arrays(
             f"{shapes['test'][-1]} in test; allowed: the same number"
         )
     return Arrays(checked, tuple(names))
+
+
+def check_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """Checks a data set that a program passes in place of the one that its config names.
+
+    Returns:
+        The data set, with labels int32 [N].
+
+    Raises:
+        UserError: an array has a wrong dtype or shape, or a label is not the index of a class; or
+            the config holds images out, and none were.
+    """
+    if config.dataset.holdout and not dataset.test_is_drawn:
+        raise UserError(
+            f"config.dataset.holdout is {config.dataset.holdout}, but no images were held out of "
+            "the data set given as dataset=; allowed: 0"
+        )
+    where = f"data set {dataset.name!r}"
+    # Stored images were checked when they were prepared; reading all of them would take long.
+    if isinstance(dataset.train.images, np.ndarray) and isinstance(dataset.test.images, np.ndarray):
+        pairs = {
+            "train": (dataset.train.images, dataset.train.labels),
+            "test": (dataset.test.images, dataset.test.labels),
+        }
+        arrays = check_arrays(where, pairs, dataset.class_names, _NAMES)
+        dataset = dataclasses.replace(
+            dataset,
+            train=arrays.splits["train"],
+            test=arrays.splits["test"],
+            class_names=arrays.class_names,
+        )
+    channels = (dataset.image_shape[-1],)
+    for name, array in (("mean", dataset.mean), ("std", dataset.std)):
+        if np.shape(array) != channels or not np.isfinite(array).all():
+            raise UserError(f"{where}: {name} is {array!r}; allowed: {channels[0]} finite numbers")
+    return dataset
 
 
 def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Split:

@@ -100,6 +100,7 @@ def load_dataset(
     if center_crop:
         test = test.center_crop(center_crop)
         train = train.center_crop(center_crop) if crop_training else train
+    train, test = _read_only(train), _read_only(test)
     mean, std, digest = describe(train, test, arrays.class_names)
     dataset = Dataset(
         name,
@@ -115,6 +116,16 @@ def load_dataset(
     # Fills the cached property, so that the digest is not computed a second time.
     vars(dataset)["digest"] = digest
     return dataset
+
+
+def _read_only(split: Split) -> Split:
+    """The same split; NumPy refuses to change its arrays, which would make the digest wrong."""
+    arrays = [split.images, split.labels]
+    for place, array in enumerate(arrays):
+        if isinstance(array, np.ndarray):
+            arrays[place] = array.view()
+            arrays[place].setflags(write=False)
+    return Split(*arrays)
 
 
 def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: Any) -> Path | None:

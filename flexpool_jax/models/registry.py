@@ -8,6 +8,7 @@ backbone (pools, dropout, classifiers, SAC) is `flexpool_jax.models.classifier.C
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +104,10 @@ def register_model(
     """
     if isinstance(num_stages, bool) or not isinstance(num_stages, int) or num_stages < 1:
         raise errors.UserError(f"num_stages is {num_stages!r}; allowed: a whole number from 1")
-    if not isinstance(name, str) or not name.strip():
-        raise errors.UserError(f"a model's name is {name!r}; allowed: a text that is not empty")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise errors.UserError(
+            f"a model's name is {name!r}; allowed: letters, digits, underscore, dot and hyphen"
+        )
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if not callable(build):

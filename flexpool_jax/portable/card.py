@@ -39,7 +39,9 @@ def model_card(trained: Trained, *, is_best: bool = False) -> str:
     if len(trained.class_names) > 20:
         classes += f" and {len(trained.class_names) - 20} more (config.json has all)"
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    dataset = re.sub(r"[^\w.-]", "-", config.dataset.name)
+    # Not that of the config if a program passed another data set.
+    name = files.read_json_if_whole(trained.workdir / DATA_FILE).get("name", config.dataset.name)
+    dataset = re.sub(r"[^\w.-]", "-", name)
     return f"""\
 ---
 tags:
@@ -53,7 +55,7 @@ datasets:
 metrics:
 - accuracy
 ---
-# {config.model} with the pool {config.pool} on {config.dataset.name}
+# {config.model} with the pool {config.pool} on {name}
 
 An image classifier{sac}: {parameter_count(trained.variables["params"]):,} parameters, images of
 {height}×{width} pixels ({colours}), {len(trained.class_names)} classes: {classes}.

@@ -36,7 +36,7 @@ ARM_FIELDS: dict[str, Any] = {
 }
 # Titles from the paper. Other pools are shown by their names in configs.
 _POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
-# Subfolders without results of a run: an export has a config.json too, and the first phase of a run
+# Subfolders of a run without results of their own: an export has a config.json too, and the first phase of a run
 # with super classing a result.json, whose accuracy is that of the superclasses.
 _PASSED_OVER = ("checkpoints", "tensorboard", "report", "export", "superclass")
 
@@ -325,7 +325,8 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     seen: dict[tuple[object, ...], Run] = {}
     of_data: dict[tuple[object, ...], Run] = {}
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if n not in _PASSED_OVER and not n.startswith("."))
+        passed_over = _PASSED_OVER if {"config.json", "result.json"} & set(names) else ()
+        folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)
         if "result.json" not in names:
             if "config.json" in names:
@@ -366,6 +367,7 @@ def read_run(folder: Path) -> Run:
         if not files.digest_matches(result):
             raise UserError("its numbers are not those that were written")
         config = configuration.config_from_json(result["config"])
+        dataset = result.get("dataset", config.dataset.name)
         for name in configuration.FIELDS:
             value = get_field(config, name)
             # Models and pools that a user's own program registered are not known here.
@@ -373,6 +375,10 @@ def read_run(folder: Path) -> Run:
                 check_field(name, value)
             elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
                 raise UserError(f"config.{name} is {value!r}; allowed: a name")
+        if not isinstance(dataset, str):
+            raise UserError(f"its data set is {dataset!r}; allowed: a name")
+        # The table's title and the paper's numbers are those of the data that were used.
+        config.dataset.name = dataset
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )

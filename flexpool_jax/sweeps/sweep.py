@@ -162,7 +162,7 @@ def _check_config(cell: Cell, folder: Path) -> None:
     if configuration.digest(saved) != cell.digest:
         raise UserError(
             f"{folder} holds a run of another config: {_differences(cell, saved)}; give the sweep "
-            "another --workdir, or remove that folder"
+            "another --workdir, or move that folder away"
         )
 
 

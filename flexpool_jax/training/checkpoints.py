@@ -274,12 +274,12 @@ def _restore_items(
             ),
         )
         items = {name: restored[name] for name in blank}
-        _check_shapes(items, blank)
         altered = [name for name, item in items.items() if _digest(item) != sha256[name]]
     except Exception as error:  # Orbax raises many kinds for a file that is missing or cut short.
         raise _unreadable(step, error) from error
     if altered:
         raise DamagedCheckpoint(f"step {step} is not what was saved: {', '.join(altered)} differs")
+    _check_shapes(step, items, blank)
     return items
 
 
@@ -287,14 +287,18 @@ def _unreadable(step: int, error: Exception) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"step {step} cannot be read: {one_line(error)}")
 
 
-def _check_shapes(items: Any, like: Any) -> None:
-    """Checks that each array has the expected shape and dtype, which Orbax does not check."""
+def _check_shapes(step: int, items: Any, like: Any) -> None:
+    """Raises UserError if an array has another shape or dtype, which Orbax does not check."""
     for (path, found), expected in zip(
         jax.tree_util.tree_leaves_with_path(items), jax.tree.leaves(like), strict=True
     ):
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):
             name = jax.tree_util.keystr(path)
-            raise ValueError(f"{name} is {found.shape}, the model's is {expected.shape}")
+            raise UserError(
+                f"step {step} was saved by another model: {name} is {found.dtype} {found.shape}, "
+                f"and needs to be {expected.dtype} {expected.shape}; if you changed the code of "
+                "your model, give another --workdir"
+            )
 
 
 def restore_latest(

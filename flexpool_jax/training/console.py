@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -181,7 +182,8 @@ def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"model: {config.model}, {config.pool} pool{sac}, {parameters:,} parameters",
         f"data: {dataset.name}, {len(dataset.train):,} training and {len(dataset.test):,} "
-        f"{setup.split_name} images of {shape}",
+        f"{setup.split_name} images of {shape}, {dataset.num_classes} classes: "
+        + textwrap.shorten(", ".join(dataset.class_names), 60, placeholder=" …"),
         f"run: {config.num_epochs:,} epochs of {setup.steps_per_epoch:,} steps, "
         f"{setup.total_steps:,} steps in all, {config.batch_size:,} images a step",
         f"convolutions: {setup.convolutions}",

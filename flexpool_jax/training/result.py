@@ -83,6 +83,8 @@ def result_of(
         "final_test_accuracy": measured.pop("accuracy"),
         "final_test_loss": measured.pop("loss"),
         "best_test_accuracy": progress.best_accuracy,
+        # Not that of the config if a program passed another data set.
+        "dataset": setup.dataset.name,
         "class_names": list(setup.dataset.class_names),
         "final_test_accuracy_per_class": measured.pop("accuracy_per_class", None),
         "final_test_metrics": measured,

@@ -15,6 +15,8 @@ import ml_collections
 
 from flexpool_jax import configuration, files
 from flexpool_jax.data import Dataset
+from flexpool_jax.data.arrays import check_dataset
+from flexpool_jax.errors import UserError
 from flexpool_jax.lock import LOCK_FILE, hold_workdir
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
@@ -51,7 +53,7 @@ def train(
         if config.deterministic:
             use_deterministic_ops()
         check_platform()
-        dataset = dataset or load_configured_dataset(config)
+        dataset = check_dataset(dataset, config) if dataset else load_configured_dataset(config)
         processes.check_alike(facts(config, dataset))
         agree_on_compilation_cache()
         phases = [("", set_up(config, dataset))]
@@ -63,9 +65,13 @@ def train(
             check_training(setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
+            if configuration.has_checkpoint(own_workdir):
+                phases = phases[-1:]  # The first phase was over before.
             processes.check_shared(workdir / LOCK_FILE)
             result: dict[str, Any] = {}
             trained = None
+            if not configuration.config_path(own_workdir).is_file():
+                configuration.write_config(config, own_workdir)
             for name, setup in phases:
                 folder = own_workdir / name
                 folder.mkdir(exist_ok=True)
@@ -87,6 +93,11 @@ def _train_phase(
     """Runs one phase to its end; returns its final variables, on the host, and its result."""
     config = setup.config
     changes = configuration.check_resume(config, workdir)
+    if read_result(workdir) is not None and not configuration.has_checkpoint(workdir):
+        raise UserError(
+            f"{workdir} has the result of a finished run and no checkpoint to continue from; to "
+            "train again, give another --workdir"
+        )
     identity = begin(workdir, config, setup.dataset)
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = restore_or_init(setup, manager, identity, pretrained)

@@ -135,7 +135,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         pool_learning_rate_scale=config.pool_learning_rate_scale,
         kwargs=config.optimizer.get("kwargs", {}),
     )
-    model = _create_model(config, dataset)
+    model = create_configured_model(config, dataset)
     area = config.augment.random_resized_crop or None
     normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
     train_step = steps.make_train_step(
@@ -210,7 +210,7 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
     return changed
 
 
-def _create_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
+def create_configured_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:
     """Creates the model, and checks that it can take the images, without compiling it."""
     options = {name: True for name in CIFAR_OPTIONS if config[name]}
     model = create_model(

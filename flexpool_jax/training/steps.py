@@ -284,7 +284,10 @@ def _in_parts(gradient: Gradient, count: int) -> Gradient:
             return (jax.tree.map(jnp.add, total, tuple(found)), batch_stats), None
 
         batch = {name: batch[name] for name in ("image", "label")}
-        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (batch, example_keys))
+        # Every count-th example, so that a part has the same examples on any number of devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, example_keys)
+        )
         first = jax.tree.map(lambda x: x[0], parts)
         found = jax.eval_shape(gradient, params, batch_stats, *first, dropout_key)[:2]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)

@@ -31,6 +31,8 @@ from flexpool_jax.data.registry import Contents, Example, Source
 from flexpool_jax.errors import UserError
 
 _TRAIN, _TEST = "train", ("test", "val", "validation")
+# Parts of other names that folders of splits have, such as Training and Testing.
+_SPLIT_WORDS = ("train", "test|val")
 # Endings of text files, such as descriptions and annotations, which are ignored.
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html")
 # Version of the prepared images. Increase it when other images are prepared from the same tree.
@@ -66,6 +68,7 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
     if _TRAIN not in top and test_folder is None:
         roots = {"train": root}
         class_names = tuple(_subfolders(tree, root))
+        _refuse_other_names_of_splits(tree, root, class_names)
     elif _TRAIN not in top or test_folder is None:
         has, lacks = (_TRAIN, "test nor val") if _TRAIN in top else (test_folder, _TRAIN)
         raise UserError(f"{tree.path / root} has a folder {has}, but no {lacks}")
@@ -120,6 +123,16 @@ def _common_classes(tree: FileTree, train_root: str, test_root: str) -> tuple[st
         if missing:
             raise UserError(f"{tree.path / root} has no folder for the class {missing[0]!r}")
     return tuple(train)
+
+
+def _refuse_other_names_of_splits(tree: FileTree, root: str, names: tuple[str, ...]) -> None:
+    """Raises UserError for folders such as Training/CLASS and Testing/CLASS, which are no classes."""
+    found = [[name for name in names if re.search(word, name, re.I)] for word in _SPLIT_WORDS]
+    if all(found) and all(_subfolders(tree, f"{root}{name}/") for name in names):
+        raise UserError(
+            f"{tree.path / root} has the folders {', '.join(names)}, which hold folders and look "
+            "like splits; allowed: train/CLASS/* and test/CLASS/*, or CLASS/*, so rename them"
+        )
 
 
 def _check_class_names(class_names: tuple[str, ...], where: Path) -> None:
