@@ -229,7 +229,7 @@ def _arguments(
     configs_dir: str | os.PathLike[str],
 ) -> list[str]:
     """Returns the flags of a run: the config file first, and last the overrides, which win."""
-    overrides = _split_overrides(sweep)
+    overrides = _split_overrides(sweep, sac)
     _check_column(column, sweep, sac, overrides)
     words = [*column.split("+"), *["sac"] * (sac != "off")]
     path = (Path(configs_dir) / f"{dataset}.py").absolute()
@@ -276,10 +276,12 @@ def _sac_weights(text: str) -> tuple[float, ...]:
         raise UserError(f"config.sac has {text!r}; allowed: {SWEEP_FIELDS['sac'][2]}") from None
 
 
-def _split_overrides(sweep: ConfigDict) -> list[str]:
+def _split_overrides(sweep: ConfigDict, sac: str) -> list[str]:
     """Splits the overrides; raises UserError if one is not FIELD=VALUE, or is set by the sweep."""
     text = sweep.overrides
     elsewhere = _set_by_fields(sweep) | {"sac.enabled": "config.sac"}
+    if sac not in ("off", "on"):
+        elsewhere["sac.weights"] = "config.sac"
     try:
         parts = shlex.split(text)
     except ValueError as error:
