@@ -139,10 +139,9 @@ class Finding:
         return f"({plus[0]} − {less[0]}) − ({less[1]} − {plus[1]})"
 
     @property
-    def p_value(self) -> float:
-        """The p-value: after Holm's correction in the family, uncorrected outside of it."""
-        assert self.contrast is not None
-        return self.contrast.p_value if self.adjusted is None else self.adjusted
+    def is_significant(self) -> bool:
+        """Whether the contrast is in the family, and significant after Holm's correction."""
+        return self.adjusted is not None and self.adjusted < 0.05
 
 
 @dataclasses.dataclass(frozen=True)

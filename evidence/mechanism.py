@@ -94,7 +94,7 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
     ]
     heads = ["", "difference", "predicted", "found", "agrees"]
     (e1,) = (one for one in analyses if one.experiment.title == E1)
-    differs = any(f.adjusted is not None and f.adjusted < 0.05 for f in e1.findings)
+    differs = any(finding.is_significant for finding in e1.findings)
     nothing_to_explain = bool(e1.findings) and not e1.missing and not differs
     return (
         "No primary contrast of E1 is significant, so there is no effect to explain. This table "

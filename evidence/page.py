@@ -196,18 +196,18 @@ def _answer(e1: Analysis) -> str:
         )
     primary = dict(zip(PRIMARY, e1.findings, strict=False))
     rows = []
-    for (name, (_, question)), finding in zip(PRIMARY.items(), primary.values(), strict=True):
-        contrast = finding.contrast
-        difference = [finding.title, _published(finding)]
-        if contrast is None:
-            rows.append([f"{name}. {question}", *difference, "its runs failed", *["–"] * 3])
+    for name, finding in primary.items():
+        _, question = PRIMARY[name]
+        contrast, p_value = finding.contrast, finding.adjusted
+        row = [f"{name}. {question}", finding.title, _published(finding)]
+        if contrast is None or p_value is None:
+            rows.append([*row, "its runs failed", *["–"] * 3])
             continue
         rows.append(
             [
-                *(f"{name}. {question}", *difference),
-                _bracket(contrast.estimate, contrast.interval()),
-                *(_p(finding.p_value), f"{contrast.detectable():.2f}"),
-                verdict(contrast, finding.p_value) + _disagreement(finding),
+                *(*row, _bracket(contrast.estimate, contrast.interval())),
+                *(_p(p_value), f"{contrast.detectable():.2f}"),
+                verdict(contrast, p_value) + _disagreement(finding),
             ]
         )
     heads = [
@@ -265,7 +265,7 @@ def _significant(primary: Mapping[str, Finding], sign: int) -> list[str]:
         name
         for name, finding in primary.items()
         if finding.contrast is not None
-        and finding.p_value < 0.05
+        and finding.is_significant
         and sign * finding.contrast.estimate > 0
     ]
 
