@@ -233,10 +233,9 @@ def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None,
     differences: dict[Key, float] = {}
     epochs: list[int] = []
     for length, name in LENGTHS.items():
-        ours, theirs = (evidence.designs[name].accuracies(c) for c in (column, "avg"))
-        for seed in (0, 1, 2):
-            if seed in ours and seed in theirs:
-                differences[name, seed] = ours[seed] - theirs[seed]
+        for seed, difference in evidence.designs[name].differences(column).items():
+            if seed in (0, 1, 2):
+                differences[name, seed] = difference
                 epochs.append(length)
     if len(set(epochs)) < 2:
         return None, differences

@@ -160,6 +160,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     write_csv(folder / "contrasts.csv", _contrast_records(analyses), digits=9)
     has_slope = any(slope for slope, _ in slopes.values())
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
+    predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
     answer = _answer(analyses[0])
     parts = [
@@ -169,7 +170,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
         *(_experiment(analysis) for analysis in analyses if analysis.accuracies),
         *([f"### E6: training length\n\n{_length(slopes)}{pictures['length']}"] * has_slope),
         f"### What the networks use\n\n{changed}{pictures['perturbations']}",
-        f"### Which part of it\n\n{mechanism.predictions(analyses, slopes['flexpool'][0], probes)}",
+        f"### Which part of it\n\n{predictions}",
         f"### Weights\n\n{weights}{pictures['weights']}",
     ]
     absent = [analysis.experiment.title for analysis in analyses if not analysis.accuracies]

@@ -64,6 +64,11 @@ class Design:
         """The final accuracies of a column in per cent, by seed."""
         return {seed: run.accuracy for seed, run in self.of_column(column).items()}
 
+    def differences(self, column: str) -> dict[int, float]:
+        """The differences of a column to `avg` in points, by the seeds that both have."""
+        values, baseline = self.accuracies(column), self.accuracies("avg")
+        return {seed: values[seed] - baseline[seed] for seed in values if seed in baseline}
+
     def images(self, column: str) -> int:
         """The number of evaluation images of a column, summed over its seeds."""
         return sum(int(run.result["test_images"]) for run in self.of_column(column).values())
