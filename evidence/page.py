@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evidence import figures, mechanism
@@ -139,22 +138,19 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
-    drawings = {
-        "contrasts": functools.partial(figures.draw_contrasts, complete),
-        "weights": functools.partial(figures.draw_weights, e1_weights),
-        "perturbations": functools.partial(figures.draw_perturbations, probes, POOLS),
-        "length": functools.partial(figures.draw_length, lengths),
-    }
-    pictures = {}
-    for name, draw in drawings.items():
+
+    def picture(name: str, draw: Callable[..., bool], *arguments: object) -> str:
+        """Draws a figure; returns its Markdown, or "" if there was nothing to draw."""
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
-        if draw(path):
-            pictures[name] = (
-                f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
-            )
-        else:
-            pictures[name] = ""
+        if not draw(*arguments, path):
+            return ""
+        return f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
+
+    contrasts = picture("contrasts", figures.draw_contrasts, complete)
+    length = picture("length", figures.draw_length, lengths)
+    perturbed = picture("perturbations", figures.draw_perturbations, probes, POOLS)
+    maps = picture("weights", figures.draw_weights, e1_weights)
     write_csv(folder / "runs.csv", _run_records(evidence))
     # The p-values of least squares agree between machines in ten digits.
     write_csv(folder / "contrasts.csv", _contrast_records(analyses), digits=9)
@@ -164,14 +160,14 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     weights = mechanism.statistics_of_weights(e1_weights, probes)
     answer = _answer(analyses[0])
     parts = [
-        f"## Results\n\n{answer}{pictures['contrasts']}",
+        f"## Results\n\n{answer}{contrasts}",
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
         *(_experiment(analysis) for analysis in analyses if analysis.accuracies),
-        *([f"### E6: training length\n\n{_length(slopes)}{pictures['length']}"] * has_slope),
-        f"### What the networks use\n\n{changed}{pictures['perturbations']}",
+        *([f"### E6: training length\n\n{_length(slopes)}{length}"] * has_slope),
+        f"### What the networks use\n\n{changed}{perturbed}",
         f"### Which part of it\n\n{predictions}",
-        f"### Weights\n\n{weights}{pictures['weights']}",
+        f"### Weights\n\n{weights}{maps}",
     ]
     absent = [analysis.experiment.title for analysis in analyses if not analysis.accuracies]
     if absent:
