@@ -40,7 +40,7 @@ from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Contrast, Estimate, estimate
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
-from flexpool_jax.report.words import p_text, signed
+from flexpool_jax.report.words import estimate_text, p_text, signed
 
 MARKER = (
     "<!-- Everything below is written by `python -m evidence results/evidence`; edits are lost. -->"
@@ -397,7 +397,7 @@ def _experiment(analysis: Analysis) -> str:
             ", ".join(str(seed) for c, seed in keys if c == column) or "–"
             for keys in (analysis.missing, analysis.failed)
         ]
-        mean = _interval(estimate(found)) if found else "–"
+        mean = estimate_text(estimate(found), with_n=False) if found else "–"
         rows.append([f"`{column}`", mean, str(len(found)), *without])
     accuracy = "test accuracy, mean ± half of the 95 % interval"
     heads = ["column", accuracy, "n", "seeds without a result", "failed seeds"]
@@ -462,14 +462,6 @@ def _p(value: float) -> str:
 def _bracket(value: float | None, interval: tuple[float, float] | None) -> str:
     shown = "" if value is None else f"{signed(value)} "
     return shown + (f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else "–")
-
-
-def _interval(found: Estimate) -> str:
-    if found.half_width is None:
-        return f"{found.mean:.2f} (no interval)"
-    if not found.half_width:
-        return f"{found.mean:.2f} (all alike)"
-    return f"{found.mean:.2f} ± {found.half_width:.2f}"
 
 
 def _by_length(differences: Mapping[Key, float]) -> dict[int, Estimate]:
