@@ -7,15 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evidence.model import BlockModel, Contrast, bootstrap_intervals
 from evidence.runs import POOLS, Evidence, Key, read_correct
-from flexpool_jax.report.analysis import (
-    BlockModel,
-    Contrast,
-    Estimate,
-    bootstrap_intervals,
-    estimate,
-    holm,
-)
+from flexpool_jax.report.analysis import Estimate, estimate, holm
 
 Weights = Mapping[str, float]
 

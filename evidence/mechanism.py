@@ -15,9 +15,10 @@ from evidence.contrasts import (
     Finding,
     agreement,
 )
+from evidence.model import Contrast
 from evidence.runs import Evidence, Probes
 from flexpool_jax.insight.weights import weight_statistics
-from flexpool_jax.report.analysis import Contrast, Estimate, estimate, paired_difference
+from flexpool_jax.report.analysis import Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
 

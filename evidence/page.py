@@ -25,6 +25,7 @@ from evidence.contrasts import (
     verdict,
 )
 from evidence.mechanism import points
+from evidence.model import Contrast
 from evidence.runs import (
     EXTENSION,
     POOLS,
@@ -37,7 +38,7 @@ from evidence.runs import (
 )
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import paper
-from flexpool_jax.report.analysis import Contrast, Estimate, estimate
+from flexpool_jax.report.analysis import Estimate, estimate
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
 from flexpool_jax.report.words import estimate_text, p_text, signed
