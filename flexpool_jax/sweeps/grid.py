@@ -60,11 +60,6 @@ class Cell:
         return configuration.digest(self.config)
 
 
-def is_sweep(config: ConfigDict) -> bool:
-    """Whether a config describes a sweep rather than one run."""
-    return "datasets" in config and "seeds" in config
-
-
 def check_sweep(config: ConfigDict) -> None:
     """Checks a sweep's fields one by one.
 
@@ -83,7 +78,7 @@ def check_sweep(config: ConfigDict) -> None:
         flexpool_jax.errors.UserError: config.seeds is (0, -1); allowed: whole numbers from 0, \
 e.g. 0,1,2
     """
-    if not is_sweep(config):
+    if "datasets" not in config or "seeds" not in config:
         raise UserError(
             "--config names a single run; --mode=sweep and --mode=report take a sweep's, e.g. "
             "--config=configs/paper_tables.py, and --mode=report can do without"
