@@ -31,13 +31,9 @@ class Contrast:
     error: float
     df: int
 
-    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Returns both ends of the contrast's confidence interval.
-
-        The ends are ``estimate ± q · error``, where q is the quantile at ½ + confidence / 2 of
-        Student's t distribution with ``df`` degrees of freedom.
-        """
-        half_width = float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
+    def interval(self) -> tuple[float, float]:
+        """Returns both ends of the 95 % interval, ``estimate ± t(0.975, df) · error``."""
+        half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.df)) * self.error
         return self.estimate - half_width, self.estimate + half_width
 
     @property

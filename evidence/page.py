@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evidence import figures, mechanism
 from evidence.contrasts import (
@@ -28,7 +29,6 @@ from evidence.mechanism import points
 from evidence.model import Contrast
 from evidence.runs import (
     EXTENSION,
-    POOLS,
     Evidence,
     Key,
     first_deviation,
@@ -140,17 +140,17 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
 
-    def picture(name: str, draw: Callable[..., bool], *arguments: object) -> str:
+    def picture(name: str, draw: Callable[[Any, Path], bool], data: object) -> str:
         """Draws a figure; returns its Markdown, or "" if there was nothing to draw."""
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
-        if not draw(*arguments, path):
+        if not draw(data, path):
             return ""
         return f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
 
     contrasts = picture("contrasts", figures.draw_contrasts, complete)
     length = picture("length", figures.draw_length, lengths)
-    perturbed = picture("perturbations", figures.draw_perturbations, probes, POOLS)
+    perturbed = picture("perturbations", figures.draw_perturbations, probes)
     maps = picture("weights", figures.draw_weights, e1_weights)
     write_csv(folder / "runs.csv", _run_records(evidence))
     # The p-values of least squares agree between machines in ten digits.

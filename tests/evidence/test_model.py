@@ -148,7 +148,7 @@ def test_detectable_difference_has_the_power_that_it_claims():
 def test_equivalence_is_the_ninety_per_cent_interval_within_the_bounds():
     for value in np.linspace(-0.6, 0.6, 49):
         contrast = Contrast(value, 0.12, 20)
-        low, high = contrast.interval(0.9)
+        low, high = stats.t.interval(0.9, contrast.df, contrast.estimate, contrast.error)
         assert (contrast.equivalence_p_value(0.5) < 0.05) == (low > -0.5 and high < 0.5)
 
 
