@@ -213,7 +213,9 @@ def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | Non
     return estimate(sums) if sums else None
 
 
-def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None, dict[Key, float]]:
+def slope_over_length(
+    evidence: Evidence, column: str
+) -> tuple[Contrast | None, dict[tuple[int, int], float]]:
     """Fits a column's difference to `avg` over log₂(epochs), with seeds as blocks: M6.
 
     Args:
@@ -222,18 +224,17 @@ def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None,
 
     Returns:
         The slope in points for each doubling of the epochs, or None with too few runs; and the
-        differences in points by design and seed (0 to 2).
+        differences in points by number of epochs and seed (0 to 2).
     """
-    differences: dict[Key, float] = {}
-    epochs: list[int] = []
-    for length, name in LENGTHS.items():
-        for seed, difference in evidence.designs[name].differences(column).items():
-            if seed in (0, 1, 2):
-                differences[name, seed] = difference
-                epochs.append(length)
-    if len(set(epochs)) < 2:
+    differences = {
+        (epochs, seed): difference
+        for epochs, name in LENGTHS.items()
+        for seed, difference in evidence.designs[name].differences(column).items()
+        if seed in (0, 1, 2)
+    }
+    if len({epochs for epochs, _ in differences}) < 2:
         return None, differences
-    terms = [{"intercept": 1.0, "slope": float(np.log2(length))} for length in epochs]
+    terms = [{"intercept": 1.0, "slope": float(np.log2(epochs))} for epochs, _ in differences]
     try:
         model = BlockModel(list(differences.values()), terms, [seed for _, seed in differences])
     except ValueError:

@@ -30,7 +30,6 @@ from evidence.model import Contrast
 from evidence.runs import (
     EXTENSION,
     Evidence,
-    Key,
     first_deviation,
     read_evidence,
     read_probes,
@@ -465,15 +464,14 @@ def _bracket(value: float | None, interval: tuple[float, float] | None) -> str:
     return shown + (f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else "–")
 
 
-def _by_length(differences: Mapping[Key, float]) -> dict[int, Estimate]:
-    return {
-        length: estimate(found)
-        for length, name in LENGTHS.items()
-        if (found := [value for (design, _), value in differences.items() if design == name])
-    }
+def _by_length(differences: Mapping[tuple[int, int], float]) -> dict[int, Estimate]:
+    found: dict[int, list[float]] = {}
+    for (epochs, _), difference in differences.items():
+        found.setdefault(epochs, []).append(difference)
+    return {epochs: estimate(values) for epochs, values in found.items()}
 
 
-def _length(slopes: Mapping[str, tuple[Contrast | None, dict[Key, float]]]) -> str:
+def _length(slopes: Mapping[str, tuple[Contrast | None, dict[tuple[int, int], float]]]) -> str:
     lines = []
     for column, (slope, differences) in slopes.items():
         title = f"`{column}` − `avg`, seeds 0 to 2, {len(differences)} of {3 * len(LENGTHS)} pairs"
