@@ -339,7 +339,7 @@ def _run(mode: Mode, command: Command) -> None:
     try:
         mode.run(command)
     except UnknownName as error:
-        if not command.config_saved:
+        if command.config_flags:  # The config file was given, and has registered what it does.
             raise
         raise UserError(f"{error}; if a config file registers it, give its --config too") from error
 

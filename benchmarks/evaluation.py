@@ -13,14 +13,11 @@ import argparse
 import importlib
 from typing import Any
 
-from benchmarks import report, workers
+from benchmarks import report, train_step, workers
 from benchmarks.workers import Call, Contestant
 
-CONTESTANTS: dict[str, dict[str, Any]] = {
-    "this project": {"module": "ours"},
-    "PyTorch, eager": {"module": "peers_pytorch", "compiled": False},
-    "PyTorch, torch.compile": {"module": "peers_pytorch", "compiled": True},
-}
+CONTESTANTS = ("this project", "PyTorch, eager", "PyTorch, torch.compile")
+PEER = "PyTorch, eager"
 
 
 def build(module: str, **options: Any) -> tuple[Call, float]:
@@ -39,15 +36,15 @@ def main() -> None:
     for batch in arguments.batch:
         shared = {"batch": batch, "dtype": arguments.dtype}
         contestants = [
-            Contestant(name, {**options, **shared}) for name, options in CONTESTANTS.items()
+            Contestant(name, {**train_step.PEERS[name], **shared}) for name in CONTESTANTS
         ]
         rates = workers.race(
             "benchmarks.evaluation", contestants, arguments.rounds, arguments.seconds
         )
         report.print_table(
             f"Evaluation, ResNet20, 32×32×3, batch {batch}, {arguments.dtype}",
-            ["", "images/s: median (min–max)", "ratio to PyTorch, eager"],
-            report.rate_rows(rates, list(CONTESTANTS), "PyTorch, eager"),
+            ["", "images/s: median (min–max)", f"ratio to {PEER}"],
+            report.rate_rows(rates, CONTESTANTS, PEER),
         )
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, train_step, workers
+from benchmarks.evaluation import CONTESTANTS, PEER
 from benchmarks.workers import Contestant
 
-CONTESTANTS = ("this project", "PyTorch, eager", "PyTorch, torch.compile")
-PEER = "PyTorch, eager"
 STEPS = 3
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.workers import Call
+from benchmarks.workers import ACCELERATOR_STEPS, Call
 from flexpool_jax import create_model
 from flexpool_jax.cpu import convolution as cpu_convolution
 from flexpool_jax.data.augment import make_augment, make_normalise
@@ -24,8 +24,6 @@ IMAGE_SHAPE = (32, 32, 3)
 MEAN, STD = np.full(3, 0.5), np.full(3, 0.25)
 NUM_CLASSES = 10
 NUM_IMAGES = 10_000
-# As with configs/default.py on accelerators: many steps in one dispatch.
-ACCELERATOR_STEPS = 50
 
 
 def steps_per_call() -> int:

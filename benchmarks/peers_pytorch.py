@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
-from benchmarks.workers import Call
-
-ACCELERATOR_STEPS = 50
+from benchmarks.workers import ACCELERATOR_STEPS, Call
 
 
 class Block(nn.Module):

@@ -152,25 +152,19 @@ def main() -> None:
         [read_rate()],
     )
     header = ["peak memory, MiB", "images/s", "waiting for data"]
+    tables = (
+        ("Memory of a run of one convolution", "one_convolution", 1, 64, arguments.images),
+        ("Waiting of ResNet20", "resnet20", 2, 32, [min(arguments.images)]),
+    )
     with tempfile.TemporaryDirectory() as folder:
-        rows = []
-        for count, placement in itertools.product(arguments.images, ("device", "stream")):
-            prepare(folder, count, 64)
-            cells = measure(
-                folder=folder, count=count, side=64, placement=placement,
-                model="one_convolution", epochs=1,
-            )  # fmt: skip
-            rows.append([f"{count:,} of 64x64, {placement}", *cells])
-        report.print_table("Memory of a run of one convolution", ["images", *header], rows)
-        count, rows = min(arguments.images), []
-        prepare(folder, count, 32)
-        for placement in ("device", "stream"):
-            cells = measure(
-                folder=folder, count=count, side=32, placement=placement,
-                model="resnet20", epochs=2,
-            )  # fmt: skip
-            rows.append([f"{count:,} of 32x32, {placement}", *cells])
-        report.print_table("Waiting of ResNet20", ["images", *header], rows)
+        for title, model, epochs, side, counts in tables:
+            rows = []
+            for count, placement in itertools.product(counts, ("device", "stream")):
+                prepare(folder, count, side)
+                options = {"placement": placement, "model": model, "epochs": epochs}
+                cells = measure(folder=folder, count=count, side=side, **options)
+                rows.append([f"{count:,} of {side}x{side}, {placement}", *cells])
+            report.print_table(title, ["images", *header], rows)
 
 
 if __name__ == "__main__":

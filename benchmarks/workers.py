@@ -28,6 +28,9 @@ Build = Callable[..., tuple[Call, float]]
 _ANSWER = "@answer "
 _WORKER_FLAG = "--worker"
 WARM_UP_CALLS = 2
+# Training steps or batches of one timed call on an accelerator, where configs/default.py dispatches
+# as many at once.
+ACCELERATOR_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)

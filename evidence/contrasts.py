@@ -7,15 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evidence.model import BlockModel, Contrast, bootstrap_intervals
 from evidence.runs import POOLS, Evidence, Key, read_correct
-from flexpool_jax.report.analysis import (
-    BlockModel,
-    Contrast,
-    Estimate,
-    bootstrap_intervals,
-    estimate,
-    holm,
-)
+from flexpool_jax.report.analysis import Estimate, estimate, holm
 
 Weights = Mapping[str, float]
 
@@ -139,10 +133,9 @@ class Finding:
         return f"({plus[0]} − {less[0]}) − ({less[1]} − {plus[1]})"
 
     @property
-    def p_value(self) -> float:
-        """The p-value: after Holm's correction in the family, uncorrected outside of it."""
-        assert self.contrast is not None
-        return self.contrast.p_value if self.adjusted is None else self.adjusted
+    def is_significant(self) -> bool:
+        """Whether the contrast is in the family, and significant after Holm's correction."""
+        return self.adjusted is not None and self.adjusted < 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +213,9 @@ def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | Non
     return estimate(sums) if sums else None
 
 
-def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None, dict[Key, float]]:
+def slope_over_length(
+    evidence: Evidence, column: str
+) -> tuple[Contrast | None, dict[tuple[int, int], float]]:
     """Fits a column's difference to `avg` over log₂(epochs), with seeds as blocks: M6.
 
     Args:
@@ -229,19 +224,17 @@ def slope_over_length(evidence: Evidence, column: str) -> tuple[Contrast | None,
 
     Returns:
         The slope in points for each doubling of the epochs, or None with too few runs; and the
-        differences in points by design and seed (0 to 2).
+        differences in points by number of epochs and seed (0 to 2).
     """
-    differences: dict[Key, float] = {}
-    epochs: list[int] = []
-    for length, name in LENGTHS.items():
-        ours, theirs = (evidence.designs[name].accuracies(c) for c in (column, "avg"))
-        for seed in (0, 1, 2):
-            if seed in ours and seed in theirs:
-                differences[name, seed] = ours[seed] - theirs[seed]
-                epochs.append(length)
-    if len(set(epochs)) < 2:
+    differences = {
+        (epochs, seed): difference
+        for epochs, name in LENGTHS.items()
+        for seed, difference in evidence.designs[name].differences(column).items()
+        if seed in (0, 1, 2)
+    }
+    if len({epochs for epochs, _ in differences}) < 2:
         return None, differences
-    terms = [{"intercept": 1.0, "slope": float(np.log2(length))} for length in epochs]
+    terms = [{"intercept": 1.0, "slope": float(np.log2(epochs))} for epochs, _ in differences]
     try:
         model = BlockModel(list(differences.values()), terms, [seed for _, seed in differences])
     except ValueError:

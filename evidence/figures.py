@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from evidence.contrasts import CLAIMED, EQUIVALENT, Analysis
-from evidence.runs import Probes
+from evidence.runs import POOLS, Probes
 from flexpool_jax.insight.probe_report import by_title
 from flexpool_jax.pages.figures import COLOURS, FAINT, INK, drawn
 from flexpool_jax.report.analysis import Estimate, estimate
@@ -123,18 +123,17 @@ def changes(probe: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def draw_perturbations(probes: Probes, columns: Sequence[str], path: Path) -> bool:
+def draw_perturbations(probes: Probes, path: Path) -> bool:
     """Draws the change of accuracy on perturbed images, with 95 % intervals over seeds.
 
     Args:
-        probes: The content of probe.json by column and seed.
-        columns: The columns to draw; those without probes are left out.
+        probes: The content of probe.json by column and seed; only the columns of `POOLS` are drawn.
         path: The path of the PNG.
 
     Returns:
         Whether there was anything to draw.
     """
-    shown = [column for column in columns if column in probes]
+    shown = [column for column in POOLS if column in probes]
     if not shown:
         return False
     kinds = {

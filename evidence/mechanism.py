@@ -15,9 +15,10 @@ from evidence.contrasts import (
     Finding,
     agreement,
 )
-from evidence.runs import Probes
+from evidence.model import Contrast
+from evidence.runs import Evidence, Probes
 from flexpool_jax.insight.weights import weight_statistics
-from flexpool_jax.report.analysis import Contrast, Estimate, estimate, paired_difference
+from flexpool_jax.report.analysis import Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
 
@@ -53,10 +54,13 @@ def changed_accuracies(probes: Probes, runs: int) -> str:
     )
 
 
-def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Probes) -> str:
+def predictions(
+    evidence: Evidence, analyses: Sequence[Analysis], slope: Contrast | None, probes: Probes
+) -> str:
     """Returns a table of the predictions M1 to M8 with the differences that were found.
 
     Args:
+        evidence: The runs.
         analyses: The analyses of all models.
         slope: The slope of `flexpool` − `avg` over log₂(epochs); None with too few runs.
         probes: The probes of E1's networks.
@@ -80,7 +84,7 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
             "–" if slope is None else agreement("below", slope.interval()),
         ]
     )
-    sgd, adam = (_gains(analyses, design) for design in ("e6_sgd", "e1"))
+    sgd, adam = (evidence.designs[name].differences("flexpool") for name in ("e6_sgd", "e1"))
     costs = {
         column: {seed: figures.changes(probe)["shift 4"] for seed, probe in found.items()}
         for column, found in probes.items()
@@ -94,7 +98,7 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
     ]
     heads = ["", "difference", "predicted", "found", "agrees"]
     (e1,) = (one for one in analyses if one.experiment.title == E1)
-    differs = any(f.adjusted is not None and f.adjusted < 0.05 for f in e1.findings)
+    differs = any(finding.is_significant for finding in e1.findings)
     nothing_to_explain = bool(e1.findings) and not e1.missing and not differs
     return (
         "No primary contrast of E1 is significant, so there is no effect to explain. This table "
@@ -105,16 +109,6 @@ def predictions(analyses: Sequence[Analysis], slope: Contrast | None, probes: Pr
         "interval is above -0.5. What probes say about M2, M3 and M8 is in the table above.\n\n"
         + markdown_table(heads, sorted(rows, key=lambda row: row[0]))
     )
-
-
-def _gains(analyses: Sequence[Analysis], design: str) -> dict[int, float]:
-    """The difference `flexpool` − `avg` of a design by seed, in points."""
-    (accuracies,) = (one.accuracies for one in analyses if design in one.experiment.designs)
-    flexpool, avg = (
-        {seed: value for (column, seed), value in accuracies.items() if column == pool}
-        for pool in ("flexpool", "avg")
-    )
-    return {seed: flexpool[seed] - avg[seed] for seed in flexpool.keys() & avg.keys()}
 
 
 def _paired_row(

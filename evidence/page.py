@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evidence import figures, mechanism
 from evidence.contrasts import (
@@ -26,11 +26,10 @@ from evidence.contrasts import (
     verdict,
 )
 from evidence.mechanism import points
+from evidence.model import Contrast
 from evidence.runs import (
     EXTENSION,
-    POOLS,
     Evidence,
-    Key,
     first_deviation,
     read_evidence,
     read_probes,
@@ -38,10 +37,10 @@ from evidence.runs import (
 )
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import paper
-from flexpool_jax.report.analysis import Contrast, Estimate, estimate
+from flexpool_jax.report.analysis import Estimate, estimate
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
-from flexpool_jax.report.words import p_text, signed
+from flexpool_jax.report.words import estimate_text, p_text, signed
 
 MARKER = (
     "<!-- Everything below is written by `python -m evidence results/evidence`; edits are lost. -->"
@@ -139,38 +138,36 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
-    drawings = {
-        "contrasts": functools.partial(figures.draw_contrasts, complete),
-        "weights": functools.partial(figures.draw_weights, e1_weights),
-        "perturbations": functools.partial(figures.draw_perturbations, probes, POOLS),
-        "length": functools.partial(figures.draw_length, lengths),
-    }
-    pictures = {}
-    for name, draw in drawings.items():
+
+    def picture(name: str, draw: Callable[[Any, Path], bool], data: object) -> str:
+        """Draws a figure; returns its Markdown, or "" if there was nothing to draw."""
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
-        if draw(path):
-            pictures[name] = (
-                f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
-            )
-        else:
-            pictures[name] = ""
+        if not draw(data, path):
+            return ""
+        return f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
+
+    contrasts = picture("contrasts", figures.draw_contrasts, complete)
+    length = picture("length", figures.draw_length, lengths)
+    perturbed = picture("perturbations", figures.draw_perturbations, probes)
+    maps = picture("weights", figures.draw_weights, e1_weights)
     write_csv(folder / "runs.csv", _run_records(evidence))
     # The p-values of least squares agree between machines in ten digits.
     write_csv(folder / "contrasts.csv", _contrast_records(analyses), digits=9)
     has_slope = any(slope for slope, _ in slopes.values())
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
+    predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
     answer = _answer(analyses[0])
     parts = [
-        f"## Results\n\n{answer}{pictures['contrasts']}",
+        f"## Results\n\n{answer}{contrasts}",
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
         *(_experiment(analysis) for analysis in analyses if analysis.accuracies),
-        *([f"### E6: training length\n\n{_length(slopes)}{pictures['length']}"] * has_slope),
-        f"### What the networks use\n\n{changed}{pictures['perturbations']}",
-        f"### Which part of it\n\n{mechanism.predictions(analyses, slopes['flexpool'][0], probes)}",
-        f"### Weights\n\n{weights}{pictures['weights']}",
+        *([f"### E6: training length\n\n{_length(slopes)}{length}"] * has_slope),
+        f"### What the networks use\n\n{changed}{perturbed}",
+        f"### Which part of it\n\n{predictions}",
+        f"### Weights\n\n{weights}{maps}",
     ]
     absent = [analysis.experiment.title for analysis in analyses if not analysis.accuracies]
     if absent:
@@ -196,18 +193,18 @@ def _answer(e1: Analysis) -> str:
         )
     primary = dict(zip(PRIMARY, e1.findings, strict=False))
     rows = []
-    for (name, (_, question)), finding in zip(PRIMARY.items(), primary.values(), strict=True):
-        contrast = finding.contrast
-        difference = [finding.title, _published(finding)]
-        if contrast is None:
-            rows.append([f"{name}. {question}", *difference, "its runs failed", *["–"] * 3])
+    for name, finding in primary.items():
+        _, question = PRIMARY[name]
+        contrast, p_value = finding.contrast, finding.adjusted
+        row = [f"{name}. {question}", finding.title, _published(finding)]
+        if contrast is None or p_value is None:
+            rows.append([*row, "its runs failed", *["–"] * 3])
             continue
         rows.append(
             [
-                *(f"{name}. {question}", *difference),
-                _bracket(contrast.estimate, contrast.interval()),
-                *(_p(finding.p_value), f"{contrast.detectable():.2f}"),
-                verdict(contrast, finding.p_value) + _disagreement(finding),
+                *(*row, _bracket(contrast.estimate, contrast.interval())),
+                *(_p(p_value), f"{contrast.detectable():.2f}"),
+                verdict(contrast, p_value) + _disagreement(finding),
             ]
         )
     heads = [
@@ -265,7 +262,7 @@ def _significant(primary: Mapping[str, Finding], sign: int) -> list[str]:
         name
         for name, finding in primary.items()
         if finding.contrast is not None
-        and finding.p_value < 0.05
+        and finding.is_significant
         and sign * finding.contrast.estimate > 0
     ]
 
@@ -400,7 +397,7 @@ def _experiment(analysis: Analysis) -> str:
             ", ".join(str(seed) for c, seed in keys if c == column) or "–"
             for keys in (analysis.missing, analysis.failed)
         ]
-        mean = _interval(estimate(found)) if found else "–"
+        mean = estimate_text(estimate(found), with_n=False) if found else "–"
         rows.append([f"`{column}`", mean, str(len(found)), *without])
     accuracy = "test accuracy, mean ± half of the 95 % interval"
     heads = ["column", accuracy, "n", "seeds without a result", "failed seeds"]
@@ -467,23 +464,14 @@ def _bracket(value: float | None, interval: tuple[float, float] | None) -> str:
     return shown + (f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else "–")
 
 
-def _interval(found: Estimate) -> str:
-    if found.half_width is None:
-        return f"{found.mean:.2f} (no interval)"
-    if not found.half_width:
-        return f"{found.mean:.2f} (all alike)"
-    return f"{found.mean:.2f} ± {found.half_width:.2f}"
+def _by_length(differences: Mapping[tuple[int, int], float]) -> dict[int, Estimate]:
+    found: dict[int, list[float]] = {}
+    for (epochs, _), difference in differences.items():
+        found.setdefault(epochs, []).append(difference)
+    return {epochs: estimate(values) for epochs, values in found.items()}
 
 
-def _by_length(differences: Mapping[Key, float]) -> dict[int, Estimate]:
-    return {
-        length: estimate(found)
-        for length, name in LENGTHS.items()
-        if (found := [value for (design, _), value in differences.items() if design == name])
-    }
-
-
-def _length(slopes: Mapping[str, tuple[Contrast | None, dict[Key, float]]]) -> str:
+def _length(slopes: Mapping[str, tuple[Contrast | None, dict[tuple[int, int], float]]]) -> str:
     lines = []
     for column, (slope, differences) in slopes.items():
         title = f"`{column}` − `avg`, seeds 0 to 2, {len(differences)} of {3 * len(LENGTHS)} pairs"

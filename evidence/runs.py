@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import zipfile
 from collections import Counter
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from evidence.model import BlockModel
 from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
-from flexpool_jax.report.analysis import BlockModel, select_rate
 from flexpool_jax.report.results import Run, find_runs, short_source
 from flexpool_jax.sweeps import grid
 
@@ -63,6 +64,11 @@ class Design:
     def accuracies(self, column: str) -> dict[int, float]:
         """The final accuracies of a column in per cent, by seed."""
         return {seed: run.accuracy for seed, run in self.of_column(column).items()}
+
+    def differences(self, column: str) -> dict[int, float]:
+        """The differences of a column to `avg` in points, by the seeds that both have."""
+        values, baseline = self.accuracies(column), self.accuracies("avg")
+        return {seed: values[seed] - baseline[seed] for seed in values if seed in baseline}
 
     def images(self, column: str) -> int:
         """The number of evaluation images of a column, summed over its seeds."""
@@ -225,6 +231,29 @@ def selected_rates(e0: Design) -> dict[str, float]:
         }
         rates[pool] = select_rate(means, min(map(e0.images, columns)))
     return rates
+
+
+def select_rate(accuracies: Mapping[float, float], images: int) -> float:
+    """Selects a peak learning rate by the rule of docs/evidence.md.
+
+    Rates whose accuracy is at most one standard error below the best accuracy p count as tied; the
+    standard error is ``√(p (1 − p) / images)``. The rate 0.01 is selected if it is among the tied
+    rates, otherwise the smallest of them.
+
+    Args:
+        accuracies: Mean validation accuracy in [0, 1] by rate.
+        images: Number of held-out images behind each mean, summed over the seeds.
+
+    Example:
+        >>> select_rate({0.003: 0.9087, 0.01: 0.9133, 0.03: 0.9098}, 12_000)
+        0.01
+        >>> select_rate({0.003: 0.91, 0.01: 0.90, 0.03: 0.912}, 12_000)
+        0.003
+    """
+    best = max(accuracies.values())
+    error = math.sqrt(best * (1 - best) / images)
+    tied = [rate for rate, accuracy in accuracies.items() if accuracy >= best - error]
+    return 0.01 if 0.01 in tied else min(tied)
 
 
 def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:

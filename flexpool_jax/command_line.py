@@ -69,7 +69,6 @@ class Command:
             applied; None if there is neither.
         config_given: Whether there was a `--config` or an override, so that the config may differ
             from the workdir's.
-        config_saved: Whether the config is that of the workdir, since there was no `--config`.
         config_flags: The flags that give `config` again, if there was a `--config`, whose file may
             register parts of the run; otherwise empty.
     """
@@ -89,7 +88,6 @@ class Command:
     process_id: int | None
     config: ConfigDict | None
     config_given: bool
-    config_saved: bool
     config_flags: tuple[str, ...]
 
 
@@ -118,34 +116,31 @@ def read(
     _read_number(values, "top_k", 1)
     _check_processes(values)
     workdir = values["workdir"] = _expand(values["workdir"] or "")
+    file = values["config"]
     overridden = any(map(is_override, arguments))
-    config_given = values["config"] is not None or overridden
-    config_saved = False
-    config_flags: list[str] = []
     config: ConfigDict | None = None
-    if values["config"] is not None:
-        config = configuration.load_config(values["config"], configs_dir)
+    config_flags: list[str] = []
+    if file is not None:
+        config = configuration.load_config(file, configs_dir)
     elif workdir and configuration.config_path(workdir).is_file():
-        config, config_saved = configuration.read_config(workdir), True
-    if config is not None:
-        others = configuration.apply_overrides(config, arguments)
-        if not config_saved:
-            overrides = configuration.overrides_of(config, arguments)
-            config_flags = [f"--config={values['config']}", *overrides]
-        arguments = others
+        config = configuration.read_config(workdir)
     elif overridden:
         raise UserError(
             "--config.FIELD=VALUE needs --config=FILE, e.g. --config=configs/digits.py, "
             "or the --workdir of a run that has begun"
         )
-    _, others = _parse(arguments)
+    rest = arguments
+    if config is not None:
+        rest = configuration.apply_overrides(config, arguments)
+        if file is not None:
+            config_flags = [f"--config={file}", *configuration.overrides_of(config, arguments)]
+    _, others = _parse(rest)
     if others:
         raise _unexpected(others[0], modes)
     values["config"] = config
     return Command(
         **values,
-        config_given=config_given,
-        config_saved=config_saved,
+        config_given=file is not None or overridden,
         config_flags=tuple(config_flags),
     )
 

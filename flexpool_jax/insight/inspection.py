@@ -39,8 +39,9 @@ Variables = Mapping[str, Any]
 FOLDER = "inspect"
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
 _MAX_ERRORS, _MAX_IMAGES = 48, 24
-# The largest number of classes for which an image has evidence maps.
-_MAX_CLASSES = 20
+# The largest number of classes for which an image has evidence maps, and of values in all maps; the
+# latter keeps the page at a few megabytes.
+_MAX_CLASSES, _MAX_VALUES = 20, 600_000
 
 
 def inspect_workdir(
@@ -217,10 +218,7 @@ def find_evidence(restored: Restored, probabilities: np.ndarray) -> EvidenceMaps
     maps = evidence_maps(restored.setup.model.pool, head, feature_map)
     bias = np.asarray(head["classifier"]["bias"])
     difference = np.abs(maps.sum(axis=(1, 2)) + bias - logits).max()
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :_MAX_CLASSES]
-    for row, label in zip(order, labels[positions], strict=True):
-        if label not in row:
-            row[-1] = label
+    order = _choose_classes(logits, labels[positions], values=maps[..., 0].size)
     rows = np.arange(len(positions))[:, None]
     return EvidenceMaps(
         positions,
@@ -246,6 +244,24 @@ def _choose_images(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         turn[members] = np.arange(members.sum())
     chosen = right[np.lexsort((labels[right], turn))][: _MAX_IMAGES - len(wrong)]
     return np.concatenate([wrong, chosen]).astype(int)
+
+
+def _choose_classes(logits: np.ndarray, labels: np.ndarray, values: int) -> np.ndarray:
+    """Returns the classes of each image that get evidence maps, [M, n], most probable first.
+
+    If the true class is not among them, it replaces the last one.
+
+    Args:
+        logits: the images' logits, [M, num_classes].
+        labels: the images' true classes, [M].
+        values: the number of values in the maps of one class, over all images.
+    """
+    count = min(_MAX_CLASSES, max(2, _MAX_VALUES // values))
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    for row, label in zip(order, labels, strict=True):
+        if label not in row:
+            row[-1] = label
+    return order
 
 
 def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, int | None]:

@@ -19,7 +19,6 @@ from flexpool_jax.pages.curves import Point, read_metrics, thinned
 
 # Limits that keep the page at a few megabytes.
 _MAX_WEIGHTS = 150_000  # of a stage
-_MAX_EVIDENCE = 600_000  # values of all evidence maps
 _MAX_POINTS = 400  # of a curve
 _MAX_SIDE = 160  # pixels of a picture
 _MAX_THUMBNAILS = 24  # pictures of errors
@@ -128,25 +127,17 @@ def _encode_weights(w: np.ndarray) -> dict[str, Any]:
 def _encode_evidence(
     evidence: EvidenceMaps, report: Mapping[str, Any], split: Split
 ) -> list[dict[str, Any]]:
-    count, shown, height, width = evidence.maps.shape
-    shown = min(shown, max(2, _MAX_EVIDENCE // (count * height * width)))
-    found = []
-    for row, image in enumerate(report["evidence"]["images"]):
-        # The most probable classes; the true class replaces the last of them if it is not there.
-        places = list(range(shown))
-        (true,) = np.flatnonzero(evidence.classes[row] == image["label"])
-        if true >= shown:
-            places[-1] = int(true)
-        found.append(
-            {
-                **{key: image[key] for key in ("index", "label", "prediction", "confidence")},
-                "image": data_uri(split.images[image["index"]]),
-                "height": height,
-                "width": width,
-                "classes": evidence.classes[row, places].tolist(),
-                "logits": [round(float(value), 4) for value in evidence.logits[row, places]],
-                "bias": [round(float(value), 4) for value in evidence.bias[row, places]],
-                "values": _floats(evidence.maps[row, places]),
-            }
-        )
-    return found
+    height, width = evidence.maps.shape[2:]
+    return [
+        {
+            **{key: image[key] for key in ("index", "label", "prediction", "confidence")},
+            "image": data_uri(split.images[image["index"]]),
+            "height": height,
+            "width": width,
+            "classes": evidence.classes[row].tolist(),
+            "logits": [round(float(value), 4) for value in evidence.logits[row]],
+            "bias": [round(float(value), 4) for value in evidence.bias[row]],
+            "values": _floats(evidence.maps[row]),
+        }
+        for row, image in enumerate(report["evidence"]["images"])
+    ]

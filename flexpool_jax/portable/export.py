@@ -23,7 +23,6 @@ import numpy as np
 from jax import export
 
 from flexpool_jax import files
-from flexpool_jax.errors import UserError
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.models.weights import save_weights
@@ -56,13 +55,10 @@ def export_workdir(
         The folder.
 
     Raises:
-        UserError: `load_trained` cannot use the workdir, the step or a file; or ``export`` exists
-            and is not a folder.
+        UserError: `load_trained` cannot use the workdir, the step or a file.
     """
     trained = load_trained(workdir, step, config)
     folder = trained.workdir / FOLDER
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is in the way; allowed: a folder, or nothing")
     folder.mkdir(exist_ok=True)
     # check.json is deleted first and written last, so that an incomplete folder is not loaded.
     (folder / CHECK).unlink(missing_ok=True)

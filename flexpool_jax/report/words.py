@@ -100,16 +100,29 @@ def _measured(settings: Sequence[Setting]) -> str:
         return "not run"
     missing = settings[0].missing
     remark = f"; without seed {', '.join(map(str, missing))}" if missing else ""
-    return f"{_estimate(settings[0].estimate)}{remark}"
+    return f"{estimate_text(settings[0].estimate)}{remark}"
 
 
-def _estimate(found: Estimate, mean: str = ".2f", half_width: str = ".2f") -> str:
-    """Formats a mean and its interval; `mean` and `half_width` are format specifications."""
+def estimate_text(
+    found: Estimate, mean: str = ".2f", half_width: str = ".2f", *, with_n: bool = True
+) -> str:
+    """A mean and its interval; `mean` and `half_width` are format specifications.
+
+    Example:
+        >>> estimate_text(Estimate(91.0, 2.484, 3, None))
+        '91.00 ± 2.48 (n = 3)'
+        >>> estimate_text(Estimate(91.0, 0.0, 3, None), with_n=False)
+        '91.00 (all alike)'
+    """
+    text = f"{found.mean:{mean}}"
+    remarks = [f"n = {found.n}"] * with_n
     if found.half_width is None:
-        return f"{found.mean:{mean}} (n = 1, no interval)"
-    if not found.half_width:
-        return f"{found.mean:{mean}} (n = {found.n}, all alike)"
-    return f"{found.mean:{mean}} ± {found.half_width:{half_width}} (n = {found.n})"
+        remarks.append("no interval")
+    elif not found.half_width:
+        remarks.append("all alike")
+    else:
+        text += f" ± {found.half_width:{half_width}}"
+    return f"{text} ({', '.join(remarks)})" if remarks else text
 
 
 def _difference(setting: Setting, baseline: str) -> str:
@@ -198,8 +211,9 @@ def metric_text(name: str, found: Estimate | None) -> str:
         return "–"
     if name.endswith("accuracy"):
         half_width = None if found.half_width is None else 100 * found.half_width
-        return _estimate(dataclasses.replace(found, mean=100 * found.mean, half_width=half_width))
-    return _estimate(found, ".4g", ".2g")
+        percent = dataclasses.replace(found, mean=100 * found.mean, half_width=half_width)
+        return estimate_text(percent)
+    return estimate_text(found, ".4g", ".2g")
 
 
 def _described(arm: Arm) -> str:

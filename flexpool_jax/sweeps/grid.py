@@ -60,11 +60,6 @@ class Cell:
         return configuration.digest(self.config)
 
 
-def is_sweep(config: ConfigDict) -> bool:
-    """Whether a config describes a sweep rather than one run."""
-    return "datasets" in config and "seeds" in config
-
-
 def check_sweep(config: ConfigDict) -> None:
     """Checks a sweep's fields one by one.
 
@@ -83,7 +78,7 @@ def check_sweep(config: ConfigDict) -> None:
         flexpool_jax.errors.UserError: config.seeds is (0, -1); allowed: whole numbers from 0, \
 e.g. 0,1,2
     """
-    if not is_sweep(config):
+    if "datasets" not in config or "seeds" not in config:
         raise UserError(
             "--config names a single run; --mode=sweep and --mode=report take a sweep's, e.g. "
             "--config=configs/paper_tables.py, and --mode=report can do without"
@@ -229,7 +224,7 @@ def _arguments(
     configs_dir: str | os.PathLike[str],
 ) -> list[str]:
     """Returns the flags of a run: the config file first, and last the overrides, which win."""
-    overrides = _split_overrides(sweep)
+    overrides = _split_overrides(sweep, sac)
     _check_column(column, sweep, sac, overrides)
     words = [*column.split("+"), *["sac"] * (sac != "off")]
     path = (Path(configs_dir) / f"{dataset}.py").absolute()
@@ -276,10 +271,12 @@ def _sac_weights(text: str) -> tuple[float, ...]:
         raise UserError(f"config.sac has {text!r}; allowed: {SWEEP_FIELDS['sac'][2]}") from None
 
 
-def _split_overrides(sweep: ConfigDict) -> list[str]:
+def _split_overrides(sweep: ConfigDict, sac: str) -> list[str]:
     """Splits the overrides; raises UserError if one is not FIELD=VALUE, or is set by the sweep."""
     text = sweep.overrides
     elsewhere = _set_by_fields(sweep) | {"sac.enabled": "config.sac"}
+    if sac not in ("off", "on"):
+        elsewhere["sac.weights"] = "config.sac"
     try:
         parts = shlex.split(text)
     except ValueError as error:

@@ -233,18 +233,10 @@ def _run_cell(
 
 
 def _failure(command: Sequence[str], running: _Running) -> str | None:
-    """Runs a command. Returns None on success, else the reason of its failure in one line."""
-    status, last_line = _run(command, running)
-    # After a second Ctrl-C at a terminal, the process has exited at once.
-    if running.told_to_stop and status in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}"
-    return (last_line or f"exit status {status}") if status else None
+    """Runs a command and prints its output.
 
-
-def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
-    """Runs a command, prints its output, and returns its exit status and last line of output."""
+    Returns None on success, else the reason of its failure in one line.
+    """
     last_line = ""
     with subprocess.Popen(
         command,
@@ -263,7 +255,15 @@ def _run(command: Sequence[str], running: _Running) -> tuple[int, str]:
             last_line = line.strip() or last_line
             _say(f"  {line.rstrip()}")
     running.process = None
-    return process.returncode, last_line.removeprefix("launch.py: ")
+    status = process.returncode
+    # After a second Ctrl-C at a terminal, the process has exited at once.
+    if running.told_to_stop and status in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    if status:
+        return last_line.removeprefix("launch.py: ") or f"exit status {status}"
+    return None
 
 
 def _time_left(

@@ -22,10 +22,11 @@ from evidence.contrasts import (
     analyse,
     verdict,
 )
+from evidence.model import Contrast
 from evidence.page import MARKER, README_MARKERS, _disagreement, write_page
 from evidence.runs import read_evidence, read_probes
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import Contrast, Estimate
+from flexpool_jax.report.analysis import Estimate
 from tests.evidence.simulated import SOURCE, write_evidence
 
 ROOT = Path(__file__).parents[2]

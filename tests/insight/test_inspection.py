@@ -2,7 +2,6 @@
 
 import json
 import re
-import types
 from pathlib import Path
 
 import jax
@@ -19,7 +18,6 @@ from flexpool_jax.configuration import write_config
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, inspection, page, probe
-from flexpool_jax.insight.evidence import EvidenceMaps
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.training import train
@@ -258,20 +256,12 @@ def test_large_maps_do_not_make_a_large_page():
 
 
 def test_large_evidence_maps_are_left_out_but_for_the_predicted_and_the_true_class():
-    count, classes, side = 2, 10, 200
-    maps = np.zeros((count, classes, side, side))
-    order = np.tile(np.arange(classes), (count, 1))
-    scores = np.tile(np.arange(classes, dtype=np.float32), (count, 1))
-    evidence = EvidenceMaps(np.arange(count), order, maps, scores, scores, 0.0)
-    images = [
-        {"index": 0, "label": 0, "prediction": 0, "confidence": 0.9},
-        {"index": 1, "label": 9, "prediction": 0, "confidence": 0.9},
-    ]
-    split = types.SimpleNamespace(images=np.zeros((count, 4, 4, 1), np.uint8))
-    right, wrong = page._encode_evidence(evidence, {"evidence": {"images": images}}, split)
-    assert right["classes"] == [0, 1, 2, 3, 4, 5, 6]
-    assert wrong["classes"] == wrong["logits"] == [0, 1, 2, 3, 4, 5, 9]
-    assert len(right["values"]) < 2 * 10**6
+    logits = np.tile(-np.arange(10), (2, 1))
+    right, wrong = inspection._choose_classes(logits, np.array([0, 9]), values=2 * 200 * 200)
+    assert right.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert wrong.tolist() == [0, 1, 2, 3, 4, 5, 9]
+    (few,) = inspection._choose_classes(logits[:1], np.array([9]), values=10**6)
+    assert few.tolist() == [0, 9]
 
 
 @needs_browser

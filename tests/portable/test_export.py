@@ -251,10 +251,3 @@ def test_citation_is_that_of_citation_cff():
 def test_a_folder_that_is_not_an_export_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not an export: it has no check\.json"):
         load_exported(tmp_path)
-
-
-def test_what_is_in_the_way_is_named(workdir, tmp_path):
-    copy = shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
-    (copy / "export").write_text("mine")
-    with pytest.raises(UserError, match="export is in the way"):
-        export_workdir(copy)

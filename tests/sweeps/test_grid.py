@@ -111,6 +111,12 @@ def test_a_column_may_say_how_strong_the_regulariser_is():
     assert all(cell.config.dataset.holdout == 0.25 for cell in cells)
 
 
+def test_overrides_may_change_the_weights_that_on_stands_for():
+    sweep = small_sweep(columns=("avg",), sac=("on",), overrides="sac.weights=0.2,0.3,0.5")
+    (cell,) = grid.expand(sweep, CONFIGS_DIR)
+    assert cell.config.sac.weights == (0.2, 0.3, 0.5)
+
+
 def test_pools_are_all_there_are():
     cells = grid.expand(pools.get_config(), CONFIGS_DIR)
     assert {cell.config.pool for cell in cells} == set(POOL_NAMES)
@@ -206,6 +212,10 @@ MISTAKES = [
     ({"overrides": "seed=4"}, ["sets seed", "config.seeds"]),
     ({"overrides": "dataset.name=cifar10"}, ["sets dataset.name", "config.datasets"]),
     ({"overrides": "sac.enabled=True"}, ["sets sac.enabled", "config.sac"]),
+    (
+        {"sac": ("0.1/0.2/0.7",), "overrides": "sac.weights=0.2,0.3,0.5"},
+        ["config.overrides sets sac.weights", "leave that to config.sac"],
+    ),
     (
         {"num_epochs": 30, "overrides": "num_epochs=2"},
         ["sets num_epochs", "config.num_epochs"],
