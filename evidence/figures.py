@@ -88,8 +88,8 @@ def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> boo
         for row, (column, found) in zip(axes, weights.items(), strict=True):
             means, deviations = zip(*map(summaries, found), strict=True)
             maps = [
-                *(np.mean(means, axis=0), np.std(means, axis=0)),
-                *(np.mean(deviations, axis=0), np.std(deviations, axis=0)),
+                *(np.mean(means, axis=0), _spread(means)),
+                *(np.mean(deviations, axis=0), _spread(deviations)),
             ]
             for ax, head, values in zip(row, heads, maps, strict=True):
                 ax.set_xticks([])
@@ -103,6 +103,11 @@ def draw_weights(weights: Mapping[str, Sequence[np.ndarray]], path: Path) -> boo
                 figure.colorbar(image, ax=ax, shrink=0.8)
             row[0].set_ylabel(f"{column}\nn = {len(found)}", fontsize=8)
     return True
+
+
+def _spread(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """The standard deviation over seeds, of a sample; 0 for a single seed."""
+    return np.std(maps, axis=0, ddof=min(1, len(maps) - 1))
 
 
 def changes(probe: Mapping[str, Any]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,10 @@ class Evidence:
     source: str
     left_out: list[str]
 
+    def missing(self, *designs: str) -> bool:
+        """Whether a cell of one of the designs has no run yet."""
+        return any(self.designs[name].missing for name in designs)
+
 
 def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     """Reads all runs under a folder and keeps those that the protocol asks for.
@@ -115,6 +119,11 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         run.source for one in found.values() for run in one.runs if "," not in run.source
     )
     source = sources.most_common(1)[0][0] if sources else ""
+    digests: dict[Key, Counter[str]] = defaultdict(Counter)
+    for one in found.values():
+        for run in one.runs:
+            digests[_data_key(run)][run.data_digest] += 1
+    data = {name: counts.most_common(1)[0][0] for name, counts in digests.items()}
     left_out = [line for one in found.values() for line in one.skipped]
     known: list[str] = []
 
@@ -126,9 +135,13 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
         names = {f"{name}/{cell.name}": key for key, cell in expected.items()}
         known.extend(names)
-        runs = {}
+        runs: dict[Key, Run] = {}
         for run in found[name].runs:
             key, reason = _place(run, expected, source)
+            if not reason and run.data_digest != data[_data_key(run)]:
+                reason = "it has other images than most runs of its data set"
+            elif not reason and key in runs:
+                reason = f"{runs[key].folder} is a run of the same cell"
             if reason:
                 left_out.append(f"{run.folder}: {reason}")
             else:
@@ -202,9 +215,17 @@ def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Ke
     return key, "; ".join(differences[key])
 
 
+def _data_key(run: Run) -> Key:
+    """What says which images a run has: its data set and, if the seed drew them, the seed."""
+    return run.config.dataset.name, run.seed if run.config.dataset.holdout else -1
+
+
 def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
     # Another version may have other fields; only those that both configs have are compared.
     shared = set(field_names(config)) & set(field_names(asked))
+    keywords = {*config.optimizer.get("kwargs", {}), *asked.optimizer.get("kwargs", {})}
+    if keywords:
+        return [f"it sets optimizer.kwargs.{', '.join(sorted(keywords))}, the protocol does not"]
     return [
         f"{name} is {get_field(config, name)}, the protocol has {get_field(asked, name)}"
         for name in sorted(shared)

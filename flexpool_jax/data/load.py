@@ -11,9 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flexpool_jax import files
 from flexpool_jax.data.arrays import load_registered
-from flexpool_jax.data.dataset import Arrays, Dataset, hold_out
+from flexpool_jax.data.dataset import Arrays, Dataset, Split, hold_out
 from flexpool_jax.data.description import describe
 from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, prepare
@@ -120,12 +122,12 @@ def load_dataset(
 
 def _read_only(split: Split) -> Split:
     """The same split; NumPy refuses to change its arrays, which would make the digest wrong."""
-    arrays = [split.images, split.labels]
-    for place, array in enumerate(arrays):
-        if isinstance(array, np.ndarray):
-            arrays[place] = array.view()
-            arrays[place].setflags(write=False)
-    return Split(*arrays)
+    images, labels = split.images, split.labels.view()
+    labels.setflags(write=False)
+    if isinstance(images, np.ndarray):
+        images = images.view()
+        images.setflags(write=False)
+    return Split(images, labels)
 
 
 def prepare_dataset(name: str, data_dir: _Path, raw_dir: _Path = "", **options: Any) -> Path | None:

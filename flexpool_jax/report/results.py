@@ -36,8 +36,8 @@ ARM_FIELDS: dict[str, Any] = {
 }
 # Titles from the paper. Other pools are shown by their names in configs.
 _POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
-# Subfolders of a run without results of their own: an export has a config.json too, and the first phase of a run
-# with super classing a result.json, whose accuracy is that of the superclasses.
+# Folders in a run's folder that hold no run. An export has a config.json too, and the first phase
+# of a run with super classing has a result.json, whose accuracy is that of the superclasses.
 _PASSED_OVER = ("checkpoints", "tensorboard", "report", "export", "superclass")
 
 

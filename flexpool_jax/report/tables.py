@@ -99,7 +99,7 @@ def write_csv(path: Path, records: Sequence[Record], *, digits: int = 12) -> Non
     def rounded(value: Any) -> Any:
         if not isinstance(value, float) or math.isnan(value):
             return value
-        return float(f"{value:.{digits}g}") if abs(value) > 1e-12 else 0.0
+        return float(f"{value:.{digits}g}")
 
     pd.DataFrame(records, dtype=object).map(rounded).to_csv(path, index=False, lineterminator="\n")
 

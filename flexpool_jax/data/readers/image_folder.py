@@ -126,7 +126,7 @@ def _common_classes(tree: FileTree, train_root: str, test_root: str) -> tuple[st
 
 
 def _refuse_other_names_of_splits(tree: FileTree, root: str, names: tuple[str, ...]) -> None:
-    """Raises UserError for folders such as Training/CLASS and Testing/CLASS, which are no classes."""
+    """Raises UserError if the folders are splits of another name, such as Training and Testing."""
     found = [[name for name in names if re.search(word, name, re.I)] for word in _SPLIT_WORDS]
     if all(found) and all(_subfolders(tree, f"{root}{name}/") for name in names):
         raise UserError(
