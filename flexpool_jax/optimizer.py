@@ -105,10 +105,6 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-def _leaf_name(path: tuple[Any, ...]) -> Any:
-    return getattr(path[-1], "key", None)
-
-
 def is_decayed(params: Any, decay_pool: bool = False) -> Any:
     """Marks the leaves that weight decay acts on: the kernels of convolutions and dense layers.
 
@@ -122,30 +118,31 @@ def is_decayed(params: Any, decay_pool: bool = False) -> Any:
     Returns:
         A tree of bools of the same structure.
     """
-    names = ("kernel", "w_fp") if decay_pool else ("kernel",)
-    return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) in names, params)
+    return _are_named(params, ("kernel", "w_fp") if decay_pool else ("kernel",))
 
 
-def _scale_w_fp(tx: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
-    """Multiplies the updates of every ``w_fp`` leaf; the state is that of `tx`."""
+def _are_named(params: Any, names: tuple[str, ...]) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) in names, params
+    )
 
-    def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf * scale if _leaf_name(path) == "w_fp" else leaf
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+_IDENTITY = optax.identity()
+
+
+def _around(
+    tx: optax.GradientTransformation,
+    *,
+    before: optax.GradientTransformation = _IDENTITY,
+    after: optax.GradientTransformation = _IDENTITY,
+) -> optax.GradientTransformation:
+    """Chains `tx` with transformations that keep no state; the state is that of `tx` alone."""
+
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        updates, _ = before.update(updates, before.init(params), params)
         updates, state = tx.update(updates, state, params, **extra)
-        return jax.tree_util.tree_map_with_path(scaled, updates), state
-
-    return tx._replace(update=update)
-
-
-def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
-    """Limits the global norm of the gradients to `norm`; the state is that of `tx`."""
-    clip = optax.clip_by_global_norm(norm)
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, _ = clip.update(updates, optax.EmptyState())
-        return tx.update(updates, state, params, **extra)
+        updates, _ = after.update(updates, after.init(params), params)
+        return updates, state
 
     return tx._replace(update=update)
 
@@ -172,19 +169,13 @@ def _decay(
     schedule: optax.Schedule,
 ) -> optax.GradientTransformation:
     """Adds weight decay to an optimizer of Optax; the state is that of `tx`."""
+    if kind == "l2":
+        return _around(tx, before=optax.add_decayed_weights(coefficient, mask))
 
-    def add(updates: Any, params: Any, factor: Any) -> Any:
-        def add_to(update: jax.Array, param: jax.Array, is_marked: bool) -> jax.Array:
-            return update + factor * param if is_marked else update
-
-        return jax.tree.map(add_to, updates, params, mask(params))
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if kind == "l2":
-            return tx.update(add(updates, params, coefficient), state, params, **extra)
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         rate = schedule(_schedule_count(state))
-        updates, state = tx.update(updates, state, params, **extra)
-        return add(updates, params, -rate * coefficient), state
+        decay = optax.add_decayed_weights(-rate * coefficient, mask)
+        return _around(tx, after=decay).update(updates, state, params, **extra)
 
     return tx._replace(update=update)
 
@@ -285,12 +276,14 @@ def make_optimizer(
     except Exception as error:  # Optimizers raise many kinds of errors.
         given = f" with {kwargs}" if kwargs else ""
         raise UserError(f"optimizer {name!r} cannot be used{given}: {one_line(error)}") from error
-    # Clipping and scaling, like `_decay`, wrap the optimizer instead of being chained with it:
-    # states of the first release have no entry for them, and these settings may change in the
-    # middle of a run.
-    if clip_norm:
-        tx = _clip(tx, clip_norm)
-    return _scale_w_fp(tx, pool_learning_rate_scale)
+    is_w_fp = functools.partial(_are_named, names=("w_fp",))
+    # Not in one `optax.chain` with the optimizer: states of the first release have no entry for
+    # clipping and scaling, and these settings may change in the middle of a run.
+    return _around(
+        tx,
+        before=optax.clip_by_global_norm(clip_norm) if clip_norm else _IDENTITY,
+        after=optax.masked(optax.scale(pool_learning_rate_scale), is_w_fp),
+    )
 
 
 def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | None:
