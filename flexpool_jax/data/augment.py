@@ -65,9 +65,9 @@ def make_normalise(
 def make_augment(
     *,
     flip: bool = False,
-    scale: tuple[float, float] | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
     crop: int = 0,
-    area: tuple[float, float] | None = None,
+    area: tuple[float, float] | tuple[()] = (),
     size: tuple[int, int] | None = None,
 ) -> Augment:
     """Makes the random augmentation of a batch: the flip and scaling of the paper, section 4.2.
@@ -91,22 +91,17 @@ def make_augment(
 
     Args:
         flip: whether images are mirrored at random.
-        scale: (lowest, highest) factor s; None or (1, 1) switches scaling off.
+        scale: (lowest, highest) factor s; (1, 1) switches scaling off.
         crop: pixels of padding on each side; 0 switches the random crop off.
-        area: (lowest, highest) share of the image's area in a RandomResizedCrop; None switches it
-            off.
-        size: (H, W) of the result, allowed only with ``area``; None keeps the size of the images.
+        area: (lowest, highest) share of the image's area in a RandomResizedCrop; empty switches it
+            off. Then scale and crop must be off.
+        size: (H, W) of the result of a RandomResizedCrop; None keeps the size of the images.
 
     Returns:
         ``augment(images, keys)``: takes floating or integer ``[B, H, W, C]`` and typed PRNG keys
         ``[B]``, and returns images of the same dtype (integers are rounded), of the same shape
-        unless ``size`` is given. Each result depends only on the image and its key. If everything
-        is off, the images are returned unchanged.
-
-    Raises:
-        ValueError: a range is not 0 < lowest <= highest, a share of the area is above 1, crop is
-            negative, ``area`` is combined with scale or crop, or ``size`` is given without
-            ``area``.
+        except after a RandomResizedCrop. Each result depends only on the image and its key. If
+        everything is off, the images are returned unchanged.
 
     Example:
         >>> augment = jax.jit(make_augment(flip=True, scale=(0.8, 1.2), crop=4))
@@ -114,22 +109,14 @@ def make_augment(
         >>> augment(jnp.ones((8, 32, 32, 3)), keys).shape
         (8, 32, 32, 3)
     """
-    low, high = (1.0, 1.0) if scale is None else map(float, scale)
-    if not 0 < low <= high < math.inf:
-        raise ValueError(f"scale needs 0 < lowest <= highest; got {scale}")
-    if crop < 0:
-        raise ValueError(f"crop needs a number of pixels >= 0; got {crop}")
-    if area is not None and not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"area needs 0 < lowest <= highest <= 1; got {area}")
-    if (area is not None and (low, high, crop) != (1, 1, 0)) or (area is None and size is not None):
-        raise ValueError("area takes the place of scale and crop, and size needs area")
+    low, high = map(float, scale)
 
     def augment_one(image: Array, key: Array) -> Array:
         height, width = image.shape[:2]
         # One key for each draw, so that switching one draw off does not change the other draws.
         flip_key, scale_key, place_key, crop_key = jax.random.split(key, 4)
         flipped = jax.random.bernoulli(flip_key) if flip else jnp.zeros((), bool)
-        if area is None:
+        if not area:
             factor = jax.random.uniform(scale_key, minval=low, maxval=high) if low < high else low
             offset = jax.random.uniform(place_key, (2,)) * (1 - factor) * jnp.array([height, width])
             if crop:
@@ -147,7 +134,7 @@ def make_augment(
             resampled = jnp.round(resampled)
         return resampled.astype(image.dtype)
 
-    if not flip and low == high == 1 and not crop and area is None:
+    if not flip and low == high == 1 and not crop and not area:
         return lambda images, keys: images
     return jax.vmap(augment_one)
 

@@ -136,7 +136,6 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         kwargs=config.optimizer.get("kwargs", {}),
     )
     model = create_configured_model(config, dataset)
-    area = config.augment.random_resized_crop or None
     normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
     train_step = steps.make_train_step(
         model,
@@ -146,8 +145,8 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
             flip=config.augment.flip,
             scale=config.augment.scale,
             crop=config.augment.crop,
-            area=area,
-            size=dataset.image_shape[:2] if area else None,
+            area=config.augment.random_resized_crop,
+            size=dataset.image_shape[:2],
         ),
         normalise=normalise,
         sac_weights=config.sac.weights if config.sac.enabled else (),
