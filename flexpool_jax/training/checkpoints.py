@@ -45,15 +45,16 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
             open the folder; or the folder's path is not a folder, or a permission is missing.
     """
     orbax_faults.check_folder(workdir, read_only=read_only)
-    if read_only:
-        for step, reason in orbax_faults.steps_with_unreadable_metrics(workdir):
+    if not read_only:
+        orbax_faults.recover_superseded(workdir)
+    for step, reason in orbax_faults.steps_with_unreadable_metrics(workdir):
+        if read_only:
             raise UserError(
                 f"checkpoint {step} in {workdir / FOLDER} is damaged: {reason}; "
                 "training on with the same command sets it aside"
             )
-    else:
-        orbax_faults.recover_superseded(workdir)
-        orbax_faults.set_aside_unreadable_metrics(workdir)
+        print(f"damaged checkpoint: step {step}: {reason}", file=sys.stderr)
+        orbax_faults.set_aside(workdir, step)
     orbax_faults.suppress_repeated_messages()
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(

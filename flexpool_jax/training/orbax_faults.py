@@ -77,19 +77,12 @@ def set_aside(workdir: Path, step: int) -> None:
     (workdir / FOLDER / str(step)).rename(target / f"{step}.{number}")
 
 
-def set_aside_unreadable_metrics(workdir: Path) -> None:
-    """Sets aside the checkpoints whose metrics are unreadable or were altered.
+def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
+    """Lists the steps whose metrics are unreadable or were altered, each with the reason.
 
     When Orbax opens a folder, it reads the metrics of every checkpoint, and fails if it cannot read
     them. From the metrics it decides which checkpoint is the best and which may be deleted.
     """
-    for step, reason in steps_with_unreadable_metrics(workdir):
-        print(f"damaged checkpoint: step {step}: {reason}", file=sys.stderr)
-        set_aside(workdir, step)
-
-
-def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
-    """Lists the steps whose metrics are unreadable or were altered, each with the reason."""
     damaged = []
     for path in (workdir / FOLDER).glob("*/metrics/metrics"):
         folder = path.parents[1]
