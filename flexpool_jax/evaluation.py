@@ -137,17 +137,17 @@ def at_resolution(restored: Restored, side: int) -> Restored:
         test=dataset.test.resize(Fit(side)),
     )
     setup = set_up(config, resized)
+    like = setup.abstract_state().params
     try:
         params = resize_flexpool(
             restored.variables["params"],
-            like=setup.abstract_state().params,
+            like=like,
             constraint=getattr(create_pool(config.pool), "constraint", None),
         )
     except ValueError as error:
         raise UserError(f"cannot evaluate at {side}x{side} pixels: {error}") from error
-    trees = (params, setup.abstract_state().params)
-    has, needs = ({path for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in trees)
-    if has != needs:
+    has: Any = jax.tree.structure(params)
+    if has != jax.tree.structure(like):
         raise UserError(
             f"cannot evaluate at {side}x{side} pixels: {config.model} has other layers for images "
             "of this size"
