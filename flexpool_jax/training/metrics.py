@@ -187,8 +187,10 @@ class MetricsWriter:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS_FILE
-        kept = _complete_lines(path, resume_bytes) if path.exists() else b""
+        kept = b""
         if path.exists():
+            content = path.read_bytes()[:resume_bytes]
+            kept = content[: content.rfind(b"\n") + 1]
             os.truncate(path, len(kept))
         self._last = _step_and_split(kept)
         # Unbuffered, so that closing does not try again to write what could not be written.
@@ -287,12 +289,6 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _complete_lines(path: Path, limit: int | None) -> bytes:
-    """The content of a file up to the end of its last complete line within a limit in bytes."""
-    content = path.read_bytes()[:limit]
-    return content[: content.rfind(b"\n") + 1]
 
 
 def _step_and_split(lines: bytes) -> tuple[int, str] | None:
