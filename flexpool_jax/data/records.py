@@ -169,17 +169,9 @@ def _kept_or_read(
     stored: dict[str, StoredImages],
     fit: Fit | None,
 ) -> dict[str, np.ndarray]:
-    """Reads labels, superclasses and, unless ``fit`` is None, images, from the cache if possible.
+    """Reads the arrays "{train,test}_labels", "superclass_of_class" and "{train,test}_images".
 
-    Args:
-        builder: The TFDS builder of the prepared folder.
-        folder: The prepared folder.
-        names: The data set's name of each split, from `_split_names`.
-        stored: The images of each split.
-        fit: How the images are resized; None does not read them.
-
-    Returns:
-        The arrays "{train,test}_labels", "{train,test}_images" and "superclass_of_class".
+    They are read from the cache if possible. The images are left out if ``fit`` is None.
     """
     kept_in = folder / f"{ARRAYS_PREFIX}{'labels' if fit is None else fit}.npz"
     key = _key(folder, names, fit)
