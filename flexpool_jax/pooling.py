@@ -566,7 +566,7 @@ def lse_pool(x: Array, r: float = 5.0) -> Array:
         [1.5, 2.72, 3.0]
     """
     _check_feature_map(x)
-    return _log_mean_exp(_widen(x), r).astype(x.dtype)
+    return (jax.nn.logmeanexp(r * _widen(x), axis=(1, 2)) / r).astype(x.dtype)
 
 
 def soft_pool(x: Array) -> Array:
@@ -606,17 +606,12 @@ def gem_pool(x: Array, p: Array | float, epsilon: float = 1e-6) -> Array:
         2.0801
     """
     _check_feature_map(x)
-    return jnp.exp(_log_mean_exp(jnp.log(jnp.maximum(_widen(x), epsilon)), p)).astype(x.dtype)
+    log_x = jnp.log(jnp.maximum(_widen(x), epsilon))
+    return jnp.exp(jax.nn.logmeanexp(p * log_x, axis=(1, 2)) / p).astype(x.dtype)
 
 
 def _widen(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _log_mean_exp(x: Array, r: Array | float) -> Array:
-    """``log(mean(exp(r · x))) / r`` over positions, whatever the size of r · x."""
-    positions = x.shape[1] * x.shape[2]
-    return (jax.nn.logsumexp(r * x, axis=(1, 2)) - jnp.log(positions)) / r
 
 
 class GlobalPool(nn.Module):
