@@ -14,7 +14,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -38,8 +38,13 @@ def _check_feature_map(x: Array) -> None:
         )
 
 
+def _shape_along(axes: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of parameters that vary along `axes` of a map [H, W, C]: 1 along other axes."""
+    return tuple(n if axis in axes else 1 for axis, n in zip("HWC", shape, strict=True))
+
+
 def _check_weights(
-    x_shape: tuple[int, ...],
+    shape: Sequence[int],
     w_shape: tuple[int, ...],
     owner: str = "FlexPool's weights",
     remedy: str = (
@@ -48,24 +53,20 @@ def _check_weights(
     ),
     axes: str = "HWC",
 ) -> None:
-    """Raises a ValueError with a remedy if parameters [H, W, C] do not fit a feature map.
-
-    `axes` are the axes along which the parameters vary; along the other axes they have length 1.
-    """
-    sizes = zip("HWC", x_shape[1:], strict=True)
-    needed = tuple(size if axis in axes else 1 for axis, size in sizes)
+    """Raises a ValueError with a remedy if parameters do not fit a feature map [H, W, C]."""
+    needed = _shape_along(axes, shape)
     if tuple(w_shape) == needed:
         return
     mismatch = (
-        f"{owner} have shape {tuple(w_shape)}, but feature maps of [H, W, C] = "
-        f"{tuple(x_shape[1:])} need {needed}"
+        f"{owner} have shape {tuple(w_shape)}, but feature maps of [H, W, C] = {tuple(shape)} need "
+        f"{needed}"
     )
     if "C" in axes and (len(w_shape) != 3 or w_shape[2] != needed[2]):
         raise ValueError(f"{mismatch}: the number of channels must be the same")
     if "H" in axes and len(w_shape) == 3 and w_shape[2] == needed[2]:
         raise ValueError(
             f"{mismatch}: resize the images to the resolution it was trained at"
-            f"{remedy.format(size=tuple(x_shape[1:3]))}"
+            f"{remedy.format(size=tuple(shape[:2]))}"
         )
     raise ValueError(mismatch)
 
@@ -91,7 +92,7 @@ def flex_pool(x: Array, w: Array) -> Array:
         (2, 3)
     """
     _check_feature_map(x)
-    _check_weights(x.shape, w.shape)
+    _check_weights(x.shape[1:], w.shape)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.sum(x.astype(wide) * w.astype(wide), axis=(1, 2)).astype(x.dtype)
 
@@ -163,7 +164,7 @@ class FlexPool(nn.Module):
     @nn.nowrap
     def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
-        _check_weights((1, *shape), jnp.shape(w_fp))
+        _check_weights(shape, jnp.shape(w_fp))
         return softmax_weights(w_fp) if self.constraint == "softmax" else w_fp
 
 
@@ -172,12 +173,10 @@ def _stored_weights(
 ) -> Array:
     """Creates or reads a pool's parameter w_fp, float32, of length 1 along axes not in `axes`."""
     _check_feature_map(x)
-    owner = f"{type(pool).__name__}'s weights"
+    owner, shape = f"{type(pool).__name__}'s weights", x.shape[1:]
     if pool.has_variable("params", "w_fp"):
-        _check_weights(x.shape, jnp.shape(pool.get_variable("params", "w_fp")), owner, axes=axes)
-    sizes = zip("HWC", x.shape[1:], strict=True)
-    shape = tuple(size if axis in axes else 1 for axis, size in sizes)
-    return pool.param("w_fp", start, shape, jnp.float32)
+        _check_weights(shape, jnp.shape(pool.get_variable("params", "w_fp")), owner, axes=axes)
+    return pool.param("w_fp", start, _shape_along(axes, shape), jnp.float32)
 
 
 def _average_start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -213,7 +212,7 @@ class GDConv(nn.Module):
     @nn.nowrap
     def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
-        _check_weights((1, *shape), jnp.shape(w_fp), "GDConv's weights")
+        _check_weights(shape, jnp.shape(w_fp), "GDConv's weights")
         return w_fp
 
 
@@ -243,7 +242,7 @@ class FlexPoolShared(nn.Module):
     @nn.nowrap
     def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
-        _check_weights((1, *shape), jnp.shape(w_fp), "FlexPoolShared's weights", axes="HW")
+        _check_weights(shape, jnp.shape(w_fp), "FlexPoolShared's weights", axes="HW")
         return jnp.broadcast_to(w_fp, shape)
 
 
@@ -273,7 +272,7 @@ class ChannelScale(nn.Module):
     @nn.nowrap
     def effective_weights(self, w_fp: Array, shape: tuple[int, ...]) -> Array:
         """See the function `effective_weights`."""
-        _check_weights((1, *shape), jnp.shape(w_fp), "ChannelScale's weights", axes="C")
+        _check_weights(shape, jnp.shape(w_fp), "ChannelScale's weights", axes="C")
         return jnp.broadcast_to(w_fp / (shape[0] * shape[1]), shape)
 
 
@@ -668,8 +667,8 @@ class AttentionPool(nn.Module):
         _check_feature_map(x)
         batch, height, width, channels = x.shape
         if self.has_variable("params", "positions"):
-            shape = jnp.shape(self.get_variable("params", "positions"))
-            _check_weights(x.shape, shape, owner="AttentionPool's embeddings", remedy="")
+            stored = jnp.shape(self.get_variable("params", "positions"))
+            _check_weights(x.shape[1:], stored, owner="AttentionPool's embeddings", remedy="")
         init = nn.initializers.normal(channels**-0.5)
         positions = self.param("positions", init, (height, width, channels), jnp.float32)
         mean_position = self.param("mean_position", init, (channels,), jnp.float32)
