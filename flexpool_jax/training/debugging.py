@@ -32,31 +32,23 @@ def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
             ``profile`` in it.
     """
     folder = workdir / PROFILE_FOLDER
-    dispatches, is_tracing = 0, False
+    hint = f"\nprofile: tensorboard --logdir={shlex.quote(str(folder))}"
+    dispatches = 0
+    with contextlib.ExitStack() as tracing:
 
-    def stop() -> None:
-        nonlocal is_tracing
-        is_tracing = False
-        jax.profiler.stop_trace()
-        print(f"\nprofile: tensorboard --logdir={shlex.quote(str(folder))}", file=sys.stderr)
+        def train_steps(*arguments: Any) -> Any:
+            nonlocal dispatches
+            dispatches += 1
+            if dispatches == _FIRST:
+                tracing.callback(print, hint, file=sys.stderr)  # After the trace is written.
+                tracing.enter_context(jax.profiler.trace(folder))
+            result = setup.train_steps(*arguments)
+            if dispatches == _LAST:
+                jax.block_until_ready(result)
+                tracing.close()
+            return result
 
-    def train_steps(*arguments: Any) -> Any:
-        nonlocal dispatches, is_tracing
-        dispatches += 1
-        if dispatches == _FIRST:
-            jax.profiler.start_trace(folder)
-            is_tracing = True
-        result = setup.train_steps(*arguments)
-        if is_tracing and dispatches == _LAST:
-            jax.block_until_ready(result)
-            stop()
-        return result
-
-    try:
         yield dataclasses.replace(setup, train_steps=train_steps)
-    finally:
-        if is_tracing:
-            stop()
     if dispatches < _FIRST:
         print(
             f"no profile: it begins with the {_FIRST}rd dispatch, and this command made "
