@@ -267,7 +267,8 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
         progress.best_accuracy = max(accuracy, progress.best_accuracy or 0.0)
         is_best = accuracy == progress.best_accuracy
         if is_last:
-            write_predictions(run.workdir, run.setup.dataset.test.labels, *evaluation[2:])
+            predicted = evaluation.predictions, evaluation.confidences
+            write_predictions(run.workdir, run.setup.dataset.test.labels, *predicted)
             write_pool_weights(run.workdir, jax.device_get(ended.state.variables["params"]))
     progress.evaluated = True
     is_due = is_last or ended.epoch % config.checkpoint_every_epochs == 0

@@ -108,7 +108,7 @@ def _train_phase(
         is_done = step == setup.total_steps and progress.evaluated
         # The result of fewer epochs is still there if that of the last one could not be written.
         if is_done and result is not None and result.get("epochs") == config.num_epochs:
-            print(f"this run is finished: {workdir / 'result.json'}", file=sys.stderr)
+            print(f"this run is finished: {workdir / RESULT_FILE}", file=sys.stderr)
             return state.variables, result
         verb = "continuing" if step else "starting"
         for change in changes:
