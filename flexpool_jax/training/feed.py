@@ -75,20 +75,19 @@ class Feed:
         """
         count = setup.steps_per_epoch
 
-        def sizes() -> Iterator[int]:
-            done = start
-            while done < count:
-                size = steps_from(done)
-                yield size
-                done += size
+        def spans() -> Iterator[slice]:
+            first = start
+            while first < count:
+                end = first + steps_from(first)
+                yield slice(first, end)
+                first = end
 
         if self.data is None:
-            yield from _uploaded(self._streamed(setup, epoch * count + start, sizes()))
+            yield from _uploaded(self._streamed(setup, epoch * count + start, spans()))
             return
         indices = _epoch_indices(setup, len(self), epoch)
-        for size in sizes():
-            yield indices[start : start + size].swapaxes(0, 1)
-            start += size
+        for span in spans():
+            yield indices[span].swapaxes(0, 1)
 
     def once(self, batch_size: int) -> Iterator[Part]:
         """Yields the parts of one pass over all examples in order, one for each evaluation step.
@@ -113,8 +112,8 @@ class Feed:
             self._ahead.close()
             self._ahead = None
 
-    def _streamed(self, setup: Setup, step: int, sizes: Iterable[int]) -> Iterator[HostBatch]:
-        """Yields parts with the given numbers of steps; the first begins at ``step`` of the run."""
+    def _streamed(self, setup: Setup, step: int, spans: Iterable[slice]) -> Iterator[HostBatch]:
+        """Yields the parts of these steps of an epoch; the first begins at ``step`` of the run."""
         if self._ahead is None or self._next_step != step:
             self.close()
             count = setup.steps_per_epoch
@@ -125,9 +124,9 @@ class Feed:
                 return {"image": batch["image"], "label": batch["label"]}
 
             self._ahead, self._next_step = read_ahead(read, setup.total_steps, step), step
-        for size in sizes:
-            batches = [next(self._ahead) for _ in range(size)]
-            self._next_step += size
+        for span in spans:
+            batches = [next(self._ahead) for _ in range(span.start, span.stop)]
+            self._next_step += len(batches)
             yield jax.tree.map(_stacked, *batches)
 
 
