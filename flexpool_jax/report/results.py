@@ -367,7 +367,6 @@ def read_run(folder: Path) -> Run:
         if not files.digest_matches(result):
             raise UserError("its numbers are not those that were written")
         config = configuration.config_from_json(result["config"])
-        dataset = result.get("dataset", config.dataset.name)
         for name in configuration.FIELDS:
             value = get_field(config, name)
             # Models and pools that a user's own program registered are not known here.
@@ -375,10 +374,9 @@ def read_run(folder: Path) -> Run:
                 check_field(name, value)
             elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
                 raise UserError(f"config.{name} is {value!r}; allowed: a name")
-        if not isinstance(dataset, str):
-            raise UserError(f"its data set is {dataset!r}; allowed: a name")
-        # The table's title and the paper's numbers are those of the data that were used.
-        config.dataset.name = dataset
+        # Titles, and the paper's numbers beside them, are those of the data that were used.
+        if isinstance(result.get("dataset"), str):
+            config.dataset.name = result["dataset"]
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )

@@ -96,12 +96,16 @@ def write_csv(path: Path, records: Sequence[Record], *, digits: int = 12) -> Non
     """
     import pandas as pd
 
-    def rounded(value: Any) -> Any:
+    def rounded(name: str, value: Any) -> Any:
         if not isinstance(value, float) or math.isnan(value):
             return value
-        return float(f"{value:.{digits}g}")
+        # Only p-values may be this small; elsewhere it is a rounding error of 0.
+        is_zero = abs(value) < 1e-12 and "p" not in name.split("_")
+        return 0.0 if is_zero else float(f"{value:.{digits}g}")
 
-    pd.DataFrame(records, dtype=object).map(rounded).to_csv(path, index=False, lineterminator="\n")
+    table = pd.DataFrame(records, dtype=object)
+    table = table.apply(lambda column: column.map(lambda value: rounded(column.name, value)))
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def _arm(arm: Arm) -> Record:

@@ -365,3 +365,9 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name):
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=f"{name} is a file where a folder belongs"):
         check_workdir(str(tmp_path))
+
+
+def test_an_exported_network_is_not_called_a_damaged_workdir(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "a", "pretrained_cfg": {}}))
+    with pytest.raises(UserError, match=r"is an exported network .* flexpool_jax.load_exp"):
+        read_config(tmp_path)

@@ -1,9 +1,20 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 import flexpool_jax
 import launch
-from flexpool_jax.data import DATASETS, load_dataset, prepare_dataset, read_superclass_mapping
+from configs import digits
+from flexpool_jax.data import (
+    DATASETS,
+    Dataset,
+    Split,
+    load_dataset,
+    prepare_dataset,
+    read_superclass_mapping,
+)
+from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.errors import UserError
 
 NAMES = ["a", "b", "c"]
@@ -296,3 +307,37 @@ def test_an_npz_config_without_its_file_is_a_mistake_of_one_line(tmp_path, capsy
     assert launch.main(arguments) == 2
     assert "npz needs a .npz file in dataset.raw_dir" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def given(**changes):
+    one = np.ones(3, np.float32)
+    train, test = (Split(*pair) for pair in splits().values())
+    return dataclasses.replace(Dataset("mine", train, test, tuple(NAMES), one, one), **changes)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (arrays(30)[0], np.arange(30) % 4, "labels are from 0 to 3; allowed: 0 to 2"),
+        (arrays(30)[0], np.arange(30) % 3 - 1, "labels are from -1 to 1"),
+        (arrays(30)[0], np.zeros(40, int), r"labels are int64 \[40\] for 30 images"),
+        (arrays(30)[0], np.eye(3)[np.arange(30) % 3], "labels are float64"),
+        (
+            np.zeros((30, 3, 10, 8), np.uint8),
+            np.arange(30) % 3,
+            r"images are uint8 \[30, 3, 10, 8\]",
+        ),
+        (np.zeros((30, 10, 8, 3), np.float32), np.arange(30) % 3, "images are float32"),
+    ],
+)
+def test_arrays_that_a_program_passes_are_checked(images, labels, words):
+    config = digits.get_config()
+    with pytest.raises(UserError, match=words):
+        check_dataset(given(train=Split(images, labels)), config)
+    checked = check_dataset(given(class_names=NAMES), config)
+    assert (checked.class_names, checked.train.labels.dtype) == (tuple(NAMES), np.int32)
+    with pytest.raises(UserError, match=r"mean is .*; allowed: 3 finite numbers"):
+        check_dataset(given(mean=np.ones(1, np.float32)), config)
+    config.dataset.holdout = 0.1
+    with pytest.raises(UserError, match=r"dataset.holdout is 0.1, but no images were held out"):
+        check_dataset(given(), config)

@@ -386,3 +386,10 @@ def test_a_full_disk_is_an_os_error_that_names_the_folder(error, tmp_path, monke
         prepare_dataset("digits", tmp_path / "data")
     assert caught.value.errno in (errno.ENOSPC, errno.EDQUOT)
     assert caught.value.filename == str(tmp_path / "data")
+
+
+def test_loaded_arrays_cannot_be_changed_under_their_digest(data_dir):
+    dataset = load_dataset("digits", data_dir)
+    for array in (dataset.train.images, dataset.test.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1

@@ -229,7 +229,14 @@ def test_unfinished_experiments_agree_with_no_prediction(small):
     rows = section(text_of(small), "Which part of it")
     agrees = {row[1]: row[4] for row in rows if row[0] == "M2"}
     assert set(agrees.values()) == {"runs are missing"}
-    assert "runs are missing" not in {row[4] for row in whole}
+    assert "runs are missing" not in {row[4] for row in whole if row[0] == "M2"}
+
+
+def test_slope_over_some_of_the_lengths_agrees_with_no_prediction(small):
+    write_evidence(small / "results", ("e6_2",))
+    (row,) = (r for r in section(text_of(small), "Which part of it") if r[0] == "M6")
+    assert "points" in row[3]
+    assert row[4] == "runs are missing"
 
 
 def test_cell_with_a_result_has_not_failed(small):
@@ -394,6 +401,7 @@ MARKS = {
         {"config_changes": [{"step": 7, "field": "learning_rate", "from": 0.1, "to": 0.2}]},
         "changed midway: learning_rate",
     ),
+    "images": ({"data_digest": "other"}, "other images than most runs of its data set"),
 }
 
 
@@ -425,6 +433,11 @@ def test_run_of_another_config_does_not_count(small):
     assert ("flexpool", 0) in evidence.designs["e1"].missing
     (line,) = evidence.left_out
     assert "learning_rate is 0.02, the protocol has 0.01" in line
+    result["config"]["learning_rate"] = 0.01
+    result["config"]["optimizer"]["kwargs"] = {"b1": 0.5}
+    path.write_text(json.dumps(result))
+    (line,) = read_evidence(small / "results").left_out
+    assert "it sets optimizer.kwargs.b1" in line
 
 
 def test_predictions_that_contradict_the_result_are_refused(small):

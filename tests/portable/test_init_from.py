@@ -159,3 +159,9 @@ def test_normalisation_has_a_number_for_each_channel(dataset, tmp_path):
     config = config_with(**{"dataset.mean": (0.5,) * 3, "dataset.std": (0.25,) * 3})
     with pytest.raises(UserError, match="images of digits have 1 channels"):
         flexpool_jax.train(config, tmp_path, dataset)
+
+
+def test_another_normalisation_than_that_of_the_file_is_refused(file):
+    config = config_with(init_from=file, **{"dataset.mean": (0.9,), "dataset.std": (0.25,)})
+    with pytest.raises(UserError, match=r"\[0.9, 0.25\], but the weights in .* were trained with"):
+        configuration.check_files(config)

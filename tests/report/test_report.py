@@ -623,3 +623,12 @@ def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
     assert [rows[name][5] for name in ("AvgPool", "AvgPool + Dropout", "FlexPool")] == ["–"] * 3
     record = next(r for r in read_csv(path.parent / "settings.csv") if r["to_control"])
     assert float(record["to_control_p_holm"]) >= float(record["to_control_p"])
+
+
+def test_only_in_the_folder_of_a_run_do_some_names_hold_no_run(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), lambda cell: 0.9)
+    (folder / AVG).rename(folder / "superclass")
+    (run,) = find_runs(folder).runs
+    assert run.folder == folder / "superclass/seed-0"
+    (folder / "config.json").write_text("{}")
+    assert find_runs(folder).runs == []

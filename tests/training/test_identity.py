@@ -24,7 +24,9 @@ from flexpool_jax import (
 from flexpool_jax.data import Dataset, Split, load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.evaluation import restore_workdir
+from flexpool_jax.portable.card import model_card
 from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.rows import make_rows
 from flexpool_jax.source import commit, source_hash
 from flexpool_jax.training import checkpoints, identity, run
 from flexpool_jax.training.setup import set_up
@@ -499,3 +501,50 @@ def test_the_pools_weights_are_those_that_are_evaluated(make_config, tmp_path):
     sums = np.sum(expected, axis=(0, 1))
     assert last["head/pool/sum_mean"] == pytest.approx(sums.mean(), abs=1e-6)
     assert last["head/pool/sum_sd"] == pytest.approx(sums.std(), abs=1e-6)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_again(workdir, make_config):
+    shutil.rmtree(workdir / checkpoints.FOLDER)
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    for epochs in (2, 3):
+        with pytest.raises(UserError, match="result of a finished run and no checkpoint"):
+            train(make_config(num_epochs=epochs), workdir)
+    assert {p.name: p.read_bytes() for p in workdir.iterdir() if p.is_file()} == before
+
+
+def test_code_of_a_model_that_changed_is_not_called_damage(make_config, tmp_path):
+    class Growing(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return {"stage1": nn.Dense(features)(images)}
+
+    features = 2
+    register_model("growing", num_stages=1)(lambda **fields: Growing())
+    train(make_config(model="growing", num_epochs=1), tmp_path)
+    features = 3
+    with pytest.raises(UserError, match=r"saved by another model: .* \(2,\), and needs .* \(3,\)"):
+        train(make_config(model="growing", num_epochs=2), tmp_path)
+    assert (tmp_path / checkpoints.FOLDER / "11").is_dir()
+
+
+def test_a_report_names_the_data_that_were_used(make_config, tmp_path):
+    config = make_config(num_epochs=1)
+    mine = dataclasses.replace(
+        load_dataset("digits", config.dataset.data_dir, image_size=8), name="mine"
+    )
+    train(config, tmp_path, mine)
+    (row,) = make_rows(find_runs(tmp_path).runs)
+    assert row.title.startswith("mine")
+    assert "# two_small_convs with the pool flexpool on mine\n" in model_card(
+        load_trained(tmp_path)
+    )
+
+
+def test_a_trained_model_can_be_trained_on_in_another_program(workdir):
+    trained = load_trained(workdir)
+    images = trained.preprocess(np.zeros((2, 8, 8, 1), np.uint8))
+    logits, updates = trained.model.apply(
+        trained.variables, images, train=True, mutable=["batch_stats"]
+    )
+    assert logits.shape == (2, 10)
+    assert updates["batch_stats"].keys() == trained.variables["batch_stats"].keys()

@@ -150,7 +150,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
     # With it, each part counts as a batch in the running statistics.
     mean = run(PLAIN, indices[:1], grad_accum_steps=4)[0].batch_stats["backbone"]["BatchNorm_0"]
     expected = np.zeros(3)
-    for part in indices[0].reshape(4, 3):
+    for part in indices[0].reshape(3, 4).T:
         expected = 0.9 * expected + 0.1 * normalise(IMAGES[part]).mean((0, 1, 2))
     np.testing.assert_allclose(mean["mean"], expected, rtol=1e-5)
 
@@ -230,3 +230,11 @@ def test_dropout_draws_anew_at_each_step_on_each_device_and_in_each_part():
     run_step = on_two_devices(Classifier(Drawing(), num_classes=5), grad_accum_steps=2)
     drawn = [run_step(number).batch_stats["backbone"]["drawn"] for number in (0, 1)]
     assert len(np.unique(drawn)) == 8
+
+
+def test_parts_hold_the_same_examples_on_any_number_of_devices():
+    fields = {"sync_batch_norm": False, "grad_accum_steps": 2}
+    two = on_two_devices(PLAIN, sac_weights=(0.3, 0.7), **fields)(0)
+    one, _ = run(PLAIN, np.arange(16, dtype=np.int32)[None], grad_accum_steps=2)
+    means = [s.batch_stats["backbone"]["BatchNorm_0"]["mean"] for s in (two, one)]
+    np.testing.assert_allclose(means[0], np.stack([means[1]] * 2), rtol=1e-5)

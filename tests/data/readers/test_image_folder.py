@@ -386,3 +386,11 @@ def test_images_that_keep_their_proportions_are_stored_as_they_are(tmp_path):
     turned = max(dataset.train.images[dataset.train.labels == 2], key=lambda image: image.max())
     assert upright[9, 5, 0] > 240 > 130 > upright[0, 5, 0]
     assert turned[5, 0, 0] > 240 > 130 > turned[5, 9, 0]
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("seg_train", "seg_test", "seg_pred")])
+def test_splits_of_another_name_are_not_taken_for_classes(names, tmp_path):
+    tree = write_tree(tmp_path / "tree", names)
+    with pytest.raises(UserError, match=rf"{sorted(names)[-1]}, which hold folders .* rename them"):
+        load(tree, tmp_path)
+    assert not (tmp_path / "data").exists()
