@@ -208,8 +208,8 @@ def _answer(e1: Analysis) -> str:
             ]
         )
     heads = [
-        *("", "difference", "the paper", "here, 95 % interval", "p (Holm)"),
-        *(_DETECTABLE, "the protocol's words"),
+        *("", "difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
+        *(_DETECTABLE, "conclusion, in the protocol's words"),
     ]
     n = len({seed for _, seed in e1.accuracies})
     paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"

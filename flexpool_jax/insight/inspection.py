@@ -25,6 +25,7 @@ from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
 from flexpool_jax.insight.evidence import EvidenceMaps, evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
+from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pages.figures import INK
 from flexpool_jax.pooling import effective_weights
@@ -80,7 +81,7 @@ def inspect_workdir(
         "pool": setup.config.pool,
         "sac": bool(setup.config.sac.enabled),
         "config_digest": configuration.digest(configuration.read_config(restored.workdir)),
-        "parameters": steps.parameter_count(variables["params"]),
+        "parameters": steps.parameter_count(prediction_params(variables["params"])),
         "flops": flops,
         "class_names": list(setup.dataset.class_names),
         "metrics": measure(labels, logits, probabilities),

@@ -138,6 +138,11 @@ class Classifier(nn.Module):
                 )
 
 
+def prediction_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that predictions need: all but those of the auxiliary classifiers."""
+    return {name: part for name, part in params.items() if not name.startswith("aux_head_")}
+
+
 def _describe(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array {list(value.shape)} of {value.dtype}"

@@ -8,6 +8,7 @@ from scipy import stats
 
 import flexpool_jax
 from flexpool_jax import configuration, files
+from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.trained import Trained
 from flexpool_jax.training.identity import DATA_FILE
 from flexpool_jax.training.steps import parameter_count
@@ -34,6 +35,7 @@ def model_card(trained: Trained, *, is_best: bool = False) -> str:
     """
     config, run = trained.config, configuration.read_config(trained.workdir)
     height, width, channels = trained.image_shape
+    parameters = parameter_count(prediction_params(trained.variables["params"]))
     sac = ", trained with Simple Auxiliary Classifiers" if config.sac.enabled else ""
     classes = ", ".join(trained.class_names[:20])
     if len(trained.class_names) > 20:
@@ -57,7 +59,7 @@ metrics:
 ---
 # {config.model} with the pool {config.pool} on {name}
 
-An image classifier{sac}: {parameter_count(trained.variables["params"]):,} parameters, images of
+An image classifier{sac}: {parameters:,} parameters, images of
 {height}×{width} pixels ({colours}), {len(trained.class_names)} classes: {classes}.
 
 ## Measured

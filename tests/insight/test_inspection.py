@@ -186,6 +186,10 @@ def test_flops_count_the_convolutions(flexpool):
     others = 4 * 4 * (2 * 5 + 2 * 6 + 2 * 6) + 2 * 6 * 10  # biases, ReLU, the pool, the classifier
     assert first + second <= report["flops"] <= first + second + 1.5 * others
     assert "Classifier" in (restored.workdir / "inspect/model.txt").read_text()
+    params = restored.variables["params"]
+    assert "aux_head_stage1" in params
+    leaves = jax.tree.leaves((params["backbone"], params["head"]))
+    assert report["parameters"] == sum(leaf.size for leaf in leaves)
 
 
 @pytest.mark.parametrize("pool", ["max", "avg"])
