@@ -71,7 +71,7 @@ once() {
   if [ -n "${DRY_RUN:-}" ]; then limited "$@" && return; fi
   if [ ! -e "$WORK/finished/$name" ]; then
     limited "$@" >"$OUT/$name.part" || status=$?
-    # A table in which a contestant failed is made again by the next call.
+    # A table in which a contestant failed is made again if the part is called again.
     [ $status -ne 0 ] || grep -q 'failed' "$OUT/$name.part" || mv "$OUT/$name.part" "$WORK/finished/$name"
   fi
   cp "$WORK/finished/"* "$OUT" 2>/dev/null || true

@@ -69,6 +69,7 @@ def environment() -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": visible[0],
         # By default JAX allocates 75 % of a GPU's memory, and the next contestant would fail.
         "XLA_CLIENT_MEM_FRACTION": "0.2",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "",  # The old name; JAX refuses to find both.
     }
 
 

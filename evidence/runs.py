@@ -92,16 +92,21 @@ class Evidence:
     left_out: list[str]
 
     def missing(self, *designs: str) -> bool:
-        """Whether a cell of one of the designs has no run yet."""
-        return any(self.designs[name].missing for name in designs)
+        """Whether one of the designs lacks a run of `avg` or `flexpool` with a seed up to 2."""
+        return any(
+            column in POOLS and seed < 3
+            for name in designs
+            for column, seed in self.designs[name].missing
+        )
 
 
 def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     """Reads all runs under a folder and keeps those that the protocol asks for.
 
     A run counts if its config is that of a cell of its design, its `source_hash` is that of most
-    runs, and no field changed between two starts. Seeds 6 to 9 of E1 are cells of the protocol only
-    if its stopping rule asks for them.
+    runs, its images are those of most runs of its data set, and no field changed between two
+    starts. Of two runs of a cell the first counts. Seeds 6 to 9 of E1 are cells of the protocol
+    only if its stopping rule asks for them.
 
     Args:
         folder: The folder that holds one folder for each design. Runs of designs that use E0's
@@ -223,10 +228,9 @@ def _data_key(run: Run) -> Key:
 def _differences(asked: ConfigDict, config: ConfigDict) -> list[str]:
     # Another version may have other fields; only those that both configs have are compared.
     shared = set(field_names(config)) & set(field_names(asked))
-    keywords = {*config.optimizer.get("kwargs", {}), *asked.optimizer.get("kwargs", {})}
-    if keywords:
-        return [f"it sets optimizer.kwargs.{', '.join(sorted(keywords))}, the protocol does not"]
-    return [
+    given, wanted = (dict(one.optimizer.get("kwargs", {})) for one in (config, asked))
+    keywords = [f"optimizer.kwargs are {given}, the protocol has {wanted}"] * (given != wanted)
+    return keywords + [
         f"{name} is {get_field(config, name)}, the protocol has {get_field(asked, name)}"
         for name in sorted(shared)
         if get_field(config, name) != get_field(asked, name)

@@ -54,7 +54,7 @@ def restore_workdir(
     """
 
     def load(workdir: Path, config: ConfigDict) -> tuple[Dataset, Identity]:
-        loaded = check_dataset(dataset, config) if dataset else load_configured_dataset(config)
+        loaded = check_dataset(dataset) if dataset else load_configured_dataset(config)
         return loaded, recall(workdir, config, loaded)
 
     return restore(workdir, step, config, load)

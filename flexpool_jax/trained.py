@@ -169,7 +169,7 @@ def load_trained(
     restored = restore(workdir, step, config, _identify)
     dataset = restored.setup.dataset
     # Statistics that are averaged over the devices of a run exist only in its compiled steps.
-    alone = copy.deepcopy(restored.setup.config)
+    alone = ml_collections.ConfigDict(restored.setup.config)
     alone.sync_batch_norm = False
     return Trained(
         restored.workdir,

@@ -189,8 +189,9 @@ def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
         workdir: The folder of the run, which need not exist; None for a run that has not begun.
 
     Raises:
-        UserError: The file of superclasses or of initial weights does not exist or cannot be read,
-            or neither the config nor the file contains the normalisation for these weights.
+        UserError: The file of superclasses or of initial weights does not exist or cannot be read;
+            neither the config nor the file contains the normalisation for these weights, or they
+            contradict each other.
     """
     if config.init_from:
         if workdir is not None and has_checkpoint(workdir) and config_path(workdir).is_file():
@@ -364,7 +365,9 @@ def _check_sac_weights(model: str, weights: tuple[float, ...]) -> None:
 
 
 def _check_initial_weights(config: ConfigDict) -> None:
-    # Imported here, because it imports NumPy.
+    # Imported here, because it takes long.
+    import numpy as np
+
     from flexpool_jax.models.weights import read_header
 
     try:
@@ -372,15 +375,15 @@ def _check_initial_weights(config: ConfigDict) -> None:
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
     if config.dataset.mean:
-        given, saved = (
-            [*map(float, (*numbers.mean, *numbers.std))] for numbers in (config.dataset, header)
-        )
-        far = [abs(one - other) > 1e-3 for one, other in zip(given, saved, strict=False)]
-        if header.mean and (len(given) != len(saved) or any(far)):
-            raise UserError(
-                f"config.dataset.mean and std are {given}, but the weights in {header.path} were "
-                f"trained with {saved}; leave both fields out, and the file's numbers are used"
-            )
+        for name in ("mean", "std"):
+            given, saved = config.dataset[name], getattr(header, name)
+            is_same = len(given) == len(saved) and np.allclose(given, saved, rtol=0, atol=1e-3)
+            if saved and not is_same:
+                raise UserError(
+                    f"config.dataset.{name} is {given}, but the weights in {header.path} were "
+                    f"trained with {saved}; give --config.dataset.mean= --config.dataset.std= and "
+                    "the file's numbers are used"
+                )
         return
     if not header.mean:
         origin = "is not of this project and" if header.foreign else "was saved without it and"

@@ -45,17 +45,20 @@ def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     return checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
 
 
+def has_any_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a workdir holds a checkpoint, also a damaged or superseded one."""
+    moved = (Path(workdir) / name for name in _MOVED_CHECKPOINTS)
+    return has_checkpoint(workdir) or any(
+        folder.is_dir() and any(folder.iterdir()) for folder in moved
+    )
+
+
 def has_saved_state(workdir: str | os.PathLike[str]) -> bool:
     """Whether a workdir holds a checkpoint, also a damaged or superseded one, or a result.json.
 
     Without these, training starts at step 0, and nothing is lost if it has another config.
     """
-    moved = (Path(workdir) / name for name in _MOVED_CHECKPOINTS)
-    return (
-        has_checkpoint(workdir)
-        or any(folder.is_dir() and any(folder.iterdir()) for folder in moved)
-        or (Path(workdir) / "result.json").exists()
-    )
+    return has_any_checkpoint(workdir) or (Path(workdir) / "result.json").exists()
 
 
 def check_workdir(workdir: str) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from flexpool_jax.data.dataset import Arrays, Dataset, Split
 from flexpool_jax.data.images import MODE_OF_CHANNELS
@@ -37,7 +37,12 @@ def load_registered(name: str, load: Callable[[], Any]) -> Arrays:
 
 
 def check_arrays(
-    where: str, splits: Any, class_names: Any, array_names: Mapping[str, tuple[str, str]]
+    where: str,
+    splits: Any,
+    class_names: Any,
+    array_names: Mapping[str, tuple[str, str]],
+    *,
+    any_channels: bool = False,
 ) -> Arrays:
     """Checks the types, shapes, labels and class names of arrays.
 
@@ -46,6 +51,7 @@ def check_arrays(
         splits: Images and labels of each split, see `registry.register_dataset`.
         class_names: Names of the classes, see `registry.register_dataset`.
         array_names: Names of the images and of the labels of each split, for error messages.
+        any_channels: Whether images may have other numbers of channels than 1, 3 and 4.
 
     Returns:
         The arrays, with images uint8 [N, H, W, C] and labels int32 [N].
@@ -57,7 +63,10 @@ def check_arrays(
     if not isinstance(splits, Mapping) or set(splits) != {"train", "test"}:
         has = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else type(splits).__name__
         raise UserError(f"{where} must have the splits 'train' and 'test'; got {has or 'none'}")
-    checked = {split: _checked_split(where, array_names[split], splits[split]) for split in splits}
+    checked = {
+        split: _checked_split(where, array_names[split], splits[split], any_channels)
+        for split in splits
+    }
     names = list(class_names) if isinstance(class_names, list | tuple) else class_names
     if (
         not isinstance(names, list)
@@ -85,43 +94,39 @@ def check_arrays(
     return Arrays(checked, tuple(names))
 
 
-def check_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
+def check_dataset(dataset: Dataset) -> Dataset:
     """Checks a data set that a program passes in place of the one that its config names.
 
     Returns:
-        The data set, with labels int32 [N].
+        The data set, with labels int32 [N], and float32 mean and std.
 
     Raises:
-        UserError: an array has a wrong dtype or shape, or a label is not the index of a class; or
-            the config holds images out, and none were.
+        UserError: an array has a wrong dtype or shape, or a label is not the index of a class.
     """
-    if config.dataset.holdout and not dataset.test_is_drawn:
-        raise UserError(
-            f"config.dataset.holdout is {config.dataset.holdout}, but no images were held out of "
-            "the data set given as dataset=; allowed: 0"
-        )
     where = f"data set {dataset.name!r}"
+    splits = {"train": dataset.train, "test": dataset.test}
     # Stored images were checked when they were prepared; reading all of them would take long.
-    if isinstance(dataset.train.images, np.ndarray) and isinstance(dataset.test.images, np.ndarray):
-        pairs = {
-            "train": (dataset.train.images, dataset.train.labels),
-            "test": (dataset.test.images, dataset.test.labels),
-        }
-        arrays = check_arrays(where, pairs, dataset.class_names, _NAMES)
+    if all(isinstance(split.images, np.ndarray) for split in splits.values()):
+        pairs = {name: (split.images, split.labels) for name, split in splits.items()}
+        arrays = check_arrays(where, pairs, dataset.class_names, _NAMES, any_channels=True)
+        train, test = arrays.splits["train"], arrays.splits["test"]
         dataset = dataclasses.replace(
-            dataset,
-            train=arrays.splits["train"],
-            test=arrays.splits["test"],
-            class_names=arrays.class_names,
+            dataset, train=train, test=test, class_names=arrays.class_names
         )
-    channels = (dataset.image_shape[-1],)
-    for name, array in (("mean", dataset.mean), ("std", dataset.std)):
-        if np.shape(array) != channels or not np.isfinite(array).all():
-            raise UserError(f"{where}: {name} is {array!r}; allowed: {channels[0]} finite numbers")
-    return dataset
+    channels = dataset.image_shape[-1]
+    for name, array, least in (("mean", dataset.mean, -math.inf), ("std", dataset.std, 0)):
+        numbers = np.asarray(array)
+        is_float = np.issubdtype(numbers.dtype, np.floating) and numbers.shape == (channels,)
+        if not is_float or not np.isfinite(numbers).all() or not (numbers > least).all():
+            allowed = f"{channels} finite floats" + " above 0" * (name == "std")
+            raise UserError(f"{where}: {name} is {array!r}; allowed: {allowed}")
+    mean, std = (np.asarray(array, np.float32) for array in (dataset.mean, dataset.std))
+    return dataclasses.replace(dataset, mean=mean, std=std)
 
 
-def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Split:
+def _checked_split(
+    where: str, array_names: tuple[str, str], split: Any, any_channels: bool
+) -> Split:
     x, y = array_names
     if not isinstance(split, tuple | list) or len(split) != 2:
         raise UserError(f"{where}: {x} must come in a pair with {y}; got {type(split).__name__}")
@@ -132,7 +137,7 @@ def _checked_split(where: str, array_names: tuple[str, str], split: Any) -> Spli
         pixels.dtype != np.uint8
         or pixels.ndim != 4
         or 0 in pixels.shape
-        or pixels.shape[-1] not in MODE_OF_CHANNELS
+        or (pixels.shape[-1] not in MODE_OF_CHANNELS and not any_channels)
     ):
         raise UserError(
             f"{where}: {x} are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, H, W, C] "

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration, files
 from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError, one_line
+from flexpool_jax.lock import LOCK_FILE
 from flexpool_jax.pages.curves import finite, read_metrics
 from flexpool_jax.report import paper
 
@@ -36,8 +37,8 @@ ARM_FIELDS: dict[str, Any] = {
 }
 # Titles from the paper. Other pools are shown by their names in configs.
 _POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
-# Folders in a run's folder that hold no run. An export has a config.json too, and the first phase
-# of a run with super classing has a result.json, whose accuracy is that of the superclasses.
+# Folders in a run's folder that do not count as runs. An export has a config.json too, and the
+# first phase of a run with super classing has a result.json with the accuracy of the superclasses.
 _PASSED_OVER = ("checkpoints", "tensorboard", "report", "export", "superclass")
 
 
@@ -325,7 +326,7 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     seen: dict[tuple[object, ...], Run] = {}
     of_data: dict[tuple[object, ...], Run] = {}
     for place, folders, names in os.walk(folder):
-        passed_over = _PASSED_OVER if {"config.json", "result.json"} & set(names) else ()
+        passed_over = _PASSED_OVER if {"config.json", "result.json", LOCK_FILE} & set(names) else ()
         folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)
         if "result.json" not in names:
@@ -376,7 +377,7 @@ def read_run(folder: Path) -> Run:
                 raise UserError(f"config.{name} is {value!r}; allowed: a name")
         # Titles, and the paper's numbers beside them, are those of the data that were used.
         if isinstance(result.get("dataset"), str):
-            config.dataset.name = result["dataset"]
+            config.dataset.name = re.sub(r"[^\w .+-]", "_", result["dataset"])
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )

@@ -57,9 +57,10 @@ def train(
         The content of result.json: final and best accuracy, seconds, versions and more.
 
     Raises:
-        UserError: the config is wrong, or differs from the workdir's in a field that is fixed once
-            a run has saved a checkpoint; the workdir cannot be used; or a setting of JAX, such as
-            ``jax_enable_x64``, changes what a seed draws.
+        UserError: the config or an array of ``dataset`` is wrong; the workdir has the result of a
+            finished run, but no checkpoint; the config differs from the workdir's in a field that
+            is fixed once a run has saved a checkpoint; the workdir cannot be used; or a setting of
+            JAX, such as ``jax_enable_x64``, changes what a seed draws.
         PeerLost: another process of the run has ended.
         Interrupted: the process was told to stop by a signal; the state is saved.
         TrainingDiverged: a loss became NaN or infinite.

@@ -208,7 +208,8 @@ def restore(
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read, or its content is not what was saved.
-        UserError: the name of the checkpoint's folder is not the step that the checkpoint holds.
+        UserError: the name of the checkpoint's folder is not the step that the checkpoint holds, or
+            an array has another shape or dtype than in ``like``.
     """
     progress, _, sha256 = _read_progress(manager, step)
     items = _restore_items(manager, step, _items(like), sha256)
@@ -319,7 +320,8 @@ def restore_latest(
             of the checkpoint are read. It raises a UserError to refuse the checkpoint.
 
     Raises:
-        UserError: every checkpoint is damaged, or ``check`` refuses one.
+        UserError: every checkpoint is damaged, ``check`` refuses one, or an array of the latest one
+            that is undamaged has another shape or dtype than in ``like``.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     damaged: list[int] = []

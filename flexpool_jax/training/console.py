@@ -166,7 +166,7 @@ def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
     Args:
         setup: set-up of the run.
         start_step: step at which the run begins; above 0 for a run that resumes.
-        parameters: number of trainable parameters.
+        parameters: number of parameters, with those of auxiliary classifiers.
 
     Returns:
         Lines without line ends.

@@ -53,7 +53,12 @@ def train(
         if config.deterministic:
             use_deterministic_ops()
         check_platform()
-        dataset = check_dataset(dataset, config) if dataset else load_configured_dataset(config)
+        if dataset and config.dataset.holdout and not dataset.test_is_drawn:
+            raise UserError(
+                f"config.dataset.holdout is {config.dataset.holdout}, but dataset= says that no "
+                "images were held out; allowed: 0, or a Dataset with test_is_drawn=True"
+            )
+        dataset = check_dataset(dataset) if dataset else load_configured_dataset(config)
         processes.check_alike(facts(config, dataset))
         agree_on_compilation_cache()
         phases = [("", set_up(config, dataset))]
@@ -65,12 +70,15 @@ def train(
             check_training(setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
-            if configuration.has_checkpoint(own_workdir):
-                phases = phases[-1:]  # The first phase was over before.
             processes.check_shared(workdir / LOCK_FILE)
+            # Only process 0 sees the files of the workdir.
+            if processes.gather(configuration.has_checkpoint(own_workdir))[0]:
+                phases = phases[-1:]  # The first phase was over before.
             result: dict[str, Any] = {}
             trained = None
-            if not configuration.config_path(own_workdir).is_file():
+            # Written before the first phase: --workdir alone continues it, and reports know that
+            # this is the folder of a run.
+            if len(phases) > 1 and not configuration.config_path(own_workdir).is_file():
                 configuration.write_config(config, own_workdir)
             for name, setup in phases:
                 folder = own_workdir / name
@@ -93,7 +101,7 @@ def _train_phase(
     """Runs one phase to its end; returns its final variables, on the host, and its result."""
     config = setup.config
     changes = configuration.check_resume(config, workdir)
-    if read_result(workdir) is not None and not configuration.has_checkpoint(workdir):
+    if read_result(workdir) is not None and not configuration.has_any_checkpoint(workdir):
         raise UserError(
             f"{workdir} has the result of a finished run and no checkpoint to continue from; to "
             "train again, give another --workdir"

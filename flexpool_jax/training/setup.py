@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 import sys
 from collections.abc import Callable
@@ -292,15 +291,14 @@ def agree_on_compilation_cache() -> None:
 
     When a program is compiled for GPUs, the processes of a run share the work of autotuning. A
     process that finds the program in its cache takes no part in that, so the others would wait for
-    it for a day.
+    its share for up to a day, XLA's limit. The cache stays off until this process ends.
     """
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     programs = sorted(path.name for path in Path(folder).glob("*-cache")) if folder else []
-    found = hashlib.sha256("\n".join(programs).encode()).hexdigest()
-    if len(set(processes.gather(found))) > 1:
+    if any(others != programs for others in processes.gather(programs)):
         print(
-            "the processes have other compiled programs in their compilation_cache, so this run "
-            "does not use it; give it a folder that all machines share",
+            "the processes find different programs in their compilation caches, so this run does "
+            "not use them; let compilation_cache be a folder that all machines share",
             file=sys.stderr,
         )
         jax.config.update("jax_enable_compilation_cache", False)

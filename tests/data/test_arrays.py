@@ -5,7 +5,6 @@ import pytest
 
 import flexpool_jax
 import launch
-from configs import digits
 from flexpool_jax.data import (
     DATASETS,
     Dataset,
@@ -331,13 +330,30 @@ def given(**changes):
     ],
 )
 def test_arrays_that_a_program_passes_are_checked(images, labels, words):
-    config = digits.get_config()
     with pytest.raises(UserError, match=words):
-        check_dataset(given(train=Split(images, labels)), config)
-    checked = check_dataset(given(class_names=NAMES), config)
+        check_dataset(given(train=Split(images, labels)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": np.ones(1, np.float32)},
+        {"mean": np.ones(3, int)},
+        {"mean": ["a", "b", "c"]},
+        {"mean": np.full(3, np.nan)},
+        {"std": np.array([1.0, 0.0, 1.0])},
+    ],
+)
+def test_normalisation_that_a_program_passes_is_checked(changes):
+    with pytest.raises(UserError, match=rf"{next(iter(changes))} is .*; allowed: 3 finite floats"):
+        check_dataset(given(**changes))
+
+
+def test_what_a_program_passes_gets_the_types_of_a_loaded_data_set():
+    checked = check_dataset(given(class_names=NAMES, mean=[0.5, 0.25, 0.0]))
     assert (checked.class_names, checked.train.labels.dtype) == (tuple(NAMES), np.int32)
-    with pytest.raises(UserError, match=r"mean is .*; allowed: 3 finite numbers"):
-        check_dataset(given(mean=np.ones(1, np.float32)), config)
-    config.dataset.holdout = 0.1
-    with pytest.raises(UserError, match=r"dataset.holdout is 0.1, but no images were held out"):
-        check_dataset(given(), config)
+    np.testing.assert_array_equal(checked.mean, np.float32([0.5, 0.25, 0]))
+    # Other numbers of channels than those of image files are allowed.
+    five = Split(np.zeros((6, 4, 4, 5), np.uint8), np.arange(6) % 3)
+    one = np.ones(5, np.float32)
+    assert check_dataset(given(train=five, test=five, mean=one, std=one)).image_shape == (4, 4, 5)

@@ -132,6 +132,22 @@ def test_one_two_and_four_processes_agree_and_continue_each_others_runs(tiny_con
     np.testing.assert_allclose(ends[1:], [ends[0]] * 2, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_run_that_is_past_its_superclasses_continues_with_the_classes(tiny_config, tmp_path):
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(json.dumps({"a": "vowel", "b": "consonant", "c": "consonant"}))
+    command = (
+        f"--config={tiny_config}",
+        "--config.superclass.epochs=1",
+        f"--config.superclass.mapping={mapping}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert "phase: 2 superclasses" in run(2, *command)
+    output = run(2, *command, "--config.num_epochs=3")
+    assert "superclasses" not in output
+    assert json.loads((tmp_path / "run/result.json").read_text())["epochs"] == 3
+
+
 def test_processes_that_were_not_started_alike_say_so_in_one_line(tiny_config, tmp_path):
     pairs = [
         (

@@ -150,6 +150,7 @@ def test_only_what_can_continue_is_put_back_and_not_without_end(name, cluster):
     for status, restarts, is_put_back in (
         (75, 0, True),
         (134, 19, True),
+        (137, 0, name == "several_nodes.sbatch"),
         (75, 20, False),
         (2, 0, False),
         (0, 0, False),

@@ -437,7 +437,7 @@ def test_run_of_another_config_does_not_count(small):
     result["config"]["optimizer"]["kwargs"] = {"b1": 0.5}
     path.write_text(json.dumps(result))
     (line,) = read_evidence(small / "results").left_out
-    assert "it sets optimizer.kwargs.b1" in line
+    assert "optimizer.kwargs are {'b1': 0.5}, the protocol has {}" in line
 
 
 def test_predictions_that_contradict_the_result_are_refused(small):

@@ -163,5 +163,5 @@ def test_normalisation_has_a_number_for_each_channel(dataset, tmp_path):
 
 def test_another_normalisation_than_that_of_the_file_is_refused(file):
     config = config_with(init_from=file, **{"dataset.mean": (0.9,), "dataset.std": (0.25,)})
-    with pytest.raises(UserError, match=r"\[0.9, 0.25\], but the weights in .* were trained with"):
+    with pytest.raises(UserError, match=r"mean is \(0.9,\), but the weights in .* trained with"):
         configuration.check_files(config)

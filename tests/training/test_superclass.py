@@ -19,7 +19,8 @@ IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 
 
 def dataset(superclasses):
-    train, test = (Split(IMAGES, np.array(labels, np.int32)) for labels in ([0, 1, 2, 2], [2, 1]))
+    train = Split(IMAGES, np.array([0, 1, 2, 2], np.int32))
+    test = Split(IMAGES[:2], np.array([2, 1], np.int32))
     names, one = ("ant", "bee", "cat"), np.ones(1, np.float32)
     return Dataset("pets", train, test, names, one, one, superclasses)
 
