@@ -13,8 +13,8 @@ No GPU is needed: XLA compiles for the one that h100.txtpb describes. The step i
 - bytes: the bytes of all operands and results of the launches; a cache may save some of them.
 - scratch: memory that the program holds beside its arguments and results.
 - ms by bytes, ms by FLOPs: at the peaks of the card (3.35 TB/s; 989 TFLOP/s in bfloat16, 495 in
-  float32, whose products are TF32 by JAX's default). The larger one is an estimate of the step's time, and
-  also what launches cost, which is not counted here.
+  float32, whose products are TF32 by JAX's default). The larger one is an estimate of the step's
+  time; what the launches cost is not counted here.
 """
 
 from __future__ import annotations

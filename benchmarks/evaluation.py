@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation
 
 Measures ResNet20 on images of 32×32×3: the logits of a batch. This project's program starts from
-uint8 images in the data set. PyTorch starts from a finished batch; it uses eval mode,
-inference_mode and channels_last, eager and compiled with its constants frozen.
+uint8 images in the data set. PyTorch starts from a finished batch; it uses eval mode, no_grad and
+channels_last, eager and compiled with its constants frozen.
 """
 
 from __future__ import annotations

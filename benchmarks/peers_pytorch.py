@@ -109,7 +109,7 @@ def evaluate(batch: int, dtype: str, compiled: bool) -> tuple[Call, float]:
 
     def call() -> None:
         autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
-        with torch.inference_mode(), autocast:
+        with torch.no_grad(), autocast:
             for _ in range(count):
                 model(images)
         _wait(device)

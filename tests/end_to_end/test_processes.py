@@ -1,5 +1,6 @@
 """Several processes that train one run: the same numbers as one, and no hang when one is lost."""
 
+import json
 import os
 import re
 import signal
