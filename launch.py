@@ -19,12 +19,16 @@ from typing import NamedTuple
 if __name__ == "__main__":
     # Until `main` handles Ctrl-C, it ends the process at once, without a traceback of the imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # It may start the process anew, so it comes before imports that take long.
+    from flexpool_jax import cpu
+
+    cpu.prepare_process()
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 import flexpool_jax
-from flexpool_jax import command_line, configuration, cpu
+from flexpool_jax import command_line, configuration
 from flexpool_jax.command_line import Command
 from flexpool_jax.errors import (
     Interrupted,
@@ -408,7 +412,6 @@ if __name__ == "__main__":
     # sys.stdout is None if the shell has closed it.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
-    cpu.prepare_process()
     # Matplotlib's cache of fonts is put into the folder with the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)
     os.environ.setdefault("MPLCONFIGDIR", fonts)

@@ -170,7 +170,7 @@ def compile_step(device: Any, variant: str, batch: int, steps: int) -> Any:
         part = jax.ShapeDtypeStruct((1, steps, batch), np.int32)
         key = jax.eval_shape(lambda: jax.random.key(0))
         data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (images, labels))
-        lowered = setup.train_steps.lower(setup.abstract_state(), DeviceSplit(*data), part, key)
+        lowered = setup.train_steps.lower(setup.abstract_state, DeviceSplit(*data), part, key)
     return lowered.compile()
 
 

@@ -137,7 +137,7 @@ def at_resolution(restored: Restored, side: int) -> Restored:
         test=dataset.test.resize(Fit(side)),
     )
     setup = set_up(config, resized)
-    like = setup.abstract_state().params
+    like = setup.abstract_state.params
     try:
         params = resize_flexpool(
             restored.variables["params"],

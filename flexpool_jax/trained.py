@@ -84,7 +84,7 @@ def restore(
             dataset, identity = identify(workdir, config)
             identity.check(number, run)
             setup = set_up(config, dataset)
-            variables = checkpoints.restore_model(manager, number, setup.abstract_state())
+            variables = checkpoints.restore_model(manager, number, setup.abstract_state)
         except checkpoints.DamagedCheckpoint as error:
             raise UserError(f"cannot use {manager.directory}: {error}") from error
     return Restored(workdir, number, setup, variables)

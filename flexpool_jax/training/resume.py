@@ -65,7 +65,7 @@ def restore_or_init(
     Only process 0 reads and initialises. The other processes get a state of zeros, in place of
     which they receive that of process 0.
     """
-    like = setup.abstract_state()
+    like = setup.abstract_state
     if not processes.is_first():
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like), Progress()
     restored = checkpoints.restore_latest(manager, like, identity.check)

@@ -98,6 +98,7 @@ class Setup:
         shape, keep_average = self.dataset.image_shape, self.config.ema_decay > 0
         return create_train_state(self.model, self.tx, key, shape, keep_average)
 
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of the state, without computing it."""
         return jax.eval_shape(self.init)
@@ -185,7 +186,7 @@ def check_training(setup: Setup) -> None:
             `flexpool_jax.configuration.check_pool_reg_stability`.
     """
     configuration.check_batch_size(setup.config, jax.device_count(), len(setup.dataset.train))
-    pooled = [w.shape[:2] for _, w in named_w_fp(setup.abstract_state().params)]
+    pooled = [w.shape[:2] for _, w in named_w_fp(setup.abstract_state.params)]
     configuration.check_pool_reg_stability(setup.config, pooled)
 
 

@@ -8,6 +8,7 @@ and the host only dispatches. The state is replicated and has no device axis.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -114,9 +115,13 @@ def create_train_state(
         >>> state.step.shape
         ()
     """
+    # On a CPU, LLVM's optimisation takes several times as long as it saves: the program runs once.
+    # At level 1, unlike 0, the numbers are the same bit by bit.
+    is_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 1} if is_cpu else None
 
     # Jitted as a whole: op by op, initialisation would compile a hundred small programs.
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def init(key: Array) -> TrainState:
         # Without the boxes of nn.with_partitioning: training replicates the parameters.
         variables = nn.unbox(model.init(key, jnp.zeros((1, *image_shape))))

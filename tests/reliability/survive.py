@@ -189,7 +189,7 @@ def saved_arrays(workdir: Path, data_dir: Path) -> dict[str, bytes]:
         holdout=config.dataset.holdout,
         seed=config.seed,
     )
-    like = set_up(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         state, _ = checkpoints.restore(manager, manager.latest_step(), like)
     leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -40,7 +40,7 @@ def arguments(setup):
     data = DeviceSplit(CIFAR10.train.images, CIFAR10.train.labels)
     devices = jax.local_device_count()
     part = np.zeros((devices, setup.steps_per_dispatch, 100 // devices), np.int32)
-    state, key = setup.abstract_state(), jax.eval_shape(lambda: jax.random.key(0))
+    state, key = setup.abstract_state, jax.eval_shape(lambda: jax.random.key(0))
     return (
         (setup.train_steps, (state, *shapes_of(data, part), key)),
         (setup.eval_step, (state.variables, *shapes_of(data, part[:, 0]))),

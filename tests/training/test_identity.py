@@ -125,7 +125,7 @@ def test_swapped_checkpoints_are_refused(workdir):
 def test_a_checkpoint_of_release_0_1_that_was_renamed_is_refused(workdir, make_config):
     config = make_config()
     dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
-    like = set_up(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state
     with checkpoints.open_checkpoints(workdir) as manager:
         forget_run(workdir, 22)
         checkpoints.restore_model(manager, 22, like)
@@ -424,7 +424,7 @@ def test_metrics_beside_accuracy_are_logged_and_in_the_result(workdir):
 def test_pool_weights_are_those_of_the_last_step(workdir, make_config):
     config = make_config()
     dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
-    like = set_up(config, dataset).abstract_state()
+    like = set_up(config, dataset).abstract_state
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
         params = checkpoints.restore_model(manager, 22, like)["params"]
     with np.load(workdir / "pool_weights.npz") as file:

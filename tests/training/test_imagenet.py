@@ -59,7 +59,7 @@ def test_flexpool_has_a_weight_for_each_position_of_a_7x7_map(config):
     setup = set_up(config, load_dataset(**configuration.dataset_options(config)))
     assert setup.dataset.train.images.shape == (16, 256, 256, 3)
     assert setup.dataset.image_shape == (224, 224, 3)
-    shapes = jax.tree.map(np.shape, setup.abstract_state().params)
+    shapes = jax.tree.map(np.shape, setup.abstract_state.params)
     assert shapes["head"]["pool"]["w_fp"] == (7, 7, 2048)
 
 

@@ -124,7 +124,7 @@ def test_processes_that_receive_the_state_need_no_file(tmp_path, monkeypatch):
     setup = make(init_from="nowhere.safetensors")
     monkeypatch.setattr(processes, "is_first", lambda: False)
     state, progress = start(setup, tmp_path)
-    like = setup.abstract_state()
+    like = setup.abstract_state
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), like
     )

@@ -38,7 +38,7 @@ def make(num_images, variant="flexpool", **fields):
 def test_only_training_needs_a_batch_that_the_devices_can_share(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     setup = make(500, batch_size=125)
-    assert setup.abstract_state().step.shape == ()
+    assert setup.abstract_state.step.shape == ()
     with pytest.raises(UserError, match=r"batch_size is 125, which 2 devices cannot share"):
         check_training(setup)
     check_training(make(500, batch_size=124))
@@ -84,7 +84,7 @@ def program(**fields):
     data = steps.DeviceSplit(images, jax.ShapeDtypeStruct((32,), np.int32))
     devices = jax.local_device_count()
     part = jax.ShapeDtypeStruct((devices, 1, 8 // devices), np.int32)
-    return setup.train_steps.lower(setup.abstract_state(), data, part, jax.random.key(0)).as_text()
+    return setup.train_steps.lower(setup.abstract_state, data, part, jax.random.key(0)).as_text()
 
 
 @pytest.mark.parametrize(

@@ -238,3 +238,11 @@ def test_parts_hold_the_same_examples_on_any_number_of_devices():
     one, _ = run(PLAIN, np.arange(16, dtype=np.int32)[None], grad_accum_steps=2)
     means = [s.batch_stats["backbone"]["BatchNorm_0"]["mean"] for s in (two, one)]
     np.testing.assert_allclose(means[0], np.stack([means[1]] * 2), rtol=1e-5)
+
+
+def test_initial_weights_do_not_depend_on_the_level_of_optimisation(monkeypatch):
+    model = Classifier(OneStage(), num_classes=5, pool="attention")
+    states = [create_train_state(model, TX, KEY, (4, 4, 3))]
+    monkeypatch.setattr(jax, "default_backend", lambda: "another")
+    states.append(create_train_state(model, TX, KEY, (4, 4, 3)))
+    jax.tree.map(np.testing.assert_array_equal, *states)
