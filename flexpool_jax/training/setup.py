@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 import sys
 from collections.abc import Callable
@@ -296,7 +297,8 @@ def agree_on_compilation_cache() -> None:
     """
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     programs = sorted(path.name for path in Path(folder).glob("*-cache")) if folder else []
-    if any(others != programs for others in processes.gather(programs)):
+    found = hashlib.sha256("\n".join(programs).encode()).hexdigest()
+    if any(other != found for other in processes.gather(found)):
         print(
             "the processes find different programs in their compilation caches, so this run does "
             "not use them; let compilation_cache be a folder that all machines share",
