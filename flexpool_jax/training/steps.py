@@ -117,8 +117,9 @@ def create_train_state(
     """
     # On a CPU, LLVM's optimisation takes several times as long as it saves: the program runs once.
     # At level 1, unlike 0, the numbers are the same bit by bit.
-    is_cpu = jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 1} if is_cpu else None
+    is_compiled = not isinstance(key, jax.core.Tracer)  # Else only the shapes are asked for.
+    is_on_cpu = is_compiled and jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 1} if is_on_cpu else None
 
     # Jitted as a whole: op by op, initialisation would compile a hundred small programs.
     @functools.partial(jax.jit, compiler_options=options)
