@@ -100,7 +100,7 @@ def export_program(trained: Trained) -> bytes:
     predict = functools.partial(trained.probabilities, trained.variables)
     batch = export.symbolic_shape("b")
     # Custom calls cannot be exported. By default, GPUs would multiply float32 with the precision of
-    # TF32, and whoever loads the program could not change that.
+    # TF32, and this could not be changed when the program is loaded.
     with cpu_kernels(False), _no_folders(), jax.default_matmul_precision("float32"):
         exported = export.export(jax.jit(predict), platforms=PLATFORMS)(
             jax.ShapeDtypeStruct((*batch, *trained.image_shape), jnp.uint8)
