@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import report, workers
-from flexpool_jax.pooling import POOLS, create_pool
+from flexpool_jax.pools import POOLS, create_pool
 
 # Maps of 16 MiB in float32: larger than a cache, as those of a training step are.
 SHAPES = ((1024, 8, 8, 64), (64, 16, 16, 256), (42, 7, 7, 2048))

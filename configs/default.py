@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.projection_shortcuts = False
     # Name of the pool, which turns the last stage's map [H, W, C] into a vector [C]. flexpool is
     # the pool of the paper (section 3), flexpool_softmax that of the released code, and avg the
-    # baseline of both tables. flexpool_jax/pooling.py has all pools, with their sources.
+    # baseline of both tables. flexpool_jax/pools.py has all pools, with their sources.
     config.pool = "flexpool"
     # Coefficient of Eq. 2 in the loss. 0 does not constrain the weights ("FlexPool"); the variant
     # `reg` sets it ("FlexPool + Reg"). Only for pools that use their weights w_fp directly:

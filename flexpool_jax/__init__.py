@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from flexpool_jax.models.weights import load_weights as load_weights
     from flexpool_jax.pooling import FlexPool as FlexPool
     from flexpool_jax.pooling import flexpool_regularizer as flexpool_regularizer
-    from flexpool_jax.pooling import register_pool as register_pool
     from flexpool_jax.pooling import resize_flexpool as resize_flexpool
+    from flexpool_jax.pools import register_pool as register_pool
     from flexpool_jax.portable.exported import load_exported as load_exported
     from flexpool_jax.scoring import register_metric as register_metric
     from flexpool_jax.trained import load_trained as load_trained
@@ -38,7 +38,7 @@ __version__ = "0.2.0.dev0"
 _MODULE_OF = {
     "FlexPool": "pooling",
     "flexpool_regularizer": "pooling",
-    "register_pool": "pooling",
+    "register_pool": "pools",
     "resize_flexpool": "pooling",
     "load_exported": "portable.exported",
     "load_weights": "models.weights",

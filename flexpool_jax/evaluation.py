@@ -17,7 +17,8 @@ from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.data.dataset import black_split
 from flexpool_jax.data.images import Fit
 from flexpool_jax.errors import UserError
-from flexpool_jax.pooling import create_pool, resize_flexpool
+from flexpool_jax.pooling import resize_flexpool
+from flexpool_jax.pools import create_pool
 from flexpool_jax.trained import Restored, restore
 from flexpool_jax.training import processes
 from flexpool_jax.training.eval_loop import evaluate_split

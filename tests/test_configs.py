@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from configs import default, he_recipe, recipes, release_recipe
-from flexpool_jax import pooling, register_pool
+from flexpool_jax import pools, register_pool
 from flexpool_jax.configuration import load_config, resolve
 from flexpool_jax.errors import UserError
 
@@ -92,7 +92,7 @@ def test_pools_and_fields_may_stand_beside_the_words():
 
 
 def test_a_registered_pool_is_a_word(monkeypatch):
-    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    monkeypatch.setattr(pools, "POOLS", dict(pools.POOLS))
     register_pool("corner")(lambda x: x[:, 0, 0])
     config = default.get_config("corner,dropout")
     resolve(config)

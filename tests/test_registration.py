@@ -9,7 +9,7 @@ from flexpool_jax import register_dataset, register_metric, register_model
 from flexpool_jax.data import DATASETS
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import MODELS
-from flexpool_jax.pooling import is_same_definition
+from flexpool_jax.registration import is_same_definition
 from flexpool_jax.scoring import METRICS
 
 

@@ -206,7 +206,7 @@ FIELDS: dict[str, Field] = {
     "model": _one_of(lambda: registry.MODELS, fixed=True),
     "norm_after_relu": _switch(fixed=True),
     "projection_shortcuts": _switch(fixed=True, before=False),
-    "pool": _registry("pooling", "POOLS", fixed=True),
+    "pool": _registry("pools", "POOLS", fixed=True),
     "pool_reg": _number(0, 1e6),
     "pool_learning_rate_scale": _number(0, 1e3, above=True, before=1.0),
     "dropout_rate": _number(0, 1, below=True),

@@ -285,10 +285,10 @@ def _check_pool(config: ConfigDict) -> None:
     if config.pool_reg == 0 and config.pool_learning_rate_scale == 1:
         return
     # Imported when there is something to check, since it imports JAX.
-    from flexpool_jax import pooling
+    from flexpool_jax import pools
 
-    has_weights = pooling.has_weights(config.pool)
-    if config.pool_reg != 0 and not pooling.regularizer_applies(config.pool):
+    has_weights = pools.has_weights(config.pool)
+    if config.pool_reg != 0 and not pools.regularizer_applies(config.pool):
         why = (
             "whose softmax makes every channel's weights sum to 1 already (Eq. 2)"
             if has_weights

@@ -1,7 +1,7 @@
 """The words of a config's variant and of a sweep's columns, and the fields that they set.
 
 `configs/digits.py:flexpool,reg,dropout` and the column `flexpool+reg+dropout` set the same fields.
-A word is the name of a pool, one of `pooling.VARIANT_WORDS`, or FIELD=VALUE as on the command line;
+A word is the name of a pool, one of `pools.VARIANT_WORDS`, or FIELD=VALUE as on the command line;
 `reg=V` is short for `pool_reg=V`. The words may be in any order. A value cannot contain a
 comma or a plus sign, because these separate the words.
 """
@@ -52,7 +52,7 @@ def check_word(word: str, also: Iterable[str] = ()) -> None:
         UserError: The word is unknown. The message contains the closest match and all known words.
     """
     # Imported only if there is a word to read, because it imports JAX.
-    from flexpool_jax.pooling import POOLS, VARIANT_WORDS
+    from flexpool_jax.pools import POOLS, VARIANT_WORDS
 
     names = (*also, *POOLS, *VARIANT_WORDS)
     if word not in names and "=" not in word:
@@ -78,7 +78,7 @@ def read_variant(variant: str, separator: str = ",", kind: str = "variant") -> l
     words = split_variant(variant, separator)
     if not words:
         return []
-    from flexpool_jax.pooling import POOLS, VARIANT_WORDS
+    from flexpool_jax.pools import POOLS, VARIANT_WORDS
 
     settings: list[Setting] = []
     for word in words:

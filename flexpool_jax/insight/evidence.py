@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flexpool_jax.pooling import effective_weights
+from flexpool_jax.pools import effective_weights
 
 
 class EvidenceMaps(NamedTuple):
@@ -37,7 +37,7 @@ def pool_weights(pool: str, params: Mapping[str, Any], shape: tuple[int, int, in
     """Returns the weights of a pool that is a weighted sum over positions, learned or not.
 
     Args:
-        pool: one of `flexpool_jax.pooling.POOLS`.
+        pool: one of `flexpool_jax.pools.POOLS`.
         params: parameters of the pool; ``{}`` if it has none.
         shape: (H, W, C) of the feature map.
 
@@ -57,7 +57,7 @@ def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, i
     """Returns the reason why a head's logits are not sums over positions; "" if they are.
 
     Args:
-        pool: one of `flexpool_jax.pooling.POOLS`.
+        pool: one of `flexpool_jax.pools.POOLS`.
         params: parameters of the head: ``pool``, ``classifier`` and the hidden layers, if any.
         shape: (H, W, C) of the feature map.
 
@@ -83,7 +83,7 @@ def evidence_maps(pool: str, params: Mapping[str, Any], feature_map: np.ndarray)
     is ``E[i, j, n] = Σ_k f[i, j, k] · A[i, j, k, n]``.
 
     Args:
-        pool: one of `flexpool_jax.pooling.POOLS`.
+        pool: one of `flexpool_jax.pools.POOLS`.
         params: parameters of the head.
         feature_map: feature map of the last stage, [B, H, W, C], floating.
 

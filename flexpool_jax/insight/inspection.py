@@ -28,7 +28,7 @@ from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pages.figures import INK
-from flexpool_jax.pooling import effective_weights
+from flexpool_jax.pools import effective_weights
 from flexpool_jax.training import steps
 from flexpool_jax.training.eval_loop import measure, run_over
 from flexpool_jax.training.feed import Feed

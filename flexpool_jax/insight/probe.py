@@ -25,7 +25,7 @@ from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
 from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
-from flexpool_jax.pooling import effective_weights
+from flexpool_jax.pools import effective_weights
 from flexpool_jax.training import steps
 from flexpool_jax.training.eval_loop import evaluate_split, run_over
 from flexpool_jax.training.feed import Feed

@@ -1,7 +1,7 @@
 """A pool's learned weights: how a probe changes them, and their statistics.
 
 ``w`` [H, W, C] are the effective weights of ``y_k = Σ_ij w[i, j, k] · x[i, j, k]``; the pool may
-compute them from other parameters (`flexpool_jax.pooling.effective_weights`). All computations are
+compute them from other parameters (`flexpool_jax.pools.effective_weights`). All computations are
 in float64.
 """
 

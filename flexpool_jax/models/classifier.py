@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.pooling import create_pool
+from flexpool_jax.pools import create_pool
 
 Array = jax.Array
 
@@ -25,7 +25,7 @@ class Head(nn.Module):
 
     Attributes:
         num_classes: number of classes, the width of the logits.
-        pool: name of the pool, one of `flexpool_jax.pooling.POOLS`.
+        pool: name of the pool, one of `flexpool_jax.pools.POOLS`.
         dropout_rate: probability that dropout sets an entry of the pooled vector, or of a hidden
             layer, to 0 in training.
         hidden_features: widths of dense layers with ReLU and dropout before the last dense layer.

@@ -188,7 +188,7 @@ def create_model(
     Args:
         name: name of the backbone, one of `MODELS`.
         num_classes: number of classes, the width of the logits.
-        pool: name of the pool, one of `flexpool_jax.pooling.POOLS`; each classifier has its own
+        pool: name of the pool, one of `flexpool_jax.pools.POOLS`; each classifier has its own
             pool.
         sac: whether each stage except the last has an auxiliary classifier (the paper, section
             3.2).
@@ -219,7 +219,7 @@ def create_model(
     from flax import linen as nn
 
     from flexpool_jax.models.classifier import Classifier
-    from flexpool_jax.pooling import POOLS
+    from flexpool_jax.pools import POOLS
 
     entry = _entry(name)
     if num_classes < 1:

@@ -197,7 +197,7 @@ def _is_w_fp(name: str) -> bool:
 
 def _check_pool(header: Header, pool: str) -> None:
     """Checks that a model with this pool uses ``w_fp`` in the way of the file's pool."""
-    from flexpool_jax.pooling import POOLS, create_pool
+    from flexpool_jax.pools import POOLS, create_pool
 
     # A name that is not registered here is of a user's own pool.
     if header.pool not in POOLS or pool not in POOLS:
@@ -281,7 +281,8 @@ def _load(
 
 def _resize_pools(arrays: Arrays, expected: Mapping[str, Any], pool: str) -> list[str]:
     """Resamples each ``w_fp`` whose map has another size in the model; describes what was done."""
-    from flexpool_jax.pooling import create_pool, resize_flexpool
+    from flexpool_jax.pooling import resize_flexpool
+    from flexpool_jax.pools import create_pool
 
     resized = []
     for name in filter(_is_w_fp, arrays.keys() & expected.keys()):

@@ -30,7 +30,8 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
-from flexpool_jax.pooling import named_w_fp, pool_summary
+from flexpool_jax.pooling import named_w_fp
+from flexpool_jax.pools import pool_summary
 from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
@@ -58,7 +59,7 @@ class Setup:
             `flexpool_jax.training.pace`.
         train_steps: see `steps.pmap_train_step`.
         eval_step: see `steps.pmap_eval_step`.
-        pool_summary: `flexpool_jax.pooling.pool_summary` of the model's pool, compiled as a whole.
+        pool_summary: `flexpool_jax.pools.pool_summary` of the model's pool, compiled as a whole.
     """
 
     config: ml_collections.ConfigDict

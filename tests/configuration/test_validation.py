@@ -5,7 +5,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import default, release_recipe
-from flexpool_jax import FlexPool, pooling, register_pool
+from flexpool_jax import FlexPool, pools, register_pool
 from flexpool_jax.configuration import (
     FIELDS,
     apply_overrides,
@@ -117,7 +117,7 @@ def test_eq_2_goes_with_every_pool_that_uses_its_weights_as_they_are(pool, monke
         def __call__(self, x):
             return 2 * FlexPool(name="inner")(x)
 
-    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    monkeypatch.setattr(pools, "POOLS", dict(pools.POOLS))
     register_pool("mine")(Mine)
     resolve(config_with({"pool": pool, "pool_reg": 0.1, "pool_learning_rate_scale": 0.02}))
 

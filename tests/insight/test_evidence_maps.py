@@ -6,7 +6,7 @@ import pytest
 
 from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
 from flexpool_jax.models.classifier import Head
-from flexpool_jax.pooling import POOLS
+from flexpool_jax.pools import POOLS
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(3, 4, 5, 6)).astype(np.float32)

@@ -17,7 +17,7 @@ from flexpool_jax.models.inception import MODULES, InceptionModule
 from flexpool_jax.models.layers import BatchNorm
 from flexpool_jax.models.resnet import Block, ResNet
 from flexpool_jax.models.vgg import STAGE_FEATURES, VGG
-from flexpool_jax.pooling import POOLS
+from flexpool_jax.pools import POOLS
 from tests.models.conftest import draw_variables
 
 CONVS_PER_STAGE = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from flexpool_jax import create_model, pooling, register_model, register_pool
+from flexpool_jax import create_model, pools, register_model, register_pool
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import MODELS, num_stages, registry
 from flexpool_jax.models.resnet_cifar import ResNetCifar, option_a_shortcut
@@ -257,7 +257,7 @@ def test_backbone_that_returns_something_else_is_told_what_it_must_return(
     ],
 )
 def test_pool_that_returns_another_shape_is_named(monkeypatch, pool, got):
-    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    monkeypatch.setattr(pools, "POOLS", dict(pools.POOLS))
     register_pool("odd")(pool)
     with pytest.raises(UserError, match=r"pool 'odd' must map \[2, 8, 8, 64\] .* got " + got):
         jax.eval_shape(

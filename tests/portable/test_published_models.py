@@ -10,7 +10,7 @@ import pytest
 from flexpool_jax import load_exported, load_trained
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import read_header
-from flexpool_jax.pooling import has_weights
+from flexpool_jax.pools import has_weights
 from flexpool_jax.portable.export import hub_config
 
 FOLDER = Path(__file__).parents[2] / "results" / "models"

@@ -5,17 +5,18 @@ import re
 import pytest
 
 from configs import digits, lambda_ablation, paper_tables, pool_reg, pools
-from flexpool_jax import configuration, pooling
+from flexpool_jax import configuration
 from flexpool_jax.configuration import apply_overrides, load_config
 from flexpool_jax.configuration.fields import get_field
 from flexpool_jax.errors import UserError
+from flexpool_jax.pools import POOLS
 from flexpool_jax.report import paper
 from flexpool_jax.report.results import Arm
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep
 
 # Read before any test runs, since tests register pools of their own.
-POOL_NAMES = tuple(pooling.POOLS)
+POOL_NAMES = tuple(POOLS)
 
 
 def test_paper_tables_are_every_cell_of_both_tables_over_five_seeds():
@@ -146,7 +147,7 @@ def test_a_columns_words_mean_what_they_mean_after_a_configs_colon(column, field
 
 
 def test_a_column_may_name_a_pool_that_the_config_file_registers(tmp_path, monkeypatch):
-    monkeypatch.setattr(pooling, "POOLS", dict(pooling.POOLS))
+    monkeypatch.setattr("flexpool_jax.pools.POOLS", dict(POOLS))
     (tmp_path / "mine.py").write_text(
         "from configs import digits\n"
         "from flexpool_jax import register_pool\n"
