@@ -102,7 +102,9 @@ class Identity:
         return [
             {"step": step, "field": change.field, "from": change.saved, "to": change.given}
             for change in configuration.compare_with_workdir(self.config, began_with)
+            # From another raw_dir come the same data, since their digest has been compared.
             if configuration.has_effect(change.field, self.config)
+            and change.field != "dataset.raw_dir"
         ]
 
 

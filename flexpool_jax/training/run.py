@@ -62,7 +62,9 @@ def train(
         processes.check_alike(facts(config, dataset))
         agree_on_compilation_cache()
         phases = [("", set_up(config, dataset))]
-        if config.superclass.epochs:
+        # Only process 0 sees the files of the workdir.
+        is_in_last = processes.gather(configuration.has_checkpoint(workdir))[0]
+        if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
             phases.insert(0, (superclass.FOLDER, first))
@@ -71,9 +73,6 @@ def train(
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
             processes.check_shared(workdir / LOCK_FILE)
-            # Only process 0 sees the files of the workdir.
-            if processes.gather(configuration.has_checkpoint(own_workdir))[0]:
-                phases = phases[-1:]  # The first phase was over before.
             result: dict[str, Any] = {}
             trained = None
             # Written before the first phase: --workdir alone continues it, and reports know that

@@ -249,6 +249,23 @@ def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
     ]
 
 
+def test_a_move_of_the_users_own_data_is_no_change_of_the_run(make_config, data_dir, tmp_path):
+    dataset = load_dataset("digits", data_dir, image_size=8)
+    (here := tmp_path / "here").mkdir()
+    arrays = {"x_train": dataset.train.images, "y_train": dataset.train.labels}
+    arrays |= {"x_test": dataset.test.images, "y_test": dataset.test.labels}
+    np.savez(here / "mine.npz", **arrays)
+
+    def fields(folder):
+        return {"dataset.name": "npz", "dataset.raw_dir": str(folder / "mine.npz")}
+
+    train(make_config(num_epochs=1, **fields(here)), tmp_path / "run")
+    there = here.rename(tmp_path / "there")
+    train(make_config(num_epochs=2, **fields(there)), tmp_path / "run")
+    changed = [change["field"] for change in result_of(tmp_path / "run")["config_changes"]]
+    assert changed == ["num_epochs"]
+
+
 def test_a_change_is_recorded_although_the_run_was_stopped_before_it_saved_again(
     workdir, make_config, monkeypatch
 ):
