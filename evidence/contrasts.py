@@ -45,6 +45,7 @@ class Experiment:
 
 
 E1 = "E1: Fashion-MNIST, five columns"
+E5 = "E5: Tiny ImageNet at 32×32, without and with SAC"
 PRIMARY = {
     "P1": (minus("flexpool", "avg"), "Does learning the weights help?"),
     "P2": (minus("flexpool+reg", "flexpool"), "Does Eq. 2 help?"),
@@ -70,7 +71,7 @@ EXPERIMENTS = (
         ),
     ),
     Experiment(
-        "E5: Tiny ImageNet at 32×32, without and with SAC",
+        E5,
         ("e5", "e5_sac"),
         (
             *(minus(WHOLE, "avg"), minus(WHOLE, "avg+dropout")),

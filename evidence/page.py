@@ -14,6 +14,7 @@ from evidence import figures, mechanism
 from evidence.contrasts import (
     CLAIMED,
     E1,
+    E5,
     EQUIVALENT,
     EXPERIMENTS,
     LENGTHS,
@@ -52,6 +53,10 @@ README_MARKERS = (
 )
 # The head of a table's column: the power, and that the test is the one without Holm's correction.
 _DETECTABLE = "detectable difference (power 80 %, p without correction)"
+_HEADS = [
+    *("difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
+    _DETECTABLE,
+]
 _CAPTIONS = {
     "contrasts": "Differences in test accuracy with their 95 % intervals, beside the bounds of "
     "equivalence at ±0.5 points and the smallest gain that is claimed, 1 point.",
@@ -62,7 +67,7 @@ _CAPTIONS = {
     "length": "Differences to average pooling over the number of epochs: means over seeds with "
     "95 % intervals.",
 }
-# The columns of E1 that are those of the paper's tables, in the order of `paper.COLUMNS`.
+# The columns of the runs that are those of the paper's tables, in the order of `paper.COLUMNS`.
 _PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
 _LIMITS = (
     "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs, "
@@ -158,7 +163,8 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
     predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
-    answer = _answer(analyses[0])
+    of = {analysis.experiment.title: analysis for analysis in analyses}
+    answer = _answer(of[E1]) + _other_data(of[E5])
     parts = [
         f"## Results\n\n{answer}{contrasts}",
         _progress(evidence),
@@ -183,7 +189,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
 
 
 def _answer(e1: Analysis) -> str:
-    """The first paragraph, and the table of the primary contrasts in the words of the protocol."""
+    """A paragraph, and the table of the primary contrasts in the words of the protocol."""
     if e1.missing or e1.model is None:
         done = len(e1.accuracies)
         return (
@@ -196,7 +202,7 @@ def _answer(e1: Analysis) -> str:
     for name, finding in primary.items():
         _, question = PRIMARY[name]
         contrast, p_value = finding.contrast, finding.adjusted
-        row = [f"{name}. {question}", finding.title, _published(finding)]
+        row = [f"{name}. {question}", finding.title, _published(finding, "fashion_mnist")]
         if contrast is None or p_value is None:
             rows.append([*row, "its runs failed", *["–"] * 3])
             continue
@@ -207,10 +213,7 @@ def _answer(e1: Analysis) -> str:
                 verdict(contrast, p_value) + _disagreement(finding),
             ]
         )
-    heads = [
-        *("", "difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
-        *(_DETECTABLE, "conclusion, in the protocol's words"),
-    ]
+    heads = ["", *_HEADS, "conclusion, in the protocol's words"]
     n = len({seed for _, seed in e1.accuracies})
     paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
     paragraph += _NO_GAIN * (not _significant(primary, 1))
@@ -219,6 +222,32 @@ def _answer(e1: Analysis) -> str:
     return (
         f"{textwrap.fill(paragraph, 100, break_on_hyphens=False)}\n\n{markdown_table(heads, rows)}"
     )
+
+
+def _other_data(e5: Analysis) -> str:
+    """A paragraph on E5 and a table of its contrasts; empty unless all of its runs are there."""
+    if e5.missing or e5.failed:
+        return ""
+    n = len({seed for _, seed in e5.accuracies})
+    means = []
+    for column in dict.fromkeys(column for column, _ in e5.accuracies):
+        found = [value for (c, _), value in e5.accuracies.items() if c == column]
+        means.append(f"`{column}` {statistics.fmean(found):.2f}")
+    paragraph = (
+        "A second, smaller experiment is on other data: Tiny ImageNet at 32×32, batch 250 and 10 "
+        f"epochs, n = {n} seeds (E5). Mean test accuracies in per cent: {', '.join(means)}. E5 has "
+        "no FlexPool without dropout, so it does not say what FlexPool alone does there."
+    )
+    rows = [
+        [
+            *(finding.title, _published(finding, "tiny_imagenet")),
+            *(_bracket(contrast.estimate, contrast.interval()), _p(finding.adjusted)),
+            f"{contrast.detectable():.2f}",
+        ]
+        for finding in e5.findings
+        if (contrast := finding.contrast) is not None and finding.adjusted is not None
+    ]
+    return f"\n\n{textwrap.fill(paragraph, 100)}\n\n{markdown_table(_HEADS, rows)}"
 
 
 def _summary(primary: Mapping[str, Finding]) -> str:
@@ -272,9 +301,11 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def _published(finding: Finding) -> str:
-    """The paper's difference; its columns are those of E1 but for `avg+dropout`."""
-    published = dict(zip(_PAPER_COLUMNS, paper.TABLE_1["fashion_mnist"], strict=True))
+def _published(finding: Finding, dataset: str) -> str:
+    """The paper's difference; its columns are those of the runs but for `avg+dropout`."""
+    published = dict(zip(_PAPER_COLUMNS, paper.TABLE_1[dataset], strict=True))
+    with_sac = zip(_PAPER_COLUMNS, paper.TABLE_2[dataset], strict=True)
+    published |= {f"{column}+sac": accuracy for column, accuracy in with_sac}
     if not finding.weights.keys() <= published.keys():
         return "not given"
     return signed(sum(weight * published[c] for c, weight in finding.weights.items()))

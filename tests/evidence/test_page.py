@@ -38,7 +38,7 @@ COLUMNS = ("avg", "avg+dropout", "flexpool", "flexpool+reg", "flexpool+reg+dropo
 def accuracies_from_predictions(e1):
     """Accuracy in per cent by column and seed, from nothing but predictions.npz."""
     found = {}
-    for path in sorted(e1.glob("fashion_mnist/*/seed-*/predictions.npz")):
+    for path in sorted(e1.glob("*/*/seed-*/predictions.npz")):
         column = re.sub(r"\+learning_rate=[^+]*", "", path.parts[-3])
         with np.load(path) as arrays:
             correct = arrays["predictions"] == arrays["labels"]
@@ -213,6 +213,23 @@ def test_contrasts_without_runs_count_in_holms_correction(small):
     assert [one.adjusted for one in found] == pytest.approx([*map(expected.get, raw), None, None])
     assert "the bootstrap's interval is too narrow" in text.partition("### E5")[2]
     assert "the bootstrap's interval is too narrow" not in text.partition("### E5")[0]
+
+
+def test_answer_has_the_results_on_other_data_once_they_are_whole(small):
+    write_evidence(small / "results", ("e5", "e5_sac"))
+    answer = text_of(small).partition("## Results\n\n")[2].partition("\n\n![")[0]
+    paragraph, table = answer.split("\n\n")[2:]
+    e5 = [accuracies_from_predictions(path) for path in sorted((small / "results").glob("e5*"))]
+    found = {column: list(by_seed.values()) for one in e5 for column, by_seed in one.items()}
+    assert len(found) == 5
+    for column, values in found.items():
+        assert f"`{column}` {np.mean(values):.2f}" in " ".join(paragraph.split())
+    rows = [line.strip("|").split(" | ") for line in table.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["+2.05", "not given", "+3.88", "+1.83"]
+    difference = np.mean(found["flexpool+reg+dropout"]) - np.mean(found["avg"])
+    assert rows[0][2].startswith(f"{difference:+.2f} [")
+    shutil.rmtree(small / "results/e5_sac/tiny_imagenet/avg+sac/seed-2")
+    assert "A second, smaller experiment" not in text_of(small)
 
 
 def test_page_says_that_there_is_nothing_to_explain_without_a_difference(small):
