@@ -89,7 +89,7 @@ docs: $(DOCS_STAMP) ## build the documentation site, build/site/index.html, and 
 	rm -rf docs/modules
 	$(BIN)/python -m sphinx -W -c docs . build/site
 
-figures: $(DOCS_STAMP) ## draw the figures in docs/ again, those in the notebook too
+figures: $(DOCS_STAMP) ## draw docs/method.svg and the notebook's figures again
 	$(BIN)/python docs/draw_method.py
 	$(BIN)/jupyter-execute --inplace docs/first_hour.ipynb
 

@@ -205,7 +205,7 @@ MODES = {
     ),
     "eval": Mode(
         evaluate,
-        "accuracy of a checkpoint; needs nothing but --workdir",
+        "accuracy of a checkpoint; needs only --workdir, and the data set",
         ("step", "resize", *_PROCESSES),
     ),
     "prepare": Mode(prepare, "download and convert the data set, nothing else"),

@@ -3,8 +3,9 @@
     python launch.py --mode=sweep --config=configs/pools.py --workdir=sweeps/pools
     python launch.py --mode=report --workdir=sweeps/pools
 
-The paper compares FlexPool with average pooling only; flexpool_jax/pooling.py names the sources of
-the other pools. With `--config.sac=on`, the pool is used on every stage.
+The paper compares FlexPool with average pooling only; the docstrings of flexpool_jax/pools.py and
+pooling.py name the sources of the other pools. With `--config.sac=on`, the pool is used on every
+stage.
 """
 
 from ml_collections import ConfigDict

@@ -33,8 +33,8 @@ FLAGS = {
     "shard": "I/N: part I of N of a sweep, I from 0; auto: by SLURM's array",
     "distributed": "one run of all tasks of srun, mpirun, ...",
     "coordinator_address": "HOST:PORT where process 0 of a run listens",
-    "num_processes": "processes of the run; 1 alone: a run per task",
-    "process_id": "which of them this is, from 0",
+    "num_processes": "number of processes of the run; 1 alone: each task trains a run of its own",
+    "process_id": "number of this process, from 0",
 }
 # Flags without a value.
 _SWITCHES = ("profile", "debug_nans", "distributed")

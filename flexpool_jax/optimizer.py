@@ -13,6 +13,7 @@ import optax
 import optax.contrib
 
 from flexpool_jax.errors import UserError, one_line, unknown_name
+from flexpool_jax.pooling import path_names
 
 WEIGHT_DECAY_KINDS = ("l2", "decoupled")
 
@@ -122,9 +123,8 @@ def is_decayed(params: Any, decay_pool: bool = False) -> Any:
 
 
 def _are_named(params: Any, names: tuple[str, ...]) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) in names, params
-    )
+    wanted = [(name,) for name in names]
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1:] in wanted, params)
 
 
 _IDENTITY = optax.identity()

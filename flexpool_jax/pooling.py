@@ -154,7 +154,7 @@ def named_w_fp(params: Any) -> list[tuple[str, Array]]:
     """Every w_fp of a tree, with the path of the module that holds it, such as "head/pool/"."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(params)):
-        names = _names(path)
+        names = path_names(path)
         if names[-1:] != ("w_fp",):
             continue
         if jnp.ndim(leaf) != 3:
@@ -163,8 +163,8 @@ def named_w_fp(params: Any) -> list[tuple[str, Array]]:
     return found
 
 
-def _names(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The keys on the way to a leaf."""
+def path_names(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the names on the way to a leaf, of linen and NNX trees, nested or flattened."""
     names: list[Any] = [
         getattr(part, "key", getattr(part, "name", getattr(part, "idx", None))) for part in path
     ]
@@ -256,12 +256,12 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
         return isinstance(node, tuple) and all(isinstance(s, numbers.Integral) for s in node)
 
     shapes = {
-        _names(path): tuple(getattr(leaf, "shape", leaf))
+        path_names(path): tuple(getattr(leaf, "shape", leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(_nested(like), is_leaf=is_shape)
     }
 
     def resize(path: tuple[Any, ...], leaf: Array) -> Array:
-        names = _names(path)
+        names = path_names(path)
         where = "/".join(map(str, names))
         old, new = tuple(jnp.shape(leaf)), shapes.get(names)
         if names[-1:] != ("w_fp",):

@@ -10,6 +10,7 @@ from flax.nnx import bridge
 
 import flexpool_jax
 from flexpool_jax.nnx import FlexPool
+from flexpool_jax.optimizer import is_decayed
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 4, 6)).astype(np.float32)
@@ -88,3 +89,17 @@ def test_nnxs_module_crosses_the_bridge_to_linen():
 def test_what_does_not_fit_is_refused_as_by_linens(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_weight_decay_acts_on_the_kernels_of_an_nnx_state():
+    state = nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    pool = nnx.state(FlexPool((5, 4, 6)), nnx.Param)
+    params = nnx.State({"dense": state, "pool": pool})
+    tx = optax.adamw(0.1, weight_decay=0.1, mask=is_decayed)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(
+        updates["dense"]["kernel"][...], -0.01 * params["dense"]["kernel"][...], rtol=1e-6
+    )
+    assert not updates["dense"]["bias"][...].any()
+    assert not updates["pool"]["w_fp"][...].any()
