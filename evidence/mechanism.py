@@ -109,8 +109,9 @@ def predictions(
         * nothing_to_explain
         + 'These are leads and not claims; most rest on three seeds. "Agrees" is yes or no where '
         'the interval (for ±0.5: TOST) is on one side, else open; "not below 0" is yes where the '
-        "interval is above -0.5. What probes say about M2, M3 and M8 is in the table above.\n\n"
-        + markdown_table(heads, sorted(rows, key=lambda row: row[0]))
+        "interval is above -0.5. There is no verdict while runs of the row are missing; M8 is "
+        "about the runs that were probed. The table above has what probes say about M2, M3 and M8."
+        "\n\n" + markdown_table(heads, sorted(rows, key=lambda row: row[0]))
     )
 
 

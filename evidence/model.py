@@ -167,8 +167,9 @@ def bootstrap_intervals(
     """Bootstraps contrasts over seeds × images: 95 % percentile intervals in per cent.
 
     Each draw takes seeds and, independently of them, test images with replacement, and averages
-    over both. All columns and contrasts use the same draws (Owen 2007, "The pigeonhole bootstrap",
-    Ann. Appl. Stat. 1).
+    over both. All columns and contrasts use the same draws. The noise of single predictions counts
+    three times in the variance, so the interval is too wide where this noise is most of the spread
+    (Owen 2007, "The pigeonhole bootstrap", Ann. Appl. Stat. 1).
 
     Args:
         correct: For each column and seed, whether each test image was classified correctly: bool

@@ -53,6 +53,11 @@ README_MARKERS = (
 )
 # The head of a table's column: the power, and that the test is the one without Holm's correction.
 _DETECTABLE = "detectable difference (power 80 %, p without correction)"
+_ABOUT_THE_BOOTSTRAP = (
+    "The bootstrap draws seeds and test images independently of each other, and thereby counts the "
+    "noise of single predictions three times (Owen 2007, the pigeonhole bootstrap): its interval "
+    "is too wide where this noise is most of the spread."
+)
 _HEADS = [
     *("difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
     _DETECTABLE,
@@ -102,12 +107,14 @@ def write_page(
         The text of the protocol's note on E0's rates, then a line on each result that is not used.
 
     Raises:
-        UserError: The page does not exist, the README lacks the markers, the folder has no run of
-            the protocol, a failed cell is not in the protocol or has a result, or a
-            predictions.npz or pool_weights.npz is damaged.
+        UserError: The page does not exist or is no .md file, the README lacks the markers, the
+            folder has no run of the protocol, a failed cell is not in the protocol or has a result,
+            or a predictions.npz or pool_weights.npz is damaged.
     """
     if not page.is_file():
         raise UserError(f"--page={page} does not exist; it holds the protocol")
+    if page.suffix != ".md":
+        raise UserError(f"--page={page} is no .md file; allowed: PAGE.md, with figures in PAGE/")
     around = None if readme is None else _around_the_answer(readme)
     evidence = read_evidence(folder, failed)
     if not any(design.runs for design in evidence.designs.values()):
@@ -260,13 +267,11 @@ def _summary(primary: Mapping[str, Finding]) -> str:
     ]
     contrasts = {name: f.contrast for name, f in primary.items() if f.contrast is not None}
     reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
+    claimed = "1 point, the smallest gain that the paper claims"
     size = (
-        f"the {'intervals' if len(reach) > 1 else 'interval'} of {_and(reach)} "
-        f"{'reach' if len(reach) > 1 else 'reaches'} 1 point, the smallest gain that the paper "
-        "claims"
+        f"the interval of {'each of ' * (len(reach) > 1)}{_and(reach)} reaches {claimed}"
         if reach
-        else "the intervals of all three differences below end under 1 point, the smallest gain "
-        "that the paper claims"
+        else f"no interval of {_and([*contrasts])} reaches {claimed}"
     )
     first = (
         f"FlexPool differs from average pooling by {points(contrasts['P1'])}"
@@ -447,10 +452,10 @@ def _experiment(analysis: Analysis) -> str:
             f" Stopping rule: the residual deviation of seeds 0 to 5 is {deviation:.3f}; seeds 6 "
             f"to 9 are added if it is above {EXTENSION} once these six are complete."
         )
-    text = f"{text}\n\n{_contrasts(analysis)}"
+    text = f"{text}\n\n{_contrasts(analysis)}\n\n{_ABOUT_THE_BOOTSTRAP}"
     if min(Counter(column for column, _ in analysis.accuracies).values()) < 5:
         text += (
-            "\n\nWith so few seeds the bootstrap's interval is too narrow, since it draws only "
+            " With so few seeds it also understates the spread over seeds, since it draws only "
             "from them: read the other two intervals first."
         )
     return text

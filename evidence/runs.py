@@ -242,7 +242,7 @@ def selected_rates(e0: Design) -> dict[str, float]:
     """The peak rates by pool that `select_rate` takes; empty while E0 is not complete.
 
     The accuracy at a rate is the mean over its seeds. A rate at which a run diverged is not
-    selected.
+    selected. If all rates of a pool diverged, no rate is selected for any pool.
     """
     if e0.missing:
         return {}
@@ -250,6 +250,8 @@ def selected_rates(e0: Design) -> dict[str, float]:
     diverged = {column for column, _ in e0.failed}
     for pool in POOLS:
         columns = [c for c in e0.columns if c.split("+")[0] == pool and c not in diverged]
+        if not columns:
+            return {}
         means = {
             float(column.rpartition("=")[2]): statistics.fmean(e0.accuracies(column).values()) / 100
             for column in columns

@@ -160,7 +160,8 @@ def test_bootstrap_agrees_with_the_error_of_means_over_images_and_seeds():
     assert nothing is None
     found = np.stack([1.0 * correct["a", s] - correct["b", s] for s in range(8)])
     assert (low + high) / 2 == pytest.approx(100 * found.mean(), abs=0.2)
-    # For independent entries the variances of the image, seed and entry means add up.
+    # The entries are independent, so each of the three terms estimates the variance of their mean:
+    # this bootstrap counts it three times.
     variance = found.mean(0).var() / 500 + found.mean(1).var() / 8 + found.var() / 4000
     assert high - low == pytest.approx(100 * 2 * 1.96 * math.sqrt(variance), rel=0.2)
 

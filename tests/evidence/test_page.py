@@ -156,29 +156,34 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
         (
             {},
             "no gain is shown.",
-            "the intervals of all three differences below end under 1 point,",
+            "no interval of P1, P2 and P3 reaches 1 point,",
             "none is",
         ),
         (
             {"flexpool": 1.2, "flexpool+reg": 3},
             "a gain is shown for P1 and P2.",
-            "the intervals of P1 and P2 reach 1 point,",
+            "the interval of each of P1 and P2 reaches 1 point,",
             "P1 (+1.",
         ),
         (
             {"flexpool": 0.6, "avg+dropout": 0.6},
             "a gain is shown for P1 and a loss is shown for P2 and P3.",
-            "the intervals of all three differences below end under 1 point,",
+            "no interval of P1, P2 and P3 reaches 1 point,",
             "P1 (+0.",
         ),
-        ({"avg+dropout": 0.6}, "a loss is shown for P3.", "the intervals of all three", "P3 (-0."),
+        (
+            {"avg+dropout": 0.6},
+            "a loss is shown for P3.",
+            "no interval of P1, P2 and P3",
+            "P3 (-0.",
+        ),
     ],
 )
 def test_first_sentence_answers_the_question(small, effects, shown, reaches, significant):
     write_evidence(small / "results", ("e1",), effects=effects, sd=0.1)
     answer = " ".join(text_of(small).split("\n\n")[2].split())
     assert answer.startswith(f"**Does FlexPool help? Under this recipe {shown} FlexPool differs")
-    assert f", and {reaches} " in answer
+    assert f", and {reaches}" in answer
     assert f"; after Holm's correction {significant}" in answer
     assert ("does not show that there is no gain" in answer) is ("a gain is" not in answer)
 
@@ -211,8 +216,8 @@ def test_contrasts_without_runs_count_in_holms_correction(small):
     smaller, larger = sorted(raw)
     expected = {smaller: min(1, 4 * smaller), larger: min(1, max(4 * smaller, 3 * larger))}
     assert [one.adjusted for one in found] == pytest.approx([*map(expected.get, raw), None, None])
-    assert "the bootstrap's interval is too narrow" in text.partition("### E5")[2]
-    assert "the bootstrap's interval is too narrow" not in text.partition("### E5")[0]
+    assert "understates the spread over seeds" in text.partition("### E5")[2]
+    assert "understates the spread over seeds" not in text.partition("### E5")[0]
 
 
 def test_answer_has_the_results_on_other_data_once_they_are_whole(small):
@@ -293,6 +298,22 @@ def test_readme_gets_the_answer_between_its_markers(written, tmp_path):
     results = (written / "evidence.md").read_text().partition("## Results\n\n")[2]
     answer = results.partition("\n\n![")[0]
     assert readme.read_text() == f"before\n{start}\n\n{answer}\n\n{end}\nafter\n"
+
+
+def test_page_that_is_no_markdown_file_is_refused(small):
+    notes = (small / "evidence.md").rename(small / "notes")
+    with pytest.raises(UserError, match=r"notes is no \.md file"):
+        write_page(small / "results", notes, draws=20)
+
+
+def test_no_rate_is_selected_if_all_runs_of_a_pool_diverged(small):
+    shutil.rmtree(small / "results/e1")
+    cells = sorted((small / "results/e0/fashion_mnist").glob("avg+*/seed-0"))
+    failed = [str(cell.relative_to(small / "results")) for cell in cells]
+    for cell in cells:
+        (cell / "result.json").unlink()
+    note = write_page(small / "results", small / "evidence.md", failed=failed, draws=20)[0]
+    assert "no rate is selected yet" in note
 
 
 def test_readme_without_markers_is_refused_before_anything_is_written(small):
