@@ -154,7 +154,6 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         sac_weights=config.sac.weights if config.sac.enabled else (),
         label_smoothing=config.label_smoothing,
         pool_reg=config.pool_reg,
-        sync_batch_norm=config.sync_batch_norm,
         ema_decay=config.ema_decay,
         freeze_backbone=config.freeze == "backbone",
         grad_accum_steps=config.grad_accum_steps,
@@ -179,14 +178,21 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
 
 
 def check_training(setup: Setup) -> None:
-    """Checks what only training needs: how a batch is divided, and that Eq. 2 is stable.
+    """Checks what only training needs: sizes of images, how a batch is divided, stability of Eq. 2.
 
     Nothing is compiled.
 
     Raises:
-        UserError: see `flexpool_jax.configuration.check_batch_size` and
+        UserError: the training images have another size than the test images and are not cropped
+            to it; see also `flexpool_jax.configuration.check_batch_size` and
             `flexpool_jax.configuration.check_pool_reg_stability`.
     """
+    train, test = (s.images.shape[1:3] for s in (setup.dataset.train, setup.dataset.test))
+    if train != test and not setup.config.augment.random_resized_crop:
+        raise UserError(
+            f"the training images have {train[0]} x {train[1]} pixels and the test images "
+            f"{test[0]} x {test[1]}; allowed: the same size, or config.augment.random_resized_crop"
+        )
     configuration.check_batch_size(setup.config, jax.device_count(), len(setup.dataset.train))
     pooled = [w.shape[:2] for _, w in named_w_fp(setup.abstract_state.params)]
     configuration.check_pool_reg_stability(setup.config, pooled)

@@ -170,7 +170,6 @@ def make_train_step(
     sac_weights: Sequence[float] = (),
     label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
-    sync_batch_norm: bool = True,
     ema_decay: float = 0.0,
     freeze_backbone: bool = False,
     grad_accum_steps: int = 1,
@@ -179,7 +178,8 @@ def make_train_step(
 
     Args:
         model: the Flax module, from `flexpool_jax.create_model`; with ``norm_axis_name=AXIS`` if
-            its statistics are synchronised over devices.
+            it normalises by the statistics of all devices. The running statistics are averaged over
+            devices in any case.
         tx: the optimizer.
         schedule: learning rate as a function of the step, for the log.
         augment: ``(normalised images [B, H, W, C], keys [B]) -> images`` of the same shape, from
@@ -189,8 +189,6 @@ def make_train_step(
         label_smoothing: label smoothing of the training loss, see
             `flexpool_jax.losses.cross_entropy`; evaluation uses none.
         pool_reg: coefficient of Eq. 2 of the FlexPool paper.
-        sync_batch_norm: whether the model synchronises its statistics over devices. If not, the
-            running statistics are averaged over devices, so that all devices have the same state.
         ema_decay: decay of the moving average of the parameters, if the state has one.
         freeze_backbone: whether to leave the backbone's parameters and running statistics as they
             are, and to normalise by the running statistics.
@@ -255,8 +253,8 @@ def make_train_step(
             jax.random.fold_in(dropout_key, device),
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
-        if not sync_batch_norm:
-            batch_stats = jax.lax.pmean(batch_stats, AXIS)
+        # All devices must have the same state, also if the model does not synchronise statistics.
+        batch_stats = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS).astype(x.dtype), batch_stats)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         if freeze_backbone:
             # The backbone's gradients are 0, but weight decay and momentum would still change it.

@@ -25,13 +25,16 @@ class Linear(nn.Module):
 register_model("linear_for_setup", num_stages=1)(lambda **fields: Linear())
 
 
-def make(num_images, variant="flexpool", **fields):
-    """A set-up for black images of 8 x 8 pixels."""
+def make(num_images, variant="flexpool", side=8, **fields):
+    """A set-up for black images: training images of side x side pixels, test images of 8 x 8."""
     config = digits.get_config(variant)
     config.update_from_flattened_dict({"model": "linear_for_setup", **fields})
-    split = Split(np.zeros((num_images, 8, 8, 1), np.uint8), np.zeros(num_images, np.int32))
+    train, test = (
+        Split(np.zeros((num_images, size, size, 1), np.uint8), np.zeros(num_images, np.int32))
+        for size in (side, 8)
+    )
     one = np.ones(1, np.float32)
-    dataset = Dataset("black", split, split, ("zero", "one"), one, one)
+    dataset = Dataset("black", train, test, ("zero", "one"), one, one)
     return set_up(configuration.resolve(config), dataset)
 
 
@@ -42,6 +45,13 @@ def test_only_training_needs_a_batch_that_the_devices_can_share(monkeypatch):
     with pytest.raises(UserError, match=r"batch_size is 125, which 2 devices cannot share"):
         check_training(setup)
     check_training(make(500, batch_size=124))
+
+
+def test_only_random_crops_take_training_images_of_another_size():
+    augment = {"augment.random_resized_crop": (0.08, 1.0), "augment.scale": (1.0, 1.0)}
+    check_training(make(500, batch_size=100, side=12, **augment))
+    with pytest.raises(UserError, match="12 x 12 pixels and the test images 8 x 8"):
+        check_training(make(500, batch_size=100, side=12))
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "step", "warmup_cosine"])

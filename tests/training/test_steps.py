@@ -197,14 +197,17 @@ def test_evaluation_counts_each_valid_example_once():
 
 
 class Drawing(nn.Module):
-    """Keeps the last two numbers that it drew as dropout does."""
+    """Keeps the last two numbers that it drew on each of two devices, as dropout draws them."""
 
     @nn.compact
     def __call__(self, images, train=False):
-        drawn = self.variable("batch_stats", "drawn", jnp.zeros, 2)
+        drawn = self.variable("batch_stats", "drawn", jnp.zeros, (2, 2))
         if train:
-            number = jax.random.uniform(self.make_rng("dropout"))
-            drawn.value = jnp.stack([drawn.value[1], number])
+            device, number = (
+                jax.lax.axis_index(steps.AXIS),
+                jax.random.uniform(self.make_rng("dropout")),
+            )
+            drawn.value = drawn.value.at[device].set(jnp.stack([drawn.value[device, 1], number]))
         return {"stage1": images}
 
 
@@ -220,7 +223,7 @@ def on_two_devices(model, **fields):
 
 
 def test_statistics_that_are_not_synchronised_are_averaged():
-    found = on_two_devices(PLAIN, sac_weights=(0.3, 0.7), sync_batch_norm=False)(0)
+    found = on_two_devices(PLAIN, sac_weights=(0.3, 0.7))(0)
     mean = found.batch_stats["backbone"]["BatchNorm_0"]["mean"]
     expected = 0.1 * normalise(IMAGES[:16]).mean((0, 1, 2))
     np.testing.assert_allclose(mean, np.stack([expected] * 2), rtol=1e-5)
@@ -228,13 +231,29 @@ def test_statistics_that_are_not_synchronised_are_averaged():
 
 def test_dropout_draws_anew_at_each_step_on_each_device_and_in_each_part():
     run_step = on_two_devices(Classifier(Drawing(), num_classes=5), grad_accum_steps=2)
-    drawn = [run_step(number).batch_stats["backbone"]["drawn"] for number in (0, 1)]
+    drawn = [run_step(number).batch_stats["backbone"]["drawn"][0] for number in (0, 1)]
     assert len(np.unique(drawn)) == 8
 
 
+def test_statistics_of_all_devices_are_equal_and_keep_their_dtype():
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+            mean = self.variable("batch_stats", "mean", jnp.zeros, 3)
+            if train:
+                count.value += 1
+                mean.value = images.mean((0, 1, 2))
+            return {"stage1": images}
+
+    found = on_two_devices(Classifier(Counting(), num_classes=5))(0).batch_stats["backbone"]
+    assert (found["count"].dtype, found["count"].tolist()) == (jnp.int32, [1, 1])
+    expected = normalise(IMAGES[:16]).mean((0, 1, 2))
+    np.testing.assert_allclose(found["mean"], np.stack([expected] * 2), rtol=1e-5)
+
+
 def test_parts_hold_the_same_examples_on_any_number_of_devices():
-    fields = {"sync_batch_norm": False, "grad_accum_steps": 2}
-    two = on_two_devices(PLAIN, sac_weights=(0.3, 0.7), **fields)(0)
+    two = on_two_devices(PLAIN, sac_weights=(0.3, 0.7), grad_accum_steps=2)(0)
     one, _ = run(PLAIN, np.arange(16, dtype=np.int32)[None], grad_accum_steps=2)
     means = [s.batch_stats["backbone"]["BatchNorm_0"]["mean"] for s in (two, one)]
     np.testing.assert_allclose(means[0], np.stack([means[1]] * 2), rtol=1e-5)
