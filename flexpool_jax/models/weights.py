@@ -37,8 +37,8 @@ class Header:
             if the file does not contain it.
         std: standard deviation of the training images after division by 255, one number for each
             channel; empty if the file does not contain it.
-        pool: name of the pool whose ``w_fp`` the file holds; empty if the file does not contain the
-            name or a ``w_fp``.
+        pool: name of the pool of the model; empty if the file does not contain it.
+        has_w_fp: whether the file holds a ``w_fp``.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Header:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     pool: str = ""
+    has_w_fp: bool = False
 
 
 def save_weights(
@@ -112,9 +113,10 @@ def load_weights(
         file: path of a safetensors file.
         variables: variables of the model, from ``model.init``. If the file has every array, shapes
             from `jax.eval_shape` are enough.
-        pool: name of the model's pool. If it is given, and the file names a pool with another
-            constraint, the file is refused, because its ``w_fp`` has the same shape and another
-            meaning. Files of PyTorch, and files without the name of a pool, are not checked.
+        pool: name of the model's pool. If it is given, a file is refused if it names a pool with
+            another constraint, whose ``w_fp`` has the same shape and another meaning; or, without a
+            ``w_fp``, another pool. A file of average pooling fits every pool with a ``w_fp``. Files
+            of PyTorch, and files without the name of a pool, are not checked.
 
     Returns:
         A tree like ``variables``, of NumPy arrays with its dtypes and the values of the file.
@@ -171,8 +173,8 @@ def read_header(file: str | os.PathLike[str]) -> Header:
         mean, std = (tuple(map(float, metadata.get(key, "").split())) for key in ("mean", "std"))
     except ValueError as error:
         raise _not_safetensors(path, error) from error
-    has_weights = any(map(_is_w_fp, names))
-    return Header(path, False, mean, std, metadata.get("pool", "") if has_weights else "")
+    pool, has_w_fp = metadata.get("pool", ""), any(map(_is_w_fp, names))
+    return Header(path, False, mean, std, pool, has_w_fp)
 
 
 def _check_file(file: str | os.PathLike[str]) -> Path:
@@ -195,12 +197,21 @@ def _is_w_fp(name: str) -> bool:
     return name.split(".")[-1] == "w_fp"
 
 
-def _check_pool(header: Header, pool: str) -> None:
-    """Checks that a model with this pool uses ``w_fp`` in the way of the file's pool."""
-    from flexpool_jax.pools import POOLS, create_pool
+def _check_pool(header: Header, pool: str, for_training: bool) -> None:
+    """Checks that a model with this pool computes what the file's pool computed."""
+    from flexpool_jax.pools import POOLS, create_pool, has_weights
 
     # A name that is not registered here is of a user's own pool.
     if header.pool not in POOLS or pool not in POOLS:
+        return
+    if not header.has_w_fp:
+        # A w_fp that the file lacks starts as average pooling. Training may start from any pool.
+        begins_alike = header.pool == "avg" and has_weights(pool)
+        if header.pool != pool and not begins_alike and not for_training:
+            raise UserError(
+                f"{header.path} holds weights that were trained with the pool {header.pool!r}, and "
+                f"the model has {pool!r}; allowed: a model with the pool {header.pool!r}"
+            )
         return
     found, expected = (
         getattr(create_pool(name), "constraint", None) for name in (header.pool, pool)
@@ -230,11 +241,10 @@ def _load(
     leaves = flatten_dict(variables)
     expected = {".".join(path): leaf for path, leaf in leaves.items()}
     resized: list[str] = []
-    if any(map(_is_w_fp, expected)):
-        header = read_header(path)
-        _check_pool(header, pool)
-        if for_training and header.pool == pool:
-            resized = _resize_pools(arrays, expected, pool)
+    header = read_header(path)
+    _check_pool(header, pool, for_training)
+    if for_training and header.pool == pool:
+        resized = _resize_pools(arrays, expected, pool)
     titles = {name: name for name in arrays}
     if _is_foreign(arrays):
         arrays, titles = _from_torch(path, arrays, expected)

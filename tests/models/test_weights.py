@@ -368,6 +368,20 @@ def test_weights_of_a_pool_without_w_fp_fit_every_constraint(tmp_path):
     assert np.all(loaded["params"]["pool"]["w_fp"] == 0.25)
 
 
+@pytest.mark.parametrize(
+    ("saved", "pool"), [("max", "avg"), ("avg", "lse"), ("gem", "flexpool"), ("max", "gdconv")]
+)
+def test_weights_of_another_pool_without_w_fp_are_only_a_start_for_training(tmp_path, saved, pool):
+    file = tmp_path / "a.safetensors"
+    variables = {"params": {"kernel": np.ones((3, 2), np.float32)}}
+    save_weights(file, variables, pool=saved)
+    for known in (saved, "", "a_pool_of_another_program"):
+        load_weights(file, variables, pool=known)
+    with pytest.raises(UserError, match=rf"pool '{saved}', and the model has '{pool}'"):
+        load_weights(file, variables, pool=pool)
+    assert start_from(file, variables, pool=pool)[0]["params"].keys() == {"kernel"}
+
+
 def test_half_precision_and_double_precision_are_read(tmp_path):
     for dtype in (np.float16, np.float64, jnp.bfloat16):
         save_file({k: v.astype(dtype) for k, v in akamaster().items()}, tmp_path / "a.safetensors")

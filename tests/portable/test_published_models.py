@@ -37,8 +37,11 @@ def test_the_exported_program_and_the_checkpoint_are_the_same_network(name):
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(classify(images), probabilities, atol=1e-5)
     assert classify.class_names == trained.class_names
-    with pytest.raises(UserError, match="images are float32; allowed: uint8"):
-        trained.preprocess(images / np.float32(255))
+    for wrong in (images / np.float32(255), images[0], images.repeat(3, axis=-1)):
+        with pytest.raises(UserError, match=r"images are .*; allowed: uint8 \[B, H, W, 1\]"):
+            trained.preprocess(wrong)
+    with pytest.raises(ValueError, match=r"must be \[B, H, W, C\] and floating.* got uint8"):
+        trained.model.apply(trained.variables, images)
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in FOLDER.glob("*/config.json")))
@@ -46,5 +49,6 @@ def test_the_exported_files_are_those_that_export_writes_today(name):
     trained, export = load_trained(FOLDER / name), FOLDER / name / "export"
     assert json.loads((export / "config.json").read_text()) == hub_config(trained)
     pool = trained.config.pool
-    assert read_header(export / "model.safetensors").pool == (pool if has_weights(pool) else "")
+    header = read_header(export / "model.safetensors")
+    assert (header.pool, header.has_w_fp) == (pool, has_weights(pool))
     assert re.findall(rb"[\w./-]*/[\w.-]+\.py\b", (export / "model.jax").read_bytes()) == []
