@@ -196,7 +196,8 @@ def _from_optax(
     if taken:
         raise UserError(f"{', '.join(taken)}: set by optimizer.weight_decay and learning_rate")
     # An optimizer with several weight decays, such as muon, applies the mask to only one of them.
-    maskable = len(decays) == 1 and bool(masks)
+    # That of adafactor does not shrink with the learning rate.
+    maskable = len(decays) == 1 and bool(masks) and name != "adafactor"
     own = weight_decay if maskable else 0.0
     options: dict[str, Any] = {**dict.fromkeys(decays, own), **dict.fromkeys(masks, mask), **kwargs}
     tx = OPTIMIZERS[name](learning_rate=schedule, **options)

@@ -173,7 +173,7 @@ def test_the_tree_of_the_state_is_the_same_with_every_weight_decay(name):
         assert jax.eval_shape(tx.init, PARAMS) == expected
 
 
-@pytest.mark.parametrize("name", ["radam", "madgrad", "muon"])
+@pytest.mark.parametrize("name", ["radam", "madgrad", "muon", "adafactor"])
 def test_decoupled_decay_follows_the_schedule_of_the_optimizer(name):
     params = {"conv": {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.25]])}}
     grads = jax.tree.map(jnp.zeros_like, params)
