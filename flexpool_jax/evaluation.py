@@ -132,6 +132,8 @@ def at_resolution(restored: Restored, side: int) -> Restored:
             depends on the size, such as the classifier after the pool ``flatten``.
     """
     config, dataset = restored.setup.config, restored.setup.dataset
+    if not isinstance(side, int) or not 8 <= side <= 1024:
+        raise UserError(f"resize is {side!r}; allowed: a whole number of pixels from 8 to 1024")
     resized = dataclasses.replace(
         dataset,
         train=black_split(0, (side, side, dataset.image_shape[2])),

@@ -44,6 +44,7 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
         2.3026
     """
     _check_labels(labels, logits.shape)
+    labels = jnp.asarray(labels)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if label_smoothing:
         one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)

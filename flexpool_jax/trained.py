@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import os
 import shlex
@@ -69,7 +68,7 @@ def restore(
     """
     workdir = files.expanded(workdir).absolute()
     saved = configuration.read_config(workdir)
-    config = copy.deepcopy(saved if config is None else config)
+    config = saved if config is None else configuration.resolve(config, reads_data=False)
     configuration.copy_normalisation(config, saved)
     configuration.compare_with_workdir(config, saved)
     if config.deterministic:
@@ -119,13 +118,19 @@ class Trained:
     def preprocess(self) -> Callable[[Array], Array]:
         """A function that turns uint8 images [B, H, W, C] into the input of the model.
 
-        It raises UserError for images of another dtype, such as images divided by 255.
+        It raises UserError for images of another dtype, such as images divided by 255, or with
+        other channels.
         """
         normalise = make_normalise(self.mean, self.std, jnp.dtype(self.config.dtype))
 
         def preprocess(images: Array) -> Array:
-            if images.dtype != jnp.uint8:
-                raise UserError(f"images are {images.dtype}; allowed: uint8, from 0 to 255")
+            images = jnp.asarray(images)
+            is_batch = images.ndim == 4 and images.shape[-1] == self.image_shape[-1]
+            if images.dtype != jnp.uint8 or not is_batch:
+                raise UserError(
+                    f"images are {images.dtype} {list(images.shape)}; allowed: uint8 "
+                    f"[B, H, W, {self.image_shape[-1]}], from 0 to 255"
+                )
             return normalise(images)
 
         return preprocess

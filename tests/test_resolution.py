@@ -13,6 +13,7 @@ from PIL import Image
 import launch
 from flexpool_jax import configuration, create_model, evaluate, resize_flexpool
 from flexpool_jax.data import load_dataset
+from flexpool_jax.errors import UserError
 from flexpool_jax.trained import load_trained
 from flexpool_jax.training import identity
 
@@ -42,6 +43,19 @@ def test_the_same_size_gives_the_same_numbers(workdir, dataset):
         evaluate(workdir, dataset=dataset, resize=8),
     )
     assert labelled == plain | {"resize": 8}
+
+
+@pytest.mark.parametrize("resize", [0, -3, 2.5, "16", 2000])
+def test_a_program_may_ask_for_the_same_sizes_as_the_command_line(workdir, dataset, resize):
+    with pytest.raises(UserError, match=rf"resize is {resize!r}; allowed: a whole number"):
+        evaluate(workdir, dataset=dataset, resize=resize)
+
+
+def test_the_config_of_an_evaluation_is_checked(workdir, dataset):
+    config = configuration.read_config(workdir)
+    config.eval_batch_size = 0
+    with pytest.raises(UserError, match=r"config\.eval_batch_size is 0"):
+        evaluate(workdir, dataset=dataset, config=config)
 
 
 def test_images_are_resized_and_weights_resampled(workdir, data_dir, dataset, capsys):

@@ -59,7 +59,9 @@ class Split:
         return Split(images[:, top : top + side, left : left + side], self.labels)
 
     def resize(self, fit: Fit) -> Split:
-        """Resizes every image to fit.size × fit.size; the result is an array in memory."""
+        """Resizes every image to fit.size × fit.size; stored images when they are read."""
+        if isinstance(self.images, StoredImages):
+            return Split(self.images.resize(fit), self.labels)
         images = np.empty((len(self), fit.size, fit.size, self.images.shape[-1]), np.uint8)
         resized = map_in_threads(functools.partial(resize_array, fit=fit), self.images)
         for place, image in zip(images, resized, strict=True):

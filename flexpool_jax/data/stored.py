@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flexpool_jax.data.images import map_in_threads, thread_count
+from flexpool_jax.data.images import Fit, map_in_threads, resize_array, thread_count
 from flexpool_jax.errors import UserError, one_line
 
 # Prefix of the names of cache files in a prepared folder; deleting such a file is harmless.
@@ -92,14 +93,28 @@ class StoredImages:
 
     def center_crop(self, side: int) -> StoredImages:
         """Returns the images cropped to the middle side × side pixels, without reading them."""
-        height, width, channels = self.image_shape
+        height, width, _ = self.image_shape
         top, left = (height - side) // 2, (width - side) // 2
+        return self._changed(
+            lambda image: image[top : top + side, left : left + side], side, f"cropped to {side}"
+        )
 
-        def decode(encoded: bytes) -> np.ndarray:
-            return self.decode(encoded)[top : top + side, left : left + side]
+    def resize(self, fit: Fit) -> StoredImages:
+        """Returns the images resized to fit.size × fit.size pixels, without reading them."""
+        return self._changed(
+            functools.partial(resize_array, fit=fit), fit.size, f"resized to {fit}"
+        )
 
-        key = f"{self.key} cropped to {side}"
-        return dataclasses.replace(self, decode=decode, image_shape=(side, side, channels), key=key)
+    def _changed(
+        self, change: Callable[[np.ndarray], np.ndarray], side: int, what: str
+    ) -> StoredImages:
+        """Returns side × side images that `change` makes of these when they are read."""
+        return dataclasses.replace(
+            self,
+            decode=lambda encoded: change(self.decode(encoded)),
+            image_shape=(side, side, self.image_shape[2]),
+            key=f"{self.key} {what}",
+        )
 
     def _decoded(self, position: int, record: dict[str, Any]) -> np.ndarray:
         try:

@@ -90,10 +90,7 @@ class Classifier(nn.Module):
         If ``sac`` and ``train`` are true and the collection ``aux_logits`` is mutable, auxiliary
         logits are stored there under the name ``logits``, as a tuple, first stage first.
         """
-        if images.ndim != 4:
-            raise ValueError(f"images must be [B, H, W, C]; got shape {tuple(images.shape)}")
-        train_backbone = train and not self.freeze_backbone
-        stages = self.backbone(images.astype(self.dtype), train=train_backbone)
+        stages = self.stage_maps(images, train=train and not self.freeze_backbone)
         self._check_stages(stages, images.shape[0])
         if self.freeze_backbone:
             stages = {name: jax.lax.stop_gradient(stage) for name, stage in stages.items()}
@@ -115,7 +112,15 @@ class Classifier(nn.Module):
 
         Call it as ``model.apply(variables, images, method="stage_maps")``. The main head pools and
         classifies the last map.
+
+        Raises:
+            ValueError: the images have another number of axes, or are not normalised floats.
         """
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                "images must be [B, H, W, C] and floating, as a run's preprocess returns them; got "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
         return self.backbone(images.astype(self.dtype), train=train)
 
     @nn.nowrap

@@ -348,8 +348,8 @@ def restore_latest(
     if steps or kept:
         listed = ", ".join(sorted([*map(str, steps), *kept]))
         raise UserError(
-            f"every checkpoint in {workdir} is damaged (steps {listed}); "
-            "restore the folder from a copy, or start again in another --workdir"
+            f"every checkpoint in {workdir} is damaged (steps {listed}), or the code of the model "
+            "has changed; restore the folder or the code, or start again in another --workdir"
         )
     return None
 
@@ -370,7 +370,7 @@ def choose_step(manager: ocp.CheckpointManager, which: str | int) -> int:
     if which == "best":
         best = manager.best_step()
         return steps[-1] if best is None else best
-    if str(which).isdigit() and int(which) in steps:
+    if str(which).isdecimal() and int(which) in steps:
         return int(which)
     raise UserError(
         f"--step={which}: allowed are best, latest and the saved steps {', '.join(map(str, steps))}"

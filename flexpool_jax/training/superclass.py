@@ -76,7 +76,8 @@ def with_new_classifiers(
     """
 
     def choose(path: tuple[Any, ...], fresh: Any, old: Any) -> Any:
-        return fresh if any(part.key == "classifier" for part in path) else old
+        # params/head/classifier/kernel; a backbone may have layers of that name.
+        return fresh if path[0].key != "backbone" and path[1].key == "classifier" else old
 
     params = jax.tree_util.tree_map_with_path(choose, variables["params"], trained["params"])
     return {"params": params, "batch_stats": trained["batch_stats"]}

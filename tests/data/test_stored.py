@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flexpool_jax.data import load_dataset, stored
+from flexpool_jax.data.images import Fit
 from flexpool_jax.data.stored import StoredImages, read_ahead
 from flexpool_jax.errors import UserError
 
@@ -42,6 +43,13 @@ def test_stored_images_are_those_in_memory(data_dir, options):
     np.testing.assert_array_equal(files.mean, memory.mean)
     np.testing.assert_array_equal(files.std, memory.std)
     assert files.image_shape == memory.image_shape
+
+
+def test_stored_images_are_resized_as_those_in_memory_are(data_dir):
+    memory, files = (load(data_dir, **options).test for options in ({}, {"max_bytes": 0}))
+    resized = files.resize(Fit(12))
+    assert isinstance(resized.images, StoredImages)
+    np.testing.assert_array_equal(np.asarray(resized.images), memory.resize(Fit(12)).images)
 
 
 def test_the_pass_over_all_images_is_made_once(data_dir, monkeypatch):

@@ -61,6 +61,20 @@ def test_everything_but_the_classifiers_is_carried_over():
         np.testing.assert_array_equal(leaf, expected)
 
 
+def test_layers_of_a_backbone_are_carried_over_whatever_their_name():
+    old, new = np.zeros(2), np.ones(2)
+    fresh, trained = (
+        {
+            "params": {name: {"classifier": {"kernel": value}} for name in ("backbone", "head")},
+            "batch_stats": {},
+        }
+        for value in (new, old)
+    )
+    params = superclass.with_new_classifiers(fresh, trained)["params"]
+    assert params["backbone"]["classifier"]["kernel"] is old
+    assert params["head"]["classifier"]["kernel"] is new
+
+
 class Linear(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
