@@ -83,6 +83,10 @@ def evaluate(command: Command) -> None:
     )
     metrics = [name for name in METRICS if name in result]
     print(", ".join(f"{name.replace('_', ' ')} {result[name]:.4g}" for name in metrics))
+    _warn_of_best(step)
+
+
+def _warn_of_best(step: str) -> None:
     if step == "best":
         print("this step was chosen by its accuracy on these images, which is therefore too high")
 
@@ -96,6 +100,7 @@ def probe(command: Command) -> None:
 
     report = probing.probe_workdir(workdir, step, config)
     print(probing.summary(report))
+    _warn_of_best(step)
     print(f"see {workdir}/{probing.PROBE_FILE}")
 
 
@@ -107,6 +112,7 @@ def inspect(command: Command) -> None:
     from flexpool_jax.insight import inspection
 
     print(inspection.summarise(inspection.inspect_workdir(workdir, step, config)))
+    _warn_of_best(step)
     print(f"see {workdir}/{inspection.FOLDER}/{inspection.PAGE_FILE}")
 
 

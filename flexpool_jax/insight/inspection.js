@@ -6,7 +6,7 @@ const names = report.class_names;
 document.getElementById("name").textContent = data.name;
 document.getElementById("what").textContent =
   `${report.model} with ${report.pool} pool${report.sac ? " and auxiliary classifiers (SAC)" : ""}, trained on ${report.dataset}. ` +
-  `Checkpoint of step ${number(report.step)}, measured on the ${report.split} split (${number(report.examples)} images).`;
+  `Checkpoint of step ${number(report.step)}, measured on the ${report.split} split (${number(report.examples)} images).${report.is_best ? " This step was chosen by its accuracy on these images, which is therefore too high." : ""}`;
 
 function overview() {
   const facts = Object.entries(report.metrics).map(([name, value]) => [words(name), /accuracy$/.test(name) ? percent(value, 2) : number(value)]);

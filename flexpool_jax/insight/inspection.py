@@ -74,6 +74,7 @@ def inspect_workdir(
     summary, flops = summarise_model(model, setup.dataset.image_shape)
     report = {
         "step": restored.step,
+        "is_best": step == "best",
         "split": setup.split_name,
         "examples": len(test),
         "dataset": setup.dataset.name,

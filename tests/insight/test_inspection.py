@@ -204,6 +204,9 @@ def test_a_pool_without_weights_says_what_is_left_out(pool, dataset, tmp_path, m
     assert ("reason" in report["evidence"]) == (pool == "max")
     assert (tmp_path / "inspect/evidence.png").exists() == (pool == "avg")
     assert (tmp_path / "inspect/index.html").exists()
+    assert report["is_best"] is False
+    monkeypatch.setattr(inspection, "restore_workdir", lambda *_: untrained)
+    assert inspection.inspect_workdir(tmp_path, "best")["is_best"] is True
 
 
 def test_the_command_prints_a_summary_and_says_where_the_page_is(flexpool, monkeypatch, capsys):
@@ -213,6 +216,7 @@ def test_the_command_prints_a_summary_and_says_where_the_page_is(flexpool, monke
     output = capsys.readouterr().out
     assert "weights of stage1: channel sums" in output
     assert f"see {restored.workdir}/inspect/index.html" in output
+    assert "this step was chosen by its accuracy on these images" in output
 
 
 def test_curves_are_the_numbers_of_the_log(tmp_path):
