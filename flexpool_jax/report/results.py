@@ -320,15 +320,27 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     also draw the test images.
 
     Args:
-        folder: The folder, which is searched recursively; symbolic links are not followed.
+        folder: The folder, which is searched recursively. Links to folders are not followed; these
+            and folders that cannot be read are skipped.
     """
     found = Found([], [], [])
+
+    def skip(path: Path | str, reason: str | None) -> None:
+        # A report is UTF-8, and names of folders may hold other bytes.
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        found.skipped.append(f"{name}: {reason}")
+
     seen: dict[tuple[object, ...], Run] = {}
     of_data: dict[tuple[object, ...], Run] = {}
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(
+        folder, onerror=lambda error: skip(error.filename, error.strerror)
+    ):
         passed_over = _PASSED_OVER if {"config.json", "result.json", LOCK_FILE} & set(names) else ()
         folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)
+        for name in folders:
+            if (path / name).is_symlink():
+                skip(path / name, "a link to a folder, which is not followed")
         if "result.json" not in names:
             if "config.json" in names:
                 found.unfinished.append(path)

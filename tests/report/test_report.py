@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -623,6 +625,35 @@ def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
     assert [rows[name][5] for name in ("AvgPool", "AvgPool + Dropout", "FlexPool")] == ["–"] * 3
     record = next(r for r in read_csv(path.parent / "settings.csv") if r["to_control"])
     assert float(record["to_control_p_holm"]) >= float(record["to_control_p"])
+
+
+def test_links_to_folders_are_named_and_not_followed(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg", "flexpool")), accuracy_of)
+    elsewhere = folder.with_name("elsewhere")
+    (folder / FLEXPOOL).rename(elsewhere)
+    (folder / FLEXPOOL).symlink_to(elsewhere)
+    # A run's own folders may be links, for example to a larger disk.
+    (folder / AVG / "seed-0/checkpoints").symlink_to(elsewhere)
+    path, skipped = write_report(folder)
+    assert skipped == [f"{FLEXPOOL}: a link to a folder, which is not followed"]
+    assert f"- Skipped: {skipped[0]}" in path.read_text()
+    assert len(read_csv(path.parent / "runs.csv")) == 1
+
+
+def test_folders_that_cannot_be_read_are_named(write_sweep, monkeypatch):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg", "flexpool")), accuracy_of)
+    scandir = os.scandir
+
+    # Nothing is forbidden to root, as which tests may run.
+    def forbidding(path):
+        if Path(path) == folder / FLEXPOOL:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    path, skipped = write_report(folder)
+    assert skipped == [f"{FLEXPOOL}: Permission denied"]
+    assert f"- Skipped: {skipped[0]}" in path.read_text()
 
 
 def test_only_in_the_folder_of_a_run_do_some_names_hold_no_run(write_sweep):
