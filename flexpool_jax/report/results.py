@@ -338,6 +338,12 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         passed_over = _PASSED_OVER if {"config.json", "result.json", LOCK_FILE} & set(names) else ()
         folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)
+        try:
+            place.encode()
+        except UnicodeEncodeError:
+            skip(path, "its name is not UTF-8")
+            folders.clear()
+            continue
         for name in folders:
             if (path / name).is_symlink():
                 skip(path / name, "a link to a folder, which is not followed")

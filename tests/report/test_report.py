@@ -656,6 +656,15 @@ def test_folders_that_cannot_be_read_are_named(write_sweep, monkeypatch):
     assert f"- Skipped: {skipped[0]}" in path.read_text()
 
 
+def test_folders_whose_names_are_not_utf8_are_named(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg", "flexpool")), accuracy_of)
+    (folder / FLEXPOOL).rename(os.fsdecode(bytes(folder) + b"/h\xf6here"))
+    path, skipped = write_report(folder)
+    assert skipped == [r"h\xf6here: its name is not UTF-8"]
+    assert f"- Skipped: {skipped[0]}" in path.read_text()
+    assert len(read_csv(path.parent / "runs.csv")) == 1
+
+
 def test_only_in_the_folder_of_a_run_do_some_names_hold_no_run(write_sweep):
     folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), lambda cell: 0.9)
     (folder / AVG).rename(folder / "superclass")
