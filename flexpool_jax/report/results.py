@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -315,23 +316,22 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     """Reads every result.json under a folder; skips those that cannot be compared with the others.
 
     A result is skipped if it is damaged, if its run is a repetition, or if its run had other images
-    than an earlier run of the same group, for example because images were added to a folder. The
-    images of two seeds are compared only if both runs used an official test split, since a seed can
-    also draw the test images.
+    than most runs of the same group, for example because images were added to a folder. The images
+    of two seeds are compared only if both runs used an official test split, since a seed can also
+    draw the test images.
 
     Args:
         folder: The folder, which is searched recursively. Links to folders are not followed; these
             and folders that cannot be read are skipped.
     """
     found = Found([], [], [])
+    runs: list[Run] = []
 
     def skip(path: Path | str, reason: str | None) -> None:
         # A report is UTF-8, and names of folders may hold other bytes.
         name = os.fsencode(path).decode(errors="backslashreplace")
         found.skipped.append(f"{name}: {reason}")
 
-    seen: dict[tuple[object, ...], Run] = {}
-    of_data: dict[tuple[object, ...], Run] = {}
     for place, folders, names in os.walk(
         folder, onerror=lambda error: skip(error.filename, error.strerror)
     ):
@@ -352,21 +352,21 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
                 found.unfinished.append(path)
             continue
         try:
-            run = read_run(path)
+            runs.append(read_run(path))
         except UserError as error:
             found.skipped.append(str(error))
+    usual = _first_on_usual_data(runs)
+    seen: dict[object, Run] = {}
+    for run in runs:
+        known = usual.get(_data_key(run), run)
+        if run.data_digest and run.data_digest != known.data_digest:
+            skip(run.folder, f"trained on other data than {known.folder}")
             continue
-        if run.data_digest:
-            is_official = run.result.get("test_split") == "official"
-            known = of_data.setdefault((run.group, None if is_official else run.seed), run)
-            if known.data_digest != run.data_digest:
-                found.skipped.append(f"{path}: trained on other data than {known.folder}")
-                continue
         first = seen.setdefault((run.group, run.arm, run.seed), run)
         if first is run:
             found.runs.append(run)
         else:
-            found.skipped.append(f"{path}: the same run as {first.folder}, with the same seed")
+            skip(run.folder, f"the same run as {first.folder}, with the same seed")
     return found
 
 
@@ -404,6 +404,25 @@ def read_run(folder: Path) -> Run:
     except (ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{path} is damaged: {one_line(error, limit=None)}") from error
     return Run(folder, config, final, best, result)
+
+
+def _first_on_usual_data(runs: Sequence[Run]) -> dict[object, Run]:
+    """For each `_data_key`, the first run on the data that most runs have.
+
+    Repetitions of a run count once. Of two data sets with as many runs, the first counts.
+    """
+    by_digest: dict[object, dict[str, dict[object, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        if run.data_digest:
+            by_digest[_data_key(run)][run.data_digest].setdefault((run.arm, run.seed), run)
+    return {
+        key: next(iter(max(found.values(), key=len).values())) for key, found in by_digest.items()
+    }
+
+
+def _data_key(run: Run) -> object:
+    """Runs with equal keys should have the same images."""
+    return run.group, None if run.result.get("test_split") == "official" else run.seed
 
 
 def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:

@@ -226,6 +226,29 @@ def test_seeds_share_their_data_unless_they_draw_the_test_split(write_sweep):
     assert "drawn by the seed" not in path.read_text()
 
 
+def test_most_runs_decide_which_data_count(write_sweep):
+    columns = ("avg", "flexpool", "flexpool+reg")
+    folder = write_sweep(small_sweep(num_epochs=1, columns=columns, seeds=(0, 1)), accuracy_of)
+    for path in folder.glob("digits/*/seed-*"):
+        edit_result(path, data_digest="images", test_split="official")
+    edit_result(folder / AVG / "seed-0", data_digest="fewer images")
+    # Copies of one run do not outvote the others.
+    for i in range(9):
+        shutil.copytree(folder / AVG / "seed-0", folder / f"digits/avg/copy-{i}")
+    path, skipped = write_report(folder)
+    copies = [f"copy-{i}" for i in range(9)]
+    assert skipped == [
+        f"{AVG}/{name}: trained on other data than {AVG}/seed-1" for name in (*copies, "seed-0")
+    ]
+    assert tables_of(path)["Table 1: one classifier"][0][2].endswith("without seed 0")
+    for column in ("flexpool", "flexpool+reg"):
+        edit_result(folder / f"digits/{column}/seed-0", data_digest="fewer images")
+    _, skipped = write_report(folder)
+    assert [line.split(":")[0] for line in skipped if "other data" in line] == [
+        f"digits/{column}/seed-1" for column in columns
+    ]
+
+
 def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
     sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
     folder = write_sweep(sweep, accuracy_of)
