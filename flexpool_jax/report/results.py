@@ -393,9 +393,10 @@ def read_run(folder: Path) -> Run:
                 check_field(name, value)
             elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
                 raise UserError(f"config.{name} is {value!r}; allowed: a name")
-        # Titles, and the paper's numbers beside them, are those of the data that were used.
+        # Titles, and the paper's numbers beside them, are those of the data that were used. The
+        # characters that a config's names can have stay: `recipe_of` depends on the name.
         if isinstance(result.get("dataset"), str):
-            config.dataset.name = re.sub(r"[^\w .+-]", "_", result["dataset"])
+            config.dataset.name = re.sub(r"[^\w .+/:-]", "_", result["dataset"])
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )

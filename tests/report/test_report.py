@@ -258,6 +258,20 @@ def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
     assert len(read_csv(path.parent / "runs.csv")) == 2
 
 
+def test_finished_run_of_a_named_version_is_that_of_the_sweeps_cell(tmp_path):
+    name = "food101/small-2.x:2.0.0"
+    (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
+    cell.config.dataset.name = name
+    write_run(tmp_path / "run", cell.config, 0.9)
+    edit_result(tmp_path / "run", dataset=name)
+    path, _ = write_report(tmp_path, [cell])
+    assert "Not run" not in path.read_text()
+    assert tables_of(path)["Table 1: one classifier"][0][0] == name
+    edit_result(tmp_path / "run", dataset="<b>*mine*")
+    path, _ = write_report(tmp_path)
+    assert tables_of(path)["Table 1: one classifier"][0][0] == "_b__mine_"
+
+
 def test_different_recipes_are_never_averaged(tmp_path):
     for epochs, value in ((1, 0.8), (2, 0.9)):
         sweep = small_sweep(columns=("avg",), num_epochs=epochs)
