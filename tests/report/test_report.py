@@ -295,6 +295,22 @@ def test_fields_that_are_empty_are_named_none(tmp_path):
     ]
 
 
+def test_optimizer_keywords_tell_rows_apart(tmp_path):
+    keywords = {"none": {}, "b1": {"b1": 0.5}, "number": {"b1": 1}, "text": {"b1": "1"}}
+    for name, kwargs in keywords.items():
+        (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
+        with cell.config.unlocked():
+            cell.config.optimizer.kwargs = kwargs
+        write_run(tmp_path / name, cell.config, 0.8)
+    rows = tables_of(write_report(tmp_path)[0])["Table 1: one classifier"]
+    assert {row[0] for row in rows if row[0]} == {
+        "Digits (optimizer.kwargs.b1 none)",
+        "Digits (optimizer.kwargs.b1 0.5)",
+        "Digits (optimizer.kwargs.b1 1)",
+        "Digits (optimizer.kwargs.b1 1) [2]",
+    }
+
+
 @pytest.mark.parametrize("name", ["image_folder", "npz"])
 def test_data_of_one_name_stay_apart(name, tmp_path):
     for i, value in enumerate((0.8, 0.9)):
@@ -309,7 +325,9 @@ def test_data_of_one_name_stay_apart(name, tmp_path):
         write_run(tmp_path / str(i), cell.config, value)
     path, _ = write_report(tmp_path)
     rows = tables_of(path)["Table 1: one classifier"]
-    assert [row[0] for row in rows if row[0]] == ["Images of cats", "Images of cats [2]"]
+    assert [row[0] for row in rows if row[0]] == [
+        f"Images of cats (dataset.raw_dir /data{i}/cats)" for i in range(2)
+    ]
     assert len(list(path.parent.glob("curves-*.png"))) == 2
 
 
