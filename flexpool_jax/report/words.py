@@ -226,7 +226,7 @@ def recipe(row: Row) -> str:
     """The main fields that all runs of a row share, in words."""
     config = row.config
     size = config.dataset.center_crop or config.dataset.image_size
-    pixels = f"{size}×{size} pixels" if size else "images as the data set has them"
+    pixels = f"{size}×{size} pixels" if size else "images of the data set's default size"
     if config.dataset.center_crop:
         pixels += f" cut from {config.dataset.image_size}×{config.dataset.image_size}"
     shares = config.augment.random_resized_crop

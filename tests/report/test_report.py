@@ -22,6 +22,7 @@ from flexpool_jax.report import figures
 from flexpool_jax.report.page import write_report
 from flexpool_jax.report.results import find_runs
 from flexpool_jax.report.rows import make_rows
+from flexpool_jax.report.words import recipe
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
@@ -282,6 +283,18 @@ def test_different_recipes_are_never_averaged(tmp_path):
         "Digits (num_epochs 1)": "80.00 (n = 1, no interval)",
         "Digits (num_epochs 2)": "90.00 (n = 1, no interval)",
     }
+
+
+def test_recipe_says_at_which_size_a_network_was_trained(tmp_path):
+    # With image_size 0, digits are trained at their default of 32 pixels and stored at 8.
+    sizes = {0: "images of the data set's default size", 8: "8×8 pixels"}
+    for size in sizes:
+        sweep = small_sweep(columns=("avg",), overrides=f"dataset.image_size={size}")
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        write_run(tmp_path / str(size), cell.config, 0.8)
+    rows = make_rows(find_runs(tmp_path).runs)
+    said = {row.config.dataset.image_size: recipe(row).split(", ")[1] for row in rows}
+    assert said == sizes
 
 
 def test_fields_that_are_empty_are_named_none(tmp_path):
