@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate
-from flexpool_jax.report.results import Arm, Found
+from flexpool_jax.report.results import Arm, Found, recipe_of
 from flexpool_jax.report.rows import Row, Setting
 
 PAPER_HEADS = ("data set", "", *paper.COLUMNS)
@@ -246,19 +246,29 @@ def recipe(row: Row) -> str:
     )
 
 
-def left_out(found: Found, rows: Iterable[Row], workdir: Path) -> list[str]:
-    """Lists the runs that the report's numbers do not include: skipped, unfinished, missing."""
+def left_out(found: Found, rows: Sequence[Row], workdir: Path) -> list[str]:
+    """Lists the runs that are in no row, or not in the row where a sweep expects them."""
     lines = [f"Skipped: {entry.replace(f'{workdir}{os.sep}', '')}" for entry in found.skipped]
     lines += [
         f"Begun, not finished: {path.relative_to(workdir).as_posix()}" for path in found.unfinished
     ]
+    row_of = {
+        (recipe_of(row.config), arm, seed): row.title
+        for row in rows
+        for arm, setting in row.settings.items()
+        for seed in setting.runs
+    }
     for row in rows:
         for arm, setting in row.settings.items():
-            missing = sorted(setting.expected - setting.runs.keys())
-            if missing:
-                sac = f", SAC {arm.sac_weights}" if arm.sac else ""
-                seeds = ", ".join(map(str, missing))
-                lines.append(f"Not run: {row.title}, {_described(arm)}{sac}, seed {seeds}")
+            seeds: dict[str, list[str]] = {}
+            for seed in sorted(setting.expected - setting.runs.keys()):
+                other = row_of.get((recipe_of(row.config), arm, seed))
+                said = f"In the row {other}, not averaged with others" if other else "Not run"
+                seeds.setdefault(said, []).append(str(seed))
+            lines += [
+                f"{said}: {row.title}, {arm.label}, seed {', '.join(missing)}"
+                for said, missing in seeds.items()
+            ]
     return lines
 
 

@@ -677,6 +677,25 @@ def test_runs_that_changed_midway_are_marked_and_not_averaged(write_sweep):
     assert "(n = 1, no interval)" in rows[marked]
 
 
+def test_runs_of_a_sweep_that_are_in_another_row_are_not_called_missing(write_sweep):
+    change = {"step": 40, "field": "learning_rate", "from": 0.1, "to": 0.01}
+    sweep = small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1, 2, 3, 4))
+    folder = write_sweep(sweep, accuracy_of)
+    for seed, source in enumerate(("old", "old", "new", "old")):
+        edit_result(folder / AVG / f"seed-{seed}", source_hash=source)
+    edit_result(folder / AVG / "seed-3", config_changes=[change])
+    (folder / AVG / "seed-4/result.json").unlink()
+    path, _ = write_report(folder, grid.expand(sweep, CONFIGS_DIR))
+    expected = "Digits (source code old), AvgPool, seed"
+    changed = "changed midway, seed 3: learning_rate from 0.1 to 0.01 at step 40"
+    listed = [line for line in path.read_text().splitlines() if expected in line]
+    assert listed == [
+        f"- In the row Digits (source code new), not averaged with others: {expected} 2",
+        f"- In the row Digits (source code old, {changed}), not averaged with others: {expected} 3",
+        f"- Not run: {expected} 4",
+    ]
+
+
 def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
     columns = ("avg", "avg+dropout", "flexpool", "flexpool+reg", "flexpool+reg+dropout")
     accuracies = dict(zip(columns, (0.90, 0.91, 0.93, 0.97, 0.98), strict=True))
