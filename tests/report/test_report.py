@@ -522,8 +522,13 @@ def test_what_an_earlier_report_had_is_gone(write_sweep):
     path, _ = write_report(folder)
     assert (path.parent / "figure4.png").exists()
     (folder / "digits/avg+sac/seed-0/result.json").unlink()
+    mine = path.with_name("mine.csv")
+    mine.write_text("a,b")
+    path.with_name("classes.csv").write_text("old")
     write_report(folder)
     assert not (path.parent / "figure4.png").exists()
+    assert not (path.parent / "classes.csv").exists()
+    assert mine.read_text() == "a,b"
 
 
 def test_torn_metrics_do_not_matter(write_sweep):
