@@ -122,6 +122,21 @@ def test_sweep_tells_what_has_not_been_run_at_all(write_sweep):
     assert "- Not run: Digits, AvgPool, seed 2" in path.read_text()
 
 
+def test_report_on_a_sweep_needs_neither_its_weights_nor_its_superclasses(tmp_path):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
+    sweep.overrides = (
+        "init_from=/nowhere/a.safetensors superclass.epochs=1 superclass.mapping=/nowhere/b.json"
+    )
+    cells = grid.expand(sweep, CONFIGS_DIR, tmp_path, reads_data=False)
+    # As training does, which reads these numbers from the weights' file.
+    cells[0].config.dataset.mean, cells[0].config.dataset.std = (0.5,), (0.25,)
+    write_run(tmp_path / cells[0].name, cells[0].config, 0.9)
+    found, _ = grid.expand(sweep, CONFIGS_DIR, tmp_path, reads_data=False)
+    assert found.config.dataset.mean == (0.5,)
+    path, _ = write_report(tmp_path, [found])
+    assert "Not run" not in path.read_text()
+
+
 DAMAGE = {
     "no config": (lambda result: json.dumps(result | {"config": None}), "no config"),
     "no field": (lambda result: json.dumps(result | {"config": {"seed": 1}}), "lacks a field"),
