@@ -219,7 +219,7 @@ class Run:
     @property
     def test_is_drawn(self) -> bool:
         """Whether the seed drew the test images; False also if result.json does not say it."""
-        return self.result.get("test_split") == "drawn" or self.config.dataset.holdout > 0
+        return self.result.get("test_split") == "drawn"
 
     @property
     def metrics(self) -> dict[str, float]:
