@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate
-from flexpool_jax.report.results import Arm, Found, recipe_of
+from flexpool_jax.report.results import Found, recipe_of
 from flexpool_jax.report.rows import Row, Setting
 
 PAPER_HEADS = ("data set", "", *paper.COLUMNS)
@@ -152,7 +152,7 @@ def setting_lines(row: Row) -> list[list[str]]:
         lines.append(
             [
                 arm.sac_weights or "–",
-                _described(arm),
+                dataclasses.replace(arm, sac=()).label,
                 _measured([setting]),
                 f"{sum(best) / len(best):.2f}" if best else "–",
                 _difference(setting, "avgpool"),
@@ -214,12 +214,6 @@ def metric_text(name: str, found: Estimate | None) -> str:
         percent = dataclasses.replace(found, mean=100 * found.mean, half_width=half_width)
         return estimate_text(percent)
     return estimate_text(found, ".4g", ".2g")
-
-
-def _described(arm: Arm) -> str:
-    values = [f"{arm.pool_reg:g} × Eq. 2"] * (arm.pool_reg > 0)
-    values += [f"dropout {arm.dropout_rate:g}"] * (arm.dropout_rate > 0)
-    return arm.title + (f" ({', '.join(values)})" if values else "")
 
 
 def recipe(row: Row) -> str:

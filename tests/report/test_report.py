@@ -431,8 +431,8 @@ def test_runs_whose_pools_learn_at_other_rates_are_one_row_and_two_arms(write_sw
     assert {row[1]: row[2] for row in tables["Digits: every setting"]} == {
         "AvgPool": "90.00 (n = 2, all alike)",
         "FlexPool": "92.00 (n = 2, all alike)",
-        "FlexPool (pool rate ×0.02) + Reg (0.1 × Eq. 2)": "94.00 (n = 2, all alike)",
-        "AvgPool + Dropout (dropout 0.25)": "91.00 (n = 2, all alike)",
+        "FlexPool (pool rate ×0.02) + Reg 0.1": "94.00 (n = 2, all alike)",
+        "AvgPool + Dropout": "91.00 (n = 2, all alike)",
     }
     rates = {
         (row["pool"], row["pool_learning_rate_scale"])
@@ -726,9 +726,9 @@ def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
         return accuracies[column] + 0.001 * (int(seed[-1]) - 1) * (1 + len(column) % 3)
 
     path, _ = write_report(write_sweep(sweep, accuracy))
-    rows = {row[1].partition(" (")[0]: row for row in tables_of(path)["Digits: every setting"]}
-    assert rows["FlexPool + Reg"][5].startswith("FlexPool: +4")
-    assert rows["FlexPool + Reg + Dropout"][5].startswith("AvgPool + Dropout: +7")
+    rows = {row[1]: row for row in tables_of(path)["Digits: every setting"]}
+    assert rows["FlexPool + Reg 0.1"][5].startswith("FlexPool: +4")
+    assert rows["FlexPool + Reg 0.1 + Dropout"][5].startswith("AvgPool + Dropout: +7")
     assert [rows[name][5] for name in ("AvgPool", "AvgPool + Dropout", "FlexPool")] == ["–"] * 3
     record = next(r for r in read_csv(path.parent / "settings.csv") if r["to_control"])
     assert float(record["to_control_p_holm"]) >= float(record["to_control_p"])
