@@ -332,9 +332,11 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         name = os.fsencode(path).decode(errors="backslashreplace")
         found.skipped.append(f"{name}: {reason}")
 
-    for place, folders, names in os.walk(
-        folder, onerror=lambda error: skip(error.filename, error.strerror)
-    ):
+    def on_error(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # A missing folder has no runs.
+            skip(error.filename, error.strerror)
+
+    for place, folders, names in os.walk(folder, onerror=on_error):
         passed_over = _PASSED_OVER if {"config.json", "result.json", LOCK_FILE} & set(names) else ()
         folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)

@@ -20,7 +20,7 @@ from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import figures
 from flexpool_jax.report.page import write_report
-from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.results import Found, find_runs
 from flexpool_jax.report.rows import make_rows
 from flexpool_jax.report.words import recipe
 from flexpool_jax.sweeps import grid
@@ -761,6 +761,10 @@ def test_folders_that_cannot_be_read_are_named(write_sweep, monkeypatch):
     path, skipped = write_report(folder)
     assert skipped == [f"{FLEXPOOL}: Permission denied"]
     assert f"- Skipped: {skipped[0]}" in path.read_text()
+
+
+def test_missing_folder_has_no_runs(tmp_path):
+    assert find_runs(tmp_path / "none") == Found([], [], [])
 
 
 def test_folders_whose_names_are_not_utf8_are_named(write_sweep):
