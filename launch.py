@@ -161,10 +161,10 @@ def sweep(command: Command) -> None:
     from flexpool_jax.sweeps.sweep import run_sweep
 
     config, workdir = _config(command), _workdir(command)
-    cells = grid.expand(config, CONFIGS_DIR)
+    configuration.check_workdir(workdir)
+    cells = grid.expand(config, CONFIGS_DIR, workdir)
     if command.shard is not None:
         cells = grid.take_shard(cells, command.shard)
-    configuration.check_workdir(workdir)
     # If a launcher started several tasks, each task trains other runs, not a part of one run.
     command_line.forget_tasks()
     run_sweep(cells, workdir, (sys.executable, str(Path(__file__).resolve())), probe=config.probe)
@@ -176,11 +176,11 @@ def report(command: Command) -> None:
     from flexpool_jax.sweeps import grid
 
     workdir = _workdir(command)
+    configuration.check_workdir(workdir)
     # A config.json in the workdir belongs to a single run and does not list the runs of a sweep.
     cells = []
     if command.config_given:
-        cells = grid.expand(_config(command), CONFIGS_DIR, reads_data=False)
-    configuration.check_workdir(workdir)
+        cells = grid.expand(_config(command), CONFIGS_DIR, workdir, reads_data=False)
     path, skipped = write_report(workdir, cells)
     for line in skipped:
         print(f"skipped: {line}", file=sys.stderr)

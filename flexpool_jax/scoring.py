@@ -111,24 +111,18 @@ def top5_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The share of examples whose class is among the five most probable ones.
 
     Of equally probable classes the one with the lower index comes first, as in argmax.
-    """
-    return top_k_accuracy(labels, probabilities, 5)
-
-
-def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
-    """The share of examples whose class is among the k most probable ones.
 
     Example:
-        >>> probabilities = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
-        >>> top_k_accuracy(np.array([1, 2]), probabilities, k=2)
-        0.5
+        >>> probabilities = np.array([[0.3, 0.2, 0.2, 0.1, 0.1, 0.1]])
+        >>> top5_accuracy(np.array([4]), probabilities), top5_accuracy(np.array([5]), probabilities)
+        (1.0, 0.0)
     """
     classes, label = np.arange(probabilities.shape[1]), labels[:, None]
     own = np.take_along_axis(probabilities, label, axis=1)
     # "Not at most" instead of "above", so that a NaN counts as more probable than the true class:
     # an example with NaNs is not counted as correct.
     before = ~(probabilities <= own) | ((probabilities == own) & (classes < label))
-    return float(np.mean(before.sum(axis=1) < k))
+    return float(np.mean(before.sum(axis=1) < 5))
 
 
 class Bin(NamedTuple):

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -181,8 +182,8 @@ def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
     """Checks that the files which only training reads exist: initial weights and superclasses.
 
     If `dataset.mean` and `dataset.std` are empty, and the file of `init_from` contains the mean and
-    standard deviation of its training images, both fields are set to these numbers. A run that
-    continues does not need this file: both fields are then those of the workdir's config.
+    standard deviation of its training images, both fields are set to these numbers. A run that has
+    a checkpoint or a result needs neither file: both fields are then those of the workdir's config.
 
     Args:
         config: A config that `resolve` returned.
@@ -193,11 +194,16 @@ def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
             neither the config nor the file contains the normalisation for these weights, or they
             contradict each other.
     """
-    if config.init_from:
-        if workdir is not None and has_checkpoint(workdir) and config_path(workdir).is_file():
+    if (
+        workdir is not None
+        and config_path(workdir).is_file()
+        and (has_checkpoint(workdir) or (Path(workdir) / "result.json").exists())
+    ):
+        if config.init_from:
             copy_normalisation(config, read_config(workdir))
-        else:
-            _check_initial_weights(config)
+        return
+    if config.init_from:
+        _check_initial_weights(config)
     mapping = config.superclass.mapping
     if mapping and not files.expanded(mapping).is_file():
         raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")

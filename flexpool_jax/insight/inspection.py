@@ -104,8 +104,9 @@ def inspect_workdir(
     }
     files.write_json(folder / REPORT_FILE, report)
     with files.naming(folder):
-        for old in folder.glob("*.png"):  # An earlier inspection may have others.
-            old.unlink()
+        for pattern in ("weights_*.png", "errors.png", "evidence.png"):
+            for old in folder.glob(pattern):  # An earlier inspection may have others.
+                old.unlink()
         _write_pictures(folder, report, setup.dataset, pools, evidence, confusion)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)

@@ -16,7 +16,10 @@ from flexpool_jax.report.sweep_page import PAGE_FILE
 from flexpool_jax.sweeps.grid import Cell
 
 FOLDER = "report"
-_WRITTEN = ("report.md", PAGE_FILE, "*.csv", "figure[24].png", "settings-*.png", "curves-*.png")
+_WRITTEN = (
+    *("report.md", PAGE_FILE, "table[12].csv", "settings.csv", "runs.csv", "classes.csv"),
+    *("figure[24].png", "settings-*.png", "curves-*.png"),
+)
 
 # The largest number of classes for which report.md has a table with a column for each class.
 _MAX_CLASSES = 20

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ class Run:
     @property
     def test_is_drawn(self) -> bool:
         """Whether the seed drew the test images; False also if result.json does not say it."""
-        return self.result.get("test_split") == "drawn" or self.config.dataset.holdout > 0
+        return self.result.get("test_split") == "drawn"
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -315,40 +316,59 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     """Reads every result.json under a folder; skips those that cannot be compared with the others.
 
     A result is skipped if it is damaged, if its run is a repetition, or if its run had other images
-    than an earlier run of the same group, for example because images were added to a folder. The
-    images of two seeds are compared only if both runs used an official test split, since a seed can
-    also draw the test images.
+    than most runs of the same group, for example because images were added to a folder. The images
+    of two seeds are compared only if both runs used an official test split, since a seed can also
+    draw the test images.
 
     Args:
-        folder: The folder, which is searched recursively; symbolic links are not followed.
+        folder: The folder, which is searched recursively. Links to folders are not followed; these
+            and folders that cannot be read are skipped.
     """
     found = Found([], [], [])
-    seen: dict[tuple[object, ...], Run] = {}
-    of_data: dict[tuple[object, ...], Run] = {}
-    for place, folders, names in os.walk(folder):
+    runs: list[Run] = []
+
+    def skip(path: Path | str, reason: str | None) -> None:
+        # A report is UTF-8, and names of folders may hold other bytes.
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        found.skipped.append(f"{name}: {reason}")
+
+    def on_error(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # A missing folder has no runs.
+            skip(error.filename, error.strerror)
+
+    for place, folders, names in os.walk(folder, onerror=on_error):
         passed_over = _PASSED_OVER if {"config.json", "result.json", LOCK_FILE} & set(names) else ()
         folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)
+        try:
+            place.encode()
+        except UnicodeEncodeError:
+            skip(path, "its name is not UTF-8")
+            folders.clear()
+            continue
+        for name in folders:
+            if (path / name).is_symlink():
+                skip(path / name, "a link to a folder, which is not followed")
         if "result.json" not in names:
             if "config.json" in names:
                 found.unfinished.append(path)
             continue
         try:
-            run = read_run(path)
+            runs.append(read_run(path))
         except UserError as error:
             found.skipped.append(str(error))
+    usual = _first_on_usual_data(runs)
+    seen: dict[object, Run] = {}
+    for run in runs:
+        known = usual.get(_data_key(run), run)
+        if run.data_digest and run.data_digest != known.data_digest:
+            skip(run.folder, f"trained on other data than {known.folder}")
             continue
-        if run.data_digest:
-            is_official = run.result.get("test_split") == "official"
-            known = of_data.setdefault((run.group, None if is_official else run.seed), run)
-            if known.data_digest != run.data_digest:
-                found.skipped.append(f"{path}: trained on other data than {known.folder}")
-                continue
         first = seen.setdefault((run.group, run.arm, run.seed), run)
         if first is run:
             found.runs.append(run)
         else:
-            found.skipped.append(f"{path}: the same run as {first.folder}, with the same seed")
+            skip(run.folder, f"the same run as {first.folder}, with the same seed")
     return found
 
 
@@ -375,9 +395,10 @@ def read_run(folder: Path) -> Run:
                 check_field(name, value)
             elif not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
                 raise UserError(f"config.{name} is {value!r}; allowed: a name")
-        # Titles, and the paper's numbers beside them, are those of the data that were used.
+        # Titles, and the paper's numbers beside them, are those of the data that were used. The
+        # characters that a config's names can have stay: `recipe_of` depends on the name.
         if isinstance(result.get("dataset"), str):
-            config.dataset.name = re.sub(r"[^\w .+-]", "_", result["dataset"])
+            config.dataset.name = re.sub(r"[^\w .+/:-]", "_", result["dataset"])
         final, best = (
             _accuracy(result.get(f"{which}_test_accuracy")) for which in ("final", "best")
         )
@@ -386,6 +407,25 @@ def read_run(folder: Path) -> Run:
     except (ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{path} is damaged: {one_line(error, limit=None)}") from error
     return Run(folder, config, final, best, result)
+
+
+def _first_on_usual_data(runs: Sequence[Run]) -> dict[object, Run]:
+    """For each `_data_key`, the first run on the data that most runs have.
+
+    Repetitions of a run count once. Of two data sets with as many runs, the first counts.
+    """
+    by_digest: dict[object, dict[str, dict[object, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        if run.data_digest:
+            by_digest[_data_key(run)][run.data_digest].setdefault((run.arm, run.seed), run)
+    return {
+        key: next(iter(max(found.values(), key=len).values())) for key, found in by_digest.items()
+    }
+
+
+def _data_key(run: Run) -> object:
+    """Runs with equal keys should have the same images."""
+    return run.group, None if run.result.get("test_split") == "official" else run.seed
 
 
 def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:

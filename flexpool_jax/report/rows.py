@@ -10,12 +10,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from flexpool_jax import configuration
-from flexpool_jax.configuration import FIELDS
-from flexpool_jax.configuration.fields import definition, get_field
+from flexpool_jax.configuration import FIELDS, field_names, get_field
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
 from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of, short_source
@@ -159,7 +159,7 @@ def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
     for row in rows:
         row.title = _title(row, rows)
         titles[row.title] += 1
-        # Two titles can be equal, for example for image folders of the same name.
+        # Two titles can be equal, for example for a keyword that is 1 and one that is "1".
         row.title += f" [{titles[row.title]}]" * (titles[row.title] > 1)
     for row in rows:
         _compare_settings(row)
@@ -204,19 +204,26 @@ def _adjust_p_values(rows: Iterable[Row]) -> None:
 def _title(row: Row, rows: Sequence[Row]) -> str:
     name = _dataset_title(row.config)
     others = [other for other in rows if _dataset_title(other.config) == name]
+    configs = [other.config for other in others]
+    # First the known fields, in their usual order, then optimizer keywords, which some may lack.
+    names = dict.fromkeys((*FIELDS, *(name for one in configs for name in field_names(one))))
     told_apart = [
-        f"{field} {'none' if value in ('', ()) else value}"
-        for field in FIELDS
-        if definition(field).has_effect
-        and field not in (*ARM_FIELDS, "seed", "dataset.name")
-        and len({str(get_field(other.config, field)) for other in others}) > 1
-        for value in [get_field(row.config, field)]
+        f"{field} {'none' if value in ('', (), None) else value}"
+        for field in names
+        if configuration.has_effect(field, row.config)
+        and field not in (*ARM_FIELDS, "seed")
+        and len({str(_value(one, field)) for one in configs}) > 1
+        for value in [_value(row.config, field)]
     ]
     if len({other.source for other in others}) > 1:
         told_apart.append(f"source code {short_source(row.source) or 'unknown'}")
     if row.changes:
         told_apart.append(f"changed midway, {row.changes}")
     return f"{name} ({', '.join(told_apart)})" if told_apart else name
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    return get_field(config, field) if field in field_names(config) else None
 
 
 def _dataset_title(config: ConfigDict) -> str:

@@ -86,7 +86,7 @@ function beside(row) {
 }
 
 function runs(row) {
-  const lines = row.runs.map((run) => [run.setting, number(run.seed), run.accuracy.toFixed(2), run.best.toFixed(2), number(Math.round(run.seconds)),
+  const lines = row.runs.map((run) => [run.setting, String(run.seed), run.accuracy.toFixed(2), run.best.toFixed(2), number(Math.round(run.seconds)),
     el("td", {}, ...run.links.flatMap(([name, address]) => [el("a", { href: address, "aria-label": `${name} of ${run.setting}, seed ${run.seed}` }, name), " "]))]);
   return [el("h3", {}, "Runs"), table(`${row.title}: every run`, ["setting", "seed", "accuracy", "best epoch", "seconds", "files"], lines, "words")];
 }

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate
-from flexpool_jax.report.results import Arm, Found
+from flexpool_jax.report.results import Found, recipe_of
 from flexpool_jax.report.rows import Row, Setting
 
 PAPER_HEADS = ("data set", "", *paper.COLUMNS)
@@ -152,7 +152,7 @@ def setting_lines(row: Row) -> list[list[str]]:
         lines.append(
             [
                 arm.sac_weights or "–",
-                _described(arm),
+                dataclasses.replace(arm, sac=()).label,
                 _measured([setting]),
                 f"{sum(best) / len(best):.2f}" if best else "–",
                 _difference(setting, "avgpool"),
@@ -216,17 +216,11 @@ def metric_text(name: str, found: Estimate | None) -> str:
     return estimate_text(found, ".4g", ".2g")
 
 
-def _described(arm: Arm) -> str:
-    values = [f"{arm.pool_reg:g} × Eq. 2"] * (arm.pool_reg > 0)
-    values += [f"dropout {arm.dropout_rate:g}"] * (arm.dropout_rate > 0)
-    return arm.title + (f" ({', '.join(values)})" if values else "")
-
-
 def recipe(row: Row) -> str:
     """The main fields that all runs of a row share, in words."""
     config = row.config
     size = config.dataset.center_crop or config.dataset.image_size
-    pixels = f"{size}×{size} pixels" if size else "images as the data set has them"
+    pixels = f"{size}×{size} pixels" if size else "images of the data set's default size"
     if config.dataset.center_crop:
         pixels += f" cut from {config.dataset.image_size}×{config.dataset.image_size}"
     shares = config.augment.random_resized_crop
@@ -246,19 +240,29 @@ def recipe(row: Row) -> str:
     )
 
 
-def left_out(found: Found, rows: Iterable[Row], workdir: Path) -> list[str]:
-    """Lists the runs that the report's numbers do not include: skipped, unfinished, missing."""
+def left_out(found: Found, rows: Sequence[Row], workdir: Path) -> list[str]:
+    """Lists the runs that are in no row, or not in the row where a sweep expects them."""
     lines = [f"Skipped: {entry.replace(f'{workdir}{os.sep}', '')}" for entry in found.skipped]
     lines += [
         f"Begun, not finished: {path.relative_to(workdir).as_posix()}" for path in found.unfinished
     ]
+    row_of = {
+        (recipe_of(row.config), arm, seed): row.title
+        for row in rows
+        for arm, setting in row.settings.items()
+        for seed in setting.runs
+    }
     for row in rows:
         for arm, setting in row.settings.items():
-            missing = sorted(setting.expected - setting.runs.keys())
-            if missing:
-                sac = f", SAC {arm.sac_weights}" if arm.sac else ""
-                seeds = ", ".join(map(str, missing))
-                lines.append(f"Not run: {row.title}, {_described(arm)}{sac}, seed {seeds}")
+            seeds: dict[str, list[str]] = {}
+            for seed in sorted(setting.expected - setting.runs.keys()):
+                other = row_of.get((recipe_of(row.config), arm, seed))
+                said = f"In the row {other}, not averaged with others" if other else "Not run"
+                seeds.setdefault(said, []).append(str(seed))
+            lines += [
+                f"{said}: {row.title}, {arm.label}, seed {', '.join(missing)}"
+                for said, missing in seeds.items()
+            ]
     return lines
 
 

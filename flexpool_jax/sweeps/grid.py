@@ -8,6 +8,7 @@ hand.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -102,7 +103,11 @@ e.g. 0,1,2
 
 
 def expand(
-    config: ConfigDict, configs_dir: str | os.PathLike[str], *, reads_data: bool = True
+    config: ConfigDict,
+    configs_dir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    reads_data: bool = True,
 ) -> list[Cell]:
     """Lists the runs of a sweep, all of them checked.
 
@@ -112,8 +117,11 @@ def expand(
     Args:
         config: A sweep's config.
         configs_dir: The folder with the data sets' config files.
-        reads_data: Whether the runs' data sets must exist, see `configuration.resolve`; those of
-            the user's own files (image_folder, npz) in `dataset.raw_dir`.
+        workdir: The sweep's folder. Runs that have begun in it need no `init_from`, see
+            `configuration.check_files`.
+        reads_data: Whether the runs' files must exist: their data sets, see
+            `configuration.resolve`, those of the user's own (image_folder, npz) in
+            `dataset.raw_dir`, and the files that `configuration.check_files` checks.
 
     Raises:
         UserError: The sweep or one of its runs is not valid, or two runs are the same; the message
@@ -150,9 +158,14 @@ def expand(
             )
             configuration.apply_overrides(training, arguments[1:])
             training = configuration.resolve(training, reads_data=reads_data)
-            configuration.check_files(training)
+            folder = None if workdir is None else Path(workdir) / name
             if reads_data:
+                configuration.check_files(training, folder)
                 check_raw_dir(training.dataset.name, training.dataset.raw_dir)
+            else:
+                # Sets the normalisation that belongs to `init_from`, if it can be found.
+                with contextlib.suppress(UserError):
+                    configuration.check_files(training, folder)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         cell = Cell(name, dataset, training, tuple(arguments))

@@ -235,6 +235,17 @@ def test_a_run_that_continues_knows_its_normalisation_without_the_initial_weight
     assert (config.dataset.mean, config.dataset.std) == ((0.5,), (0.25,))
 
 
+@pytest.mark.parametrize("begun", ["checkpoints/21", "result.json"])
+def test_a_run_past_its_superclasses_needs_no_mapping_to_them(begun, tmp_path):
+    config = config_with({"superclass.epochs": 1, "superclass.mapping": "nowhere.json"})
+    write_config(config, tmp_path)
+    (tmp_path / "superclass/checkpoints/7").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"superclass\.mapping"):
+        check_files(config, tmp_path)
+    (tmp_path / begun).mkdir(parents=True)
+    check_files(config, tmp_path)
+
+
 def sum_after_descent(pool_reg, *, rate, momentum, positions, steps=300):
     """Runs SGD with momentum on Eq. 2 for one channel; returns how far its sum is from 1."""
     weights = [1.01 / positions] * positions

@@ -78,7 +78,7 @@ def inspected(restored, monkeypatch):
 
 @pytest.fixture(scope="module")
 def flexpool(dataset, tmp_path_factory):
-    """A run with SAC and its inspection."""
+    """A run with SAC and its inspection, in a folder with an old picture and one of the user's."""
     folder = tmp_path_factory.mktemp("flexpool")
     train(config_of(pool="flexpool", sac={"enabled": True}), folder, dataset)
     restored = restore_workdir(folder, dataset=dataset)
@@ -87,6 +87,9 @@ def flexpool(dataset, tmp_path_factory):
         monkeypatch.setattr(probe, "perturbations", lambda: few)
         probed = {"step": restored.step, **probe.probe(restored.setup, restored.variables)}
         files.write_json(folder / probe.PROBE_FILE, probed)
+        (folder / "inspect").mkdir()
+        for name in ("mine", "weights_stage9"):
+            (folder / f"inspect/{name}.png").touch()
         return restored, inspected(restored, monkeypatch)
 
 
@@ -168,8 +171,9 @@ def test_every_file_is_written_and_the_pictures_can_be_opened(flexpool):
     assert json.loads((folder / "inspect.json").read_text())["metrics"] == report["metrics"]
     pictures = ["confusion", "errors", "evidence", "reliability"]
     pictures += ["weights_stage1", "weights_stage2"]
+    others = ["index.html", "inspect.json", "model.txt", "mine.png"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["index.html", "inspect.json", "model.txt", *(f"{name}.png" for name in pictures)]
+        [*others, *(f"{name}.png" for name in pictures)]
     )
     for name in pictures:
         with Image.open(folder / f"{name}.png") as picture:

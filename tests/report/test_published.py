@@ -55,7 +55,7 @@ def test_every_row_about_the_regulariser_is_from_its_results():
     )
     assert len(rows) == 6
     for strength, *cells in rows:
-        name = "| FlexPool |" if strength == "0" else f"({strength} × Eq. 2)"
+        name = "| FlexPool |" if strength == "0" else f"| FlexPool + Reg {strength} |"
         lines = [line for line in report if line.startswith("| – |") and name in line]
         shown = [accuracy for accuracy in cells[:2] if accuracy != "–"]
         assert len(lines) == len(shown)

@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,8 +20,9 @@ from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import figures
 from flexpool_jax.report.page import write_report
-from flexpool_jax.report.results import find_runs
+from flexpool_jax.report.results import Found, find_runs
 from flexpool_jax.report.rows import make_rows
+from flexpool_jax.report.words import recipe
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 
@@ -117,6 +120,21 @@ def test_sweep_tells_what_has_not_been_run_at_all(write_sweep):
     assert rows[3][2:] == ["not run"] * 4
     assert rows[4][2:] == ["91.63", "91.91", "91.87", "92.32"]
     assert "- Not run: Digits, AvgPool, seed 2" in path.read_text()
+
+
+def test_report_on_a_sweep_needs_neither_its_weights_nor_its_superclasses(tmp_path):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
+    sweep.overrides = (
+        "init_from=/nowhere/a.safetensors superclass.epochs=1 superclass.mapping=/nowhere/b.json"
+    )
+    cells = grid.expand(sweep, CONFIGS_DIR, tmp_path, reads_data=False)
+    # As training does, which reads these numbers from the weights' file.
+    cells[0].config.dataset.mean, cells[0].config.dataset.std = (0.5,), (0.25,)
+    write_run(tmp_path / cells[0].name, cells[0].config, 0.9)
+    found, _ = grid.expand(sweep, CONFIGS_DIR, tmp_path, reads_data=False)
+    assert found.config.dataset.mean == (0.5,)
+    path, _ = write_report(tmp_path, [found])
+    assert "Not run" not in path.read_text()
 
 
 DAMAGE = {
@@ -224,6 +242,29 @@ def test_seeds_share_their_data_unless_they_draw_the_test_split(write_sweep):
     assert "drawn by the seed" not in path.read_text()
 
 
+def test_most_runs_decide_which_data_count(write_sweep):
+    columns = ("avg", "flexpool", "flexpool+reg")
+    folder = write_sweep(small_sweep(num_epochs=1, columns=columns, seeds=(0, 1)), accuracy_of)
+    for path in folder.glob("digits/*/seed-*"):
+        edit_result(path, data_digest="images", test_split="official")
+    edit_result(folder / AVG / "seed-0", data_digest="fewer images")
+    # Copies of one run do not outvote the others.
+    for i in range(9):
+        shutil.copytree(folder / AVG / "seed-0", folder / f"digits/avg/copy-{i}")
+    path, skipped = write_report(folder)
+    copies = [f"copy-{i}" for i in range(9)]
+    assert skipped == [
+        f"{AVG}/{name}: trained on other data than {AVG}/seed-1" for name in (*copies, "seed-0")
+    ]
+    assert tables_of(path)["Table 1: one classifier"][0][2].endswith("without seed 0")
+    for column in ("flexpool", "flexpool+reg"):
+        edit_result(folder / f"digits/{column}/seed-0", data_digest="fewer images")
+    _, skipped = write_report(folder)
+    assert [line.split(":")[0] for line in skipped if "other data" in line] == [
+        f"digits/{column}/seed-1" for column in columns
+    ]
+
+
 def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
     sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"))
     folder = write_sweep(sweep, accuracy_of)
@@ -231,6 +272,20 @@ def test_runs_that_do_not_record_their_data_are_compared(write_sweep):
     path, skipped = write_report(folder)
     assert skipped == []
     assert len(read_csv(path.parent / "runs.csv")) == 2
+
+
+def test_finished_run_of_a_named_version_is_that_of_the_sweeps_cell(tmp_path):
+    name = "food101/small-2.x:2.0.0"
+    (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
+    cell.config.dataset.name = name
+    write_run(tmp_path / "run", cell.config, 0.9)
+    edit_result(tmp_path / "run", dataset=name)
+    path, _ = write_report(tmp_path, [cell])
+    assert "Not run" not in path.read_text()
+    assert tables_of(path)["Table 1: one classifier"][0][0] == name
+    edit_result(tmp_path / "run", dataset="<b>*mine*")
+    path, _ = write_report(tmp_path)
+    assert tables_of(path)["Table 1: one classifier"][0][0] == "_b__mine_"
 
 
 def test_different_recipes_are_never_averaged(tmp_path):
@@ -245,6 +300,18 @@ def test_different_recipes_are_never_averaged(tmp_path):
     }
 
 
+def test_recipe_says_at_which_size_a_network_was_trained(tmp_path):
+    # With image_size 0, digits are trained at their default of 32 pixels and stored at 8.
+    sizes = {0: "images of the data set's default size", 8: "8×8 pixels"}
+    for size in sizes:
+        sweep = small_sweep(columns=("avg",), overrides=f"dataset.image_size={size}")
+        (cell,) = grid.expand(sweep, CONFIGS_DIR)
+        write_run(tmp_path / str(size), cell.config, 0.8)
+    rows = make_rows(find_runs(tmp_path).runs)
+    said = {row.config.dataset.image_size: recipe(row).split(", ")[1] for row in rows}
+    assert said == sizes
+
+
 def test_fields_that_are_empty_are_named_none(tmp_path):
     for i, fields in enumerate(("", "dataset.mean=0.5 dataset.std=0.25")):
         (cell,) = grid.expand(small_sweep(columns=("avg",), overrides=fields), CONFIGS_DIR)
@@ -254,6 +321,22 @@ def test_fields_that_are_empty_are_named_none(tmp_path):
         "Digits (dataset.mean none, dataset.std none)",
         "Digits (dataset.mean (0.5,), dataset.std (0.25,))",
     ]
+
+
+def test_optimizer_keywords_tell_rows_apart(tmp_path):
+    keywords = {"none": {}, "b1": {"b1": 0.5}, "number": {"b1": 1}, "text": {"b1": "1"}}
+    for name, kwargs in keywords.items():
+        (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
+        with cell.config.unlocked():
+            cell.config.optimizer.kwargs = kwargs
+        write_run(tmp_path / name, cell.config, 0.8)
+    rows = tables_of(write_report(tmp_path)[0])["Table 1: one classifier"]
+    assert {row[0] for row in rows if row[0]} == {
+        "Digits (optimizer.kwargs.b1 none)",
+        "Digits (optimizer.kwargs.b1 0.5)",
+        "Digits (optimizer.kwargs.b1 1)",
+        "Digits (optimizer.kwargs.b1 1) [2]",
+    }
 
 
 @pytest.mark.parametrize("name", ["image_folder", "npz"])
@@ -270,7 +353,9 @@ def test_data_of_one_name_stay_apart(name, tmp_path):
         write_run(tmp_path / str(i), cell.config, value)
     path, _ = write_report(tmp_path)
     rows = tables_of(path)["Table 1: one classifier"]
-    assert [row[0] for row in rows if row[0]] == ["Images of cats", "Images of cats [2]"]
+    assert [row[0] for row in rows if row[0]] == [
+        f"Images of cats (dataset.raw_dir /data{i}/cats)" for i in range(2)
+    ]
     assert len(list(path.parent.glob("curves-*.png"))) == 2
 
 
@@ -346,8 +431,8 @@ def test_runs_whose_pools_learn_at_other_rates_are_one_row_and_two_arms(write_sw
     assert {row[1]: row[2] for row in tables["Digits: every setting"]} == {
         "AvgPool": "90.00 (n = 2, all alike)",
         "FlexPool": "92.00 (n = 2, all alike)",
-        "FlexPool (pool rate ×0.02) + Reg (0.1 × Eq. 2)": "94.00 (n = 2, all alike)",
-        "AvgPool + Dropout (dropout 0.25)": "91.00 (n = 2, all alike)",
+        "FlexPool (pool rate ×0.02) + Reg 0.1": "94.00 (n = 2, all alike)",
+        "AvgPool + Dropout": "91.00 (n = 2, all alike)",
     }
     rates = {
         (row["pool"], row["pool_learning_rate_scale"])
@@ -452,8 +537,13 @@ def test_what_an_earlier_report_had_is_gone(write_sweep):
     path, _ = write_report(folder)
     assert (path.parent / "figure4.png").exists()
     (folder / "digits/avg+sac/seed-0/result.json").unlink()
+    mine = path.with_name("mine.csv")
+    mine.write_text("a,b")
+    path.with_name("classes.csv").write_text("old")
     write_report(folder)
     assert not (path.parent / "figure4.png").exists()
+    assert not (path.parent / "classes.csv").exists()
+    assert mine.read_text() == "a,b"
 
 
 def test_torn_metrics_do_not_matter(write_sweep):
@@ -607,6 +697,25 @@ def test_runs_that_changed_midway_are_marked_and_not_averaged(write_sweep):
     assert "(n = 1, no interval)" in rows[marked]
 
 
+def test_runs_of_a_sweep_that_are_in_another_row_are_not_called_missing(write_sweep):
+    change = {"step": 40, "field": "learning_rate", "from": 0.1, "to": 0.01}
+    sweep = small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1, 2, 3, 4))
+    folder = write_sweep(sweep, accuracy_of)
+    for seed, source in enumerate(("old", "old", "new", "old")):
+        edit_result(folder / AVG / f"seed-{seed}", source_hash=source)
+    edit_result(folder / AVG / "seed-3", config_changes=[change])
+    (folder / AVG / "seed-4/result.json").unlink()
+    path, _ = write_report(folder, grid.expand(sweep, CONFIGS_DIR))
+    expected = "Digits (source code old), AvgPool, seed"
+    changed = "changed midway, seed 3: learning_rate from 0.1 to 0.01 at step 40"
+    listed = [line for line in path.read_text().splitlines() if expected in line]
+    assert listed == [
+        f"- In the row Digits (source code new), not averaged with others: {expected} 2",
+        f"- In the row Digits (source code old, {changed}), not averaged with others: {expected} 3",
+        f"- Not run: {expected} 4",
+    ]
+
+
 def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
     columns = ("avg", "avg+dropout", "flexpool", "flexpool+reg", "flexpool+reg+dropout")
     accuracies = dict(zip(columns, (0.90, 0.91, 0.93, 0.97, 0.98), strict=True))
@@ -617,12 +726,54 @@ def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
         return accuracies[column] + 0.001 * (int(seed[-1]) - 1) * (1 + len(column) % 3)
 
     path, _ = write_report(write_sweep(sweep, accuracy))
-    rows = {row[1].partition(" (")[0]: row for row in tables_of(path)["Digits: every setting"]}
-    assert rows["FlexPool + Reg"][5].startswith("FlexPool: +4")
-    assert rows["FlexPool + Reg + Dropout"][5].startswith("AvgPool + Dropout: +7")
+    rows = {row[1]: row for row in tables_of(path)["Digits: every setting"]}
+    assert rows["FlexPool + Reg 0.1"][5].startswith("FlexPool: +4")
+    assert rows["FlexPool + Reg 0.1 + Dropout"][5].startswith("AvgPool + Dropout: +7")
     assert [rows[name][5] for name in ("AvgPool", "AvgPool + Dropout", "FlexPool")] == ["–"] * 3
     record = next(r for r in read_csv(path.parent / "settings.csv") if r["to_control"])
     assert float(record["to_control_p_holm"]) >= float(record["to_control_p"])
+
+
+def test_links_to_folders_are_named_and_not_followed(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg", "flexpool")), accuracy_of)
+    elsewhere = folder.with_name("elsewhere")
+    (folder / FLEXPOOL).rename(elsewhere)
+    (folder / FLEXPOOL).symlink_to(elsewhere)
+    # A run's own folders may be links, for example to a larger disk.
+    (folder / AVG / "seed-0/checkpoints").symlink_to(elsewhere)
+    path, skipped = write_report(folder)
+    assert skipped == [f"{FLEXPOOL}: a link to a folder, which is not followed"]
+    assert f"- Skipped: {skipped[0]}" in path.read_text()
+    assert len(read_csv(path.parent / "runs.csv")) == 1
+
+
+def test_folders_that_cannot_be_read_are_named(write_sweep, monkeypatch):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg", "flexpool")), accuracy_of)
+    scandir = os.scandir
+
+    # Nothing is forbidden to root, as which tests may run.
+    def forbidding(path):
+        if Path(path) == folder / FLEXPOOL:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    path, skipped = write_report(folder)
+    assert skipped == [f"{FLEXPOOL}: Permission denied"]
+    assert f"- Skipped: {skipped[0]}" in path.read_text()
+
+
+def test_missing_folder_has_no_runs(tmp_path):
+    assert find_runs(tmp_path / "none") == Found([], [], [])
+
+
+def test_folders_whose_names_are_not_utf8_are_named(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg", "flexpool")), accuracy_of)
+    (folder / FLEXPOOL).rename(os.fsdecode(bytes(folder) + b"/h\xf6here"))
+    path, skipped = write_report(folder)
+    assert skipped == [r"h\xf6here: its name is not UTF-8"]
+    assert f"- Skipped: {skipped[0]}" in path.read_text()
+    assert len(read_csv(path.parent / "runs.csv")) == 1
 
 
 def test_only_in_the_folder_of_a_run_do_some_names_hold_no_run(write_sweep):

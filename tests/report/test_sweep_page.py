@@ -16,6 +16,7 @@ from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
 USE_PAGE = Path(__file__).with_name("use_page.js")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 COLUMNS = ("avg", "flexpool", "flexpool+reg")
+SEEDS = (0, 1, 2, 1003)
 
 
 def accuracy(column, seed):
@@ -24,9 +25,9 @@ def accuracy(column, seed):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of nine runs and one that is missing."""
+    """The page of eleven runs and one that is missing."""
     folder = tmp_path_factory.mktemp("sweep") / "a sweep"
-    cells = grid.expand(small_sweep(columns=COLUMNS, num_epochs=4, seeds=(0, 1, 2, 3)), CONFIGS_DIR)
+    cells = grid.expand(small_sweep(columns=COLUMNS, num_epochs=4, seeds=SEEDS), CONFIGS_DIR)
     for cell in cells[:-1]:
         _, column, seed = cell.name.split("/")
         path = folder / cell.name
@@ -58,7 +59,9 @@ def test_the_page_has_the_numbers_of_the_report(page):
     report = page.with_name("report.md").read_text()
     (row,) = data["rows"]
     first, second, third = row["settings"]
-    assert first["seeds"] == pytest.approx({str(i): 100 * accuracy("avg", i) for i in range(4)})
+    assert first["seeds"] == pytest.approx(
+        {str(seed): 100 * accuracy("avg", i) for i, seed in enumerate(SEEDS)}
+    )
     for found, text in (
         (second["accuracy"], "| {mean:.2f} ± {half_width:.2f} (n = 4)"),
         (third["differences"]["avgpool"], "| {mean:+.2f} ± {half_width:.2f}, p"),
@@ -67,7 +70,7 @@ def test_the_page_has_the_numbers_of_the_report(page):
     assert first["curves"]["train loss"]["mean"][-1] == [4, 1.75]
     assert first["curves"]["train loss"]["seeds"]["2"][0] == [1, 3]
     assert first["curves"]["test accuracy in %"]["mean"][0] == [1, 20]
-    assert data["left_out"] == ["Not run: Digits, FlexPool + Reg (0.1 × Eq. 2), seed 3"]
+    assert data["left_out"] == ["Not run: Digits, FlexPool + Reg 0.1, seed 1003"]
     run = row["runs"][1]
     assert (run["seed"], run["accuracy"]) == (1, pytest.approx(90.1))
     assert all((page.parent / address).is_file() for _, address in run["links"])
@@ -101,6 +104,7 @@ def test_the_page_works_in_a_browser(width, page, tmp_path):
     assert (found["third"]["lines"], found["third"]["faint"]) == (2, 0)
     assert found["ends"] == [f"{name}2.52.252.252.5" for name in ("FlexPool", "FlexPool + Reg 0.1")]
     assert len(found["links"]) == 22
+    assert found["seeds"] == ["0", "1", "2", "1003", "0", "1", "2", "1003", "0", "1", "2"]
     assert HOSTILE in found["text"]
     assert found["cut"] == []
 

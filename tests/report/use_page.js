@@ -23,6 +23,7 @@ choose(runs, "2");
 choose(epochs, "late");
 found.third = shown();
 found.ends = [...all("#row0 table").find((table) => /train loss, seed 2/.test(table.caption.textContent)).tBodies[0].rows].map((row) => row.textContent);
+found.seeds = [...all("#row0 table").at(-1).tBodies[0].rows].map((row) => row.cells[1].textContent);
 found.links = all("#row0 a").map((link) => link.getAttribute("href"));
 found.text = document.body.textContent;
 finish();

@@ -8,7 +8,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flexpool_jax import configuration
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
@@ -30,7 +32,8 @@ class Sweeps:
         self.log.touch()
 
     def run(self, seeds, *, probe=False, columns=("avg",), **fields):
-        cells = grid.expand(small_sweep(seeds=seeds, columns=columns, **fields), CONFIGS_DIR)
+        sweep = small_sweep(seeds=seeds, columns=columns, **fields)
+        cells = grid.expand(sweep, CONFIGS_DIR, self.workdir)
         run_sweep(cells, self.workdir, (sys.executable, str(TRAINER), str(self.log)), probe=probe)
 
     def trained(self):
@@ -149,6 +152,27 @@ def test_folders_and_cadences_may_change(sweeps):
     sweeps.run((1,))
     sweeps.run((1,), overrides="log_every_steps=7 dataset.data_dir=/elsewhere")
     assert sweeps.trained() == [1]
+
+
+def test_cells_that_have_begun_do_not_need_the_weights_they_began_with(sweeps, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(
+        {"params.w": np.zeros(1, np.float32)}, weights, metadata={"mean": "0.5", "std": "0.25"}
+    )
+    sweeps.run((1,), overrides=f"init_from={weights}")
+    sweeps.trained()
+    weights.unlink()
+    with pytest.raises(UserError, match=r"seed-0: config.init_from: .*: there is no such file"):
+        sweeps.run((1, 0), overrides=f"init_from={weights}")
+    assert sweeps.trained() == []
+    folder = sweeps.workdir / "digits/avg/seed-1"
+    sweeps.run((1,), overrides=f"init_from={weights}")
+    assert sweeps.trained() == []
+    (folder / "result.json").unlink()
+    (folder / "checkpoints/11").mkdir(parents=True)
+    sweeps.run((1,), overrides=f"init_from={weights}")
+    assert sweeps.trained() == [1]
+    assert configuration.read_config(folder).dataset.mean == (0.5,)
 
 
 def test_damaged_config_fails_its_cell_alone(sweeps):
