@@ -54,12 +54,12 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
 
 
 def _check_labels(labels: Array, logits_shape: tuple[int, ...]) -> None:
-    if len(logits_shape) != 2 or jnp.shape(labels) != logits_shape[:1]:
+    if len(logits_shape) != 2 or np.shape(labels) != logits_shape[:1]:
         raise ValueError(
             "needs logits [B, num_classes] and labels [B]; got the shapes "
-            f"{logits_shape} and {jnp.shape(labels)}"
+            f"{logits_shape} and {np.shape(labels)}"
         )
-    if isinstance(labels, jax.core.Tracer) or not jnp.size(labels):
+    if isinstance(labels, jax.core.Tracer) or not np.size(labels):
         return
     # With NumPy, because inside a jitted function jnp.min has no value even if the labels have.
     values = np.asarray(labels)

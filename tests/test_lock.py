@@ -75,9 +75,16 @@ def test_one_process_waits_for_another_if_it_is_to_and_says_so(tmp_path, capfd):
     with in_another_process("hold(Path(sys.argv[1]), 'counting')", path) as other:
         with pytest.raises(filelock.Timeout), hold(path, "counting"):
             pass
-        threading.Timer(0.5, other.stdin.close).start()
+        released = threading.Event()
+
+        def release():
+            released.set()
+            other.stdin.close()
+
+        threading.Timer(0.5, release).start()
         with hold(path, "counting", wait=True):
-            assert other.wait(timeout=0.5) == 0
+            assert released.is_set()
+        assert other.wait(timeout=60) == 0
     assert "waiting for another process, which is counting" in capfd.readouterr().err
     assert not path.exists()
 

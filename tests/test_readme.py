@@ -1,11 +1,13 @@
 """What README and the pages name exists: programs run, fields, targets and links are real."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+import flexpool_jax
 from configs import default
 from flexpool_jax import scoring
 
@@ -37,6 +39,18 @@ def test_there_are_programs_to_run():
 def test_each_program_runs_on_its_own(page, program, monkeypatch):
     monkeypatch.setattr(scoring, "METRICS", dict(scoring.METRICS))
     exec(compile(program, page, "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("page", [*PAGES, "results/models/README.md"])
+def test_programs_use_public_names(page):
+    text = (ROOT / page).read_text()
+    for program in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flexpool_jax"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "flexpool_jax":
+                assert hasattr(flexpool_jax, node.attr)
 
 
 def test_functions_of_the_formulas_exist():

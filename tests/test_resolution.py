@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import launch
-from flexpool_jax import configuration, create_model, evaluate, resize_flexpool
+from configs import digits
+from flexpool_jax import configuration, create_model, evaluate, register_model, resize_flexpool
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.trained import load_trained
+from flexpool_jax.evaluation import at_resolution
+from flexpool_jax.pooling import softmax_weights
+from flexpool_jax.trained import Restored, load_trained
 from flexpool_jax.training import identity
+from flexpool_jax.training.setup import set_up
 
 SOURCE = Path(__file__).parent / "fixtures/workdir_0_1"
 
@@ -43,6 +48,27 @@ def test_the_same_size_gives_the_same_numbers(workdir, dataset):
         evaluate(workdir, dataset=dataset, resize=8),
     )
     assert labelled == plain | {"resize": 8}
+
+
+class OneConv(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.Conv(3, (3, 3))(images)}
+
+
+register_model("one_conv_for_resolution", num_stages=1)(lambda **fields: OneConv())
+
+
+def test_softmax_weights_are_resampled_as_they_are_used(dataset, tmp_path):
+    config = digits.get_config("softmax,model=one_conv_for_resolution,dataset.image_size=8")
+    setup = set_up(configuration.resolve(config), dataset)
+    variables = jax.device_get(setup.init().variables)
+    pool = variables["params"]["head"]["pool"]
+    pool["w_fp"] = 5 * np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
+    found = at_resolution(Restored(tmp_path, 0, setup, variables), 16)
+    used = softmax_weights(found.variables["params"]["head"]["pool"]["w_fp"])
+    wanted = jax.image.resize(softmax_weights(pool["w_fp"]), (16, 16, 3), "bilinear")
+    np.testing.assert_allclose(used, wanted / wanted.sum((0, 1)), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("resize", [0, -3, 2.5, "16", 2000])

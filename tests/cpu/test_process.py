@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -70,12 +71,18 @@ def test_an_unknown_flag_is_found_out_in_another_process():
     assert not process._is_known("--xla_cpu_no_such_flag=")
 
 
+@needs_glibc
 def test_continues_where_the_system_refuses_to_restart(monkeypatch):
+    tried = []
+
     def refuse(*arguments):
+        tried.append(arguments)
         raise PermissionError
 
     monkeypatch.setattr(os, "execv", refuse)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv(process.VARIABLE, raising=False)
     monkeypatch.setattr(process, "PACKAGES", INSTALLED)
-    process.prepare_process()
+    # Removes what is added as well, which monkeypatch does not.
+    with mock.patch.dict(os.environ, JAX_PLATFORMS="cpu"):
+        os.environ.pop(process.VARIABLE, None)
+        process.prepare_process()
+    assert len(tried) == 1

@@ -62,7 +62,9 @@ def test_the_pass_over_all_images_is_made_once(data_dir, monkeypatch):
         patched.setattr(StoredImages, "__getitem__", fail)
         assert load(data_dir, max_bytes=0).digest == digest
     # A kept description that was changed is made anew.
-    for path in (data_dir / "digits" / "1.0.0").glob("decoded_description_*.json"):
+    paths = list((data_dir / "digits" / "1.0.0").glob("decoded_description_*.json"))
+    assert paths
+    for path in paths:
         kept = json.loads(path.read_text())
         path.write_text(json.dumps({**kept, "mean": [0.0]}))
     assert load(data_dir, max_bytes=0).mean != 0

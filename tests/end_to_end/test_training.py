@@ -42,9 +42,10 @@ def test_a_workdir_holds_what_it_should(finished_run):
     assert result["final_test_accuracy"] > 0.6
 
 
-def test_eight_devices_evaluate_as_one(launch, finished_run):
-    result = json.loads((finished_run / "result.json").read_text())
-    output = launch.run(f"--workdir={finished_run}", "--mode=eval", "--step=latest", devices=8)
+def test_eight_devices_evaluate_as_one(launch, finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / "run")
+    result = json.loads((workdir / "result.json").read_text())
+    output = launch.run(f"--workdir={workdir}", "--mode=eval", "--step=latest", devices=8)
     assert f"test accuracy {result['final_test_accuracy']:.2%}" in output
 
 

@@ -220,6 +220,7 @@ def test_probe_of_a_workdir_agrees_with_its_evaluation(dataset, tmp_path, capsys
     assert written["baseline"]["accuracy"] == result["final_test_accuracy"]
     assert written["interventions"][0]["changed"] == 0
     assert summary(written) in output
+    (workdir / "probe.json").unlink()
     # Four devices, the last of which has one image less than the others.
     script = "import sys, launch; sys.exit(launch.main(sys.argv[1:]))"
     subprocess.run(

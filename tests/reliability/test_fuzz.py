@@ -23,6 +23,8 @@ def test_damage_is_refused_or_does_no_harm(make_reader):
     outcomes = fuzz.fuzz(make_reader, CASES[make_reader], seed=1)
     assert set(outcomes) <= {"refused", "harmless"}
     assert outcomes["refused"] + outcomes["harmless"] == CASES[make_reader]
+    # The kept arrays are read again from the records whenever they are damaged.
+    assert outcomes["refused"] or make_reader is fuzz.kept_arrays
 
 
 def test_a_disturbed_workdir_gives_the_right_numbers_or_is_refused():

@@ -73,6 +73,13 @@ def faults(tree):
                 yield node.lineno, "shell"
 
 
+def test_the_converter_of_pytorchs_files_runs_no_code_of_a_file():
+    tree = ast.parse((ROOT / "scripts/convert_torch.py").read_bytes())
+    calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    (load,) = (call for call in calls if call.startswith("torch.load("))
+    assert "weights_only=True" in load
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_pickle_no_eval_and_no_shell(path):
     name = str(path.relative_to(ROOT))

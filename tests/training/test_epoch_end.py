@@ -145,6 +145,10 @@ def run(tmp_path_factory, monkeypatch):
             device.now += SAVE_SECONDS
             original_save(*arguments)
 
+        def stop_on_signals(*, may_exit=True):
+            assert not may_exit  # A program that calls `train` must not be ended by a signal.
+            return contextlib.nullcontext(device.stop)
+
         def finish_epoch(*arguments):
             # What a device computes for the host would wait for the steps that it has been given.
             with jax.transfer_guard_host_to_device("disallow"):
@@ -156,9 +160,7 @@ def run(tmp_path_factory, monkeypatch):
             patch.setattr(jax, "default_backend", lambda: backend)
             patch.setattr(whole_run, "set_up", set_up)
             patch.setattr(loop, "finish_epoch", finish_epoch)
-            patch.setattr(
-                whole_run, "stop_on_signals", lambda **_: contextlib.nullcontext(device.stop)
-            )
+            patch.setattr(whole_run, "stop_on_signals", stop_on_signals)
             patch.setattr(checkpoints, "save", save)
             clock = types.SimpleNamespace(monotonic=lambda: device.now)
             for module in (loop, whole_run, metrics):

@@ -95,6 +95,24 @@ def test_a_users_program_is_not_ended():
     )
 
 
+SLOW = """
+import os, signal, time
+from flexpool_jax.training import interrupts
+
+interrupts.GRACE_SECONDS = 1.0
+with interrupts.stop_on_signals() as stop:
+    stop.saves = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_a_command_that_cannot_save_in_time_ends_all_the_same():
+    done = run_program(SLOW)
+    assert done.returncode == 75
+    assert "could not save within 1 s; the last saved checkpoint stands" in done.stderr
+
+
 COMMAND = """
 import os, signal, sys, time
 from flexpool_jax.training.interrupts import stop_on_signals
