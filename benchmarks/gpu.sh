@@ -72,7 +72,8 @@ once() {
   if [ ! -e "$WORK/finished/$name" ]; then
     limited "$@" >"$OUT/$name.part" || status=$?
     # A table in which a contestant failed is made again if the part is called again.
-    [ $status -ne 0 ] || grep -q 'failed' "$OUT/$name.part" || mv "$OUT/$name.part" "$WORK/finished/$name"
+    if [ $status -eq 0 ] && grep -q 'failed' "$OUT/$name.part"; then status=1; fi
+    [ $status -ne 0 ] || mv "$OUT/$name.part" "$WORK/finished/$name"
   fi
   cp "$WORK/finished/"* "$OUT" 2>/dev/null || true
   return $status
@@ -80,6 +81,8 @@ once() {
 
 pack() {
   local name
+  git diff --quiet HEAD -- flexpool_jax configs ||
+    { say "flexpool_jax/ or configs/ have changes that are not committed" && return 2; }
   mkdir -p "$folder/wheels"
   for name in "${WHEELS[@]}"; do
     name=$(grep -E "^$name==" requirements-cpu.txt | sed 's/[ ;].*//')
@@ -100,6 +103,8 @@ print(json.dumps({"commit": source.commit(), "source_hash": source.source_hash()
 setup() {
   local name raw
   export PYTHONPATH="$WORK/site"
+  # Otherwise JAX takes the CPU, with a warning, if it cannot use the GPU.
+  [ -n "${TINY:-}" ] || export JAX_PLATFORMS=cuda,cpu
   [ -n "${DRY_RUN:-}" ] || unpack
   for name in ${datasets//,/ }; do
     [ ! -e "$WORK/$name.prepared" ] || continue
