@@ -46,6 +46,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     """
     orbax_faults.check_folder(workdir, read_only=read_only)
     if not read_only:
+        (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         orbax_faults.recover_superseded(workdir)
     for step, reason in orbax_faults.steps_with_unreadable_metrics(workdir):
         if read_only:
@@ -77,11 +78,8 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         ),
     )
     # With a relative path, Orbax fails in the background without an error.
-    folder = (workdir / FOLDER).absolute()
-    if not read_only:
-        folder.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
-        folder,
+        (workdir / FOLDER).absolute(),
         item_names=("model", "optimizer", "progress"),
         options=options,
     )
@@ -335,7 +333,8 @@ def restore_latest(
             continue
         for bad in damaged:
             orbax_faults.set_aside(Path(manager.directory).parent, bad)
-        manager.reload()
+        if damaged:
+            manager.reload()
         return state, progress
     workdir = Path(manager.directory).parent
     if steps and not any((Path(manager.directory) / f"{s}/optimizer").exists() for s in steps):

@@ -60,8 +60,9 @@ def supersede(workdir: Path, step: int) -> None:
 
 def recover_superseded(workdir: Path) -> None:
     """Moves superseded checkpoints back if no newer one was completed; deletes the others."""
+    saved = [int(path.name) for path in (workdir / FOLDER).glob("*") if path.name.isdecimal()]
     for old in (workdir / SUPERSEDED_FOLDER).glob("*"):
-        if (workdir / FOLDER / old.name).exists():
+        if max(saved, default=-1) >= int(old.name):
             shutil.rmtree(old)
         else:
             old.rename(workdir / FOLDER / old.name)

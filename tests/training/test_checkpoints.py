@@ -176,6 +176,22 @@ def test_a_step_being_saved_again_is_not_lost_to_a_crash_in_between(tmp_path):
     assert int(restore_latest(tmp_path)[0].step) == 2
 
 
+def test_a_superseded_step_does_not_come_back_after_newer_ones(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: None})
+    (tmp_path / "checkpoints_superseded").mkdir()
+    shutil.copytree(tmp_path / "checkpoints/1", tmp_path / "checkpoints_superseded/1")
+    shutil.rmtree(tmp_path / "checkpoints/1")  # As when later saves have replaced it.
+    assert int(restore_latest(tmp_path)[0].step) == 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert not list((tmp_path / "checkpoints_superseded").iterdir())
+
+
+def test_a_superseded_step_is_recovered_into_a_folder_that_was_deleted(tmp_path):
+    save_all(tmp_path, {2: None})
+    (tmp_path / "checkpoints").rename(tmp_path / "checkpoints_superseded")
+    assert int(restore_latest(tmp_path)[0].step) == 2
+
+
 def test_another_models_checkpoint_is_not_restored(tmp_path):
     save_all(tmp_path, {1: 0.5})
     other = state_at(0)
