@@ -75,10 +75,14 @@ def train(
             processes.check_shared(workdir / LOCK_FILE)
             result: dict[str, Any] = {}
             trained = None
-            # Written before the first phase: --workdir alone continues it, and reports know that
-            # this is the folder of a run.
-            if len(phases) > 1 and not configuration.config_path(own_workdir).is_file():
-                configuration.write_config(config, own_workdir)
+            if len(phases) > 1:
+                first = phases[0][1].config
+                configuration.check_resume(first, own_workdir / superclass.FOLDER)
+                # Written before the first phase: --workdir alone continues it, and reports know
+                # that this is the folder of a run.
+                is_new = not configuration.config_path(own_workdir).is_file()
+                if is_new or configuration.check_resume(config, own_workdir):
+                    configuration.write_config(config, own_workdir)
             for name, setup in phases:
                 folder = own_workdir / name
                 folder.mkdir(exist_ok=True)

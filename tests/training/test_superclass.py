@@ -1,6 +1,7 @@
 """Training on superclasses first: what is relabelled, what is carried over, what resumes."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 from flax import linen as nn
 
 from configs import digits
-from flexpool_jax import create_model, register_model, train
+from flexpool_jax import configuration, create_model, register_model, train
 from flexpool_jax.data import Dataset, Split, Superclasses
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import Interrupted, UserError
 from flexpool_jax.models.resnet_cifar import ResNetCifar
-from flexpool_jax.training import superclass
+from flexpool_jax.training import run, superclass
 from tests.models.conftest import draw_variables
 
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
@@ -84,12 +85,38 @@ class Linear(nn.Module):
 register_model("linear_for_superclasses", num_stages=1)(lambda **fields: Linear())
 
 
-def test_the_output_says_which_phase_is_trained(tmp_path, capfd):
+@pytest.fixture
+def config(tmp_path):
     mapping = tmp_path / "mapping.json"
     mapping.write_text(json.dumps({"insect": ["ant", "bee"], "mammal": ["cat"]}))
     config = digits.get_config("flexpool,model=linear_for_superclasses,schedule=constant")
     config.batch_size, config.num_epochs, config.superclass.epochs = 2, 1, 1
     config.superclass.mapping = str(mapping)
+    return config
+
+
+def test_a_change_during_the_first_phase_is_kept(tmp_path, config, monkeypatch):
+    def stop(*arguments):
+        raise Interrupted("stopped")
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_train_phase", stop)
+        for config.learning_rate in (0.1, 0.05):
+            with pytest.raises(Interrupted):
+                train(config, workdir, dataset(None))
+            assert configuration.read_config(workdir).learning_rate == config.learning_rate
+    train(config, workdir, dataset(None))
+    # As if the run were still in its first phase.
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "result.json").unlink()
+    config.batch_size = 4
+    with pytest.raises(UserError, match="batch_size is 4"):
+        train(config, workdir, dataset(None))
+    assert configuration.read_config(workdir).batch_size == 2
+
+
+def test_the_output_says_which_phase_is_trained(tmp_path, config, capfd):
     train(config, tmp_path / "run", dataset(None))
     said = capfd.readouterr().err.splitlines()
     phases = [line for line in said if line.startswith(("phase", "epoch 1/1 | test"))]
