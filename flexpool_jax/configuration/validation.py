@@ -84,7 +84,7 @@ at most 1000
     return config
 
 
-def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence[int]]) -> None:
+def check_pool_reg_stability(config: ConfigDict, shapes: Iterable[Sequence[int]]) -> None:
     """Raises UserError if SGD diverges with this `pool_reg`.
 
     Along the sum of one channel's weights, Eq. 2 of the paper is a parabola of curvature
@@ -99,8 +99,8 @@ def check_pool_reg_stability(config: ConfigDict, stage_shapes: Iterable[Sequence
 
     Args:
         config: A config that `resolve` returned.
-        stage_shapes: Shape of the pool's weights of each stage, first stage first. Height and width
-            come first, e.g. [H, W, C].
+        shapes: Shape of every ``w_fp`` that Eq. 2 constrains. Height and width come first, e.g.
+            [H, W, C].
 
     Raises:
         UserError: `pool_reg` is too large. The message contains the largest stable value.
@@ -124,9 +124,7 @@ learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable va
             file=sys.stderr,
         )
         return
-    shapes = list(stage_shapes)
-    pooled = shapes if config.sac.enabled else shapes[-1:]
-    height, width = max(((shape[0], shape[1]) for shape in pooled), key=math.prod)
+    height, width = max(((shape[0], shape[1]) for shape in shapes), key=math.prod)
     momentum = optimizer.momentum
     scale = config.pool_learning_rate_scale
     bound = (1 + momentum) / (config.learning_rate * scale * height * width)

@@ -84,7 +84,9 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
     setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
     steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
     is_given = setup.config.steps_per_dispatch > 0 or setup.steps_per_dispatch == 1
-    pace = Pace(steps_per_epoch, setup.steps_per_dispatch, is_final=is_given)
+    # Dispatches of other lengths are other programs, which on a GPU may round differently.
+    is_final = is_given or setup.config.deterministic
+    pace = Pace(steps_per_epoch, setup.steps_per_dispatch, is_final=is_final)
     train_feed = Feed(setup.dataset.train, setup.is_streamed)
     test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
