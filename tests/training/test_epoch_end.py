@@ -209,8 +209,10 @@ def test_a_stop_at_any_call_loses_nothing(run, tmp_path):
     result = run(device, "gpu", undisturbed, **fields)
     for call in range(1, device.calls + 1):
         workdir = tmp_path / f"stopped_at_{call}"
+        stopped = Device(stop_at=call)
         with pytest.raises(Interrupted):
-            run(Device(stop_at=call), "gpu", workdir, **fields)
+            run(stopped, "gpu", workdir, **fields)
+        assert stopped.calls - call <= 2
         again = run(Device(), "gpu", workdir, **fields)
         assert lines_of(workdir) == lines_of(undisturbed), call
         for name in ("final_test_accuracy", "best_test_accuracy", "step"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import sys
 
@@ -50,6 +51,15 @@ def test_values_that_json_lacks_become_null_and_array_scalars_numbers(tmp_path):
     assert line["loss"] is line["sac"] is line["images_per_second"] is None
     assert line["accuracy"] == 0.25
     assert line["regularizer"] == 2.0
+
+
+def test_lines_are_on_the_disk_before_their_position_is_saved(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(metrics.os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    with MetricsWriter(tmp_path, tensorboard=False) as log:
+        write_steps(log, 1)
+        assert log.position() == (tmp_path / "metrics.jsonl").stat().st_size
+    assert synced == [(tmp_path / "metrics.jsonl").stat().st_ino]
 
 
 def test_resuming_cuts_off_what_was_written_after_the_checkpoint(tmp_path):
