@@ -13,7 +13,6 @@ import numpy as np
 from flexpool_jax import configuration, files
 from flexpool_jax.pooling import named_w_fp
 from flexpool_jax.source import commit, versions
-from flexpool_jax.training.identity import Identity
 from flexpool_jax.training.metrics import Meter
 from flexpool_jax.training.resume import Progress
 from flexpool_jax.training.setup import Setup
@@ -66,13 +65,7 @@ def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     return result if is_whole and files.digest_matches(result) else None
 
 
-def result_of(
-    setup: Setup,
-    identity: Identity,
-    progress: Progress,
-    state: TrainState,
-    meter: Meter,
-) -> dict[str, Any]:
+def result_of(setup: Setup, progress: Progress, state: TrainState, meter: Meter) -> dict[str, Any]:
     """Returns the content of result.json."""
     assert progress.test is not None
     measured = dict(progress.test)
@@ -101,7 +94,7 @@ def result_of(
         # A list if the code changed during the run.
         "source_hash": hashes[0] if len(hashes) == 1 else hashes,
         "commit": commit(),
-        "data_digest": identity.data,
+        "data_digest": setup.dataset.digest,
         "seconds": progress.seconds,
         "images_per_second": meter.images_per_second,
         # The share of the time spent waiting for streamed data; None for data on the devices.

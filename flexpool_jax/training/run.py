@@ -156,6 +156,6 @@ def _train_phase(
                 started=time.monotonic() - progress.seconds,
             )
             state = run_epochs(run, state)
-        result = result_of(setup, identity, progress, state, meter)
+        result = result_of(setup, progress, state, meter)
         files.write_json(workdir / RESULT_FILE, files.with_digest(result))
         return jax.device_get(state.variables), processes.gather(result)[0]
