@@ -33,7 +33,7 @@ FLAGS = {
     "shard": "I/N: part I of N of a sweep, I from 0; auto: by SLURM's array",
     "distributed": "one run of all tasks of srun, mpirun, ...",
     "coordinator_address": "HOST:PORT where process 0 of a run listens",
-    "num_processes": "number of processes of the run; 1 alone: each task trains a run of its own",
+    "num_processes": "processes of a run; if 1, each task has its own",
     "process_id": "number of this process, from 0",
 }
 # Flags without a value.

@@ -80,6 +80,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     # With a relative path, Orbax fails in the background without an error.
     return ocp.CheckpointManager(
         (workdir / FOLDER).absolute(),
+        item_names=("model", "optimizer", "progress"),
         options=options,
     )
 

@@ -253,7 +253,7 @@ def make_train_step(
             jax.random.fold_in(dropout_key, device),
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
-        # All devices must have the same state, also if the model does not synchronise statistics.
+        # All devices must have the same state, even if the model does not synchronise statistics.
         batch_stats = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS).astype(x.dtype), batch_stats)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         if freeze_backbone:

@@ -178,7 +178,7 @@ def test_processes_that_were_not_started_alike_say_so_in_one_line(tiny_config, t
 IMPATIENT = """\
 import os, runpy, sys
 from flexpool_jax.training import processes
-processes.JOINING_SECONDS = float(os.environ.get("JOINING", 4))
+processes.JOINING_SECONDS = int(os.environ.get("JOINING", 4))
 processes.HEARTBEAT_SECONDS = 4
 sys.argv[0] = "launch.py"
 runpy.run_path("launch.py", run_name="__main__")
@@ -224,9 +224,9 @@ def test_without_a_cluster_there_is_nothing_to_detect(tiny_config, tmp_path):
 
 def test_a_process_that_is_killed_before_the_first_step_is_missed(tiny_config, tmp_path):
     command = (f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}")
-    group = start(2, *command, before=("-c", IMPATIENT), KILLED="1", JOINING="120")
-    statuses, outputs = group.finish(60)
-    assert statuses[1] == -signal.SIGKILL
+    group = start(2, *command, before=("-c", IMPATIENT), KILLED="1", JOINING="30")
+    statuses, outputs = group.finish(120)
+    assert statuses[1] == -signal.SIGKILL, outputs[1]
     assert statuses[0] in ABORTED_OR_STOPPED, outputs[0]
 
 
