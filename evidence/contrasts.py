@@ -159,6 +159,10 @@ class Analysis:
     missing: list[Key]
     failed: list[Key]
 
+    def of_column(self, column: str) -> list[float]:
+        """The accuracies of a column in per cent; empty without runs."""
+        return [value for (name, _), value in self.accuracies.items() if name == column]
+
 
 def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) -> Analysis:
     """Fits an experiment's model and estimates its contrasts.

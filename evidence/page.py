@@ -107,14 +107,16 @@ def write_page(
         The text of the protocol's note on E0's rates, then a line on each result that is not used.
 
     Raises:
-        UserError: The page does not exist or is no .md file, the README lacks the markers, the
+        UserError: The page does not exist or is not an .md file, the README lacks the markers, the
             folder has no run of the protocol, a failed cell is not in the protocol or has a result,
             or a predictions.npz or pool_weights.npz is damaged.
     """
     if not page.is_file():
         raise UserError(f"--page={page} does not exist; it holds the protocol")
     if page.suffix != ".md":
-        raise UserError(f"--page={page} is no .md file; allowed: PAGE.md, with figures in PAGE/")
+        raise UserError(
+            f"--page={page} is not an .md file; allowed: PAGE.md, with figures in PAGE/"
+        )
     around = None if readme is None else _around_the_answer(readme)
     evidence = read_evidence(folder, failed)
     if not any(design.runs for design in evidence.designs.values()):
@@ -226,9 +228,7 @@ def _answer(e1: Analysis) -> str:
     paragraph += _NO_GAIN * (not _significant(primary, 1))
     if e1.failed:
         paragraph += f" Failed runs, which are not in these numbers: {_cells(e1.failed)}."
-    return (
-        f"{textwrap.fill(paragraph, 100, break_on_hyphens=False)}\n\n{markdown_table(heads, rows)}"
-    )
+    return _paragraph_and_table(paragraph, heads, rows)
 
 
 def _other_data(e5: Analysis) -> str:
@@ -236,10 +236,8 @@ def _other_data(e5: Analysis) -> str:
     if e5.missing or e5.failed:
         return ""
     n = len({seed for _, seed in e5.accuracies})
-    means = {
-        column: statistics.fmean(v for (c, _), v in e5.accuracies.items() if c == column)
-        for column, _ in e5.accuracies
-    }
+    columns = dict.fromkeys(column for column, _ in e5.accuracies)
+    means = {column: statistics.fmean(e5.of_column(column)) for column in columns}
     listed = ", ".join(f"`{column}` {mean:.2f}" for column, mean in means.items())
     paragraph = (
         "A second, smaller experiment is on other data: Tiny ImageNet at 32×32, batch 250 and 10 "
@@ -257,7 +255,16 @@ def _other_data(e5: Analysis) -> str:
         for finding in e5.findings
         if (contrast := finding.contrast) is not None and finding.adjusted is not None
     ]
-    return f"\n\n{textwrap.fill(paragraph, 100)}\n\n{markdown_table(_HEADS, rows)}"
+    return f"\n\n{_paragraph_and_table(paragraph, _HEADS, rows)}"
+
+
+def _paragraph_and_table(
+    paragraph: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+    """A paragraph in lines of at most 100 characters, and a table below it."""
+    return (
+        f"{textwrap.fill(paragraph, 100, break_on_hyphens=False)}\n\n{markdown_table(heads, rows)}"
+    )
 
 
 def _summary(primary: Mapping[str, Finding]) -> str:
@@ -431,7 +438,7 @@ def _experiment(analysis: Analysis) -> str:
     cells = [*analysis.accuracies, *analysis.missing, *analysis.failed]
     rows = []
     for column in dict.fromkeys(column for column, _ in cells):
-        found = [v for (c, _), v in analysis.accuracies.items() if c == column]
+        found = analysis.of_column(column)
         without = [
             ", ".join(str(seed) for c, seed in keys if c == column) or "–"
             for keys in (analysis.missing, analysis.failed)

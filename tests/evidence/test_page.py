@@ -298,7 +298,7 @@ def test_readme_gets_the_answer_between_its_markers(written, tmp_path):
 
 def test_page_that_is_no_markdown_file_is_refused(small):
     notes = (small / "evidence.md").rename(small / "notes")
-    with pytest.raises(UserError, match=r"notes is no \.md file"):
+    with pytest.raises(UserError, match=r"notes is not an \.md file"):
         write_page(small / "results", notes, draws=20)
 
 
