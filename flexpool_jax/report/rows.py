@@ -204,16 +204,16 @@ def _adjust_p_values(rows: Iterable[Row]) -> None:
 def _title(row: Row, rows: Sequence[Row]) -> str:
     name = _dataset_title(row.config)
     others = [other for other in rows if _dataset_title(other.config) == name]
-    configs = [other.config for other in others]
+    own, *values = map(_values, (row.config, *(other.config for other in others)))
     # First the known fields, in their usual order, then optimizer keywords, which some may lack.
-    names = dict.fromkeys((*FIELDS, *(name for one in configs for name in field_names(one))))
+    names = dict.fromkeys((*FIELDS, *(name for one in values for name in one)))
     told_apart = [
         f"{field} {'none' if value in ('', (), None) else value}"
         for field in names
         if configuration.has_effect(field, row.config)
         and field not in (*ARM_FIELDS, "seed")
-        and len({str(_value(one, field)) for one in configs}) > 1
-        for value in [_value(row.config, field)]
+        and len({str(one.get(field)) for one in values}) > 1
+        for value in [own.get(field)]
     ]
     if len({other.source for other in others}) > 1:
         told_apart.append(f"source code {short_source(row.source) or 'unknown'}")
@@ -222,8 +222,8 @@ def _title(row: Row, rows: Sequence[Row]) -> str:
     return f"{name} ({', '.join(told_apart)})" if told_apart else name
 
 
-def _value(config: ConfigDict, field: str) -> Any:
-    return get_field(config, field) if field in field_names(config) else None
+def _values(config: ConfigDict) -> dict[str, Any]:
+    return {name: get_field(config, name) for name in field_names(config)}
 
 
 def _dataset_title(config: ConfigDict) -> str:
