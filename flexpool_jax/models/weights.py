@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from flexpool_jax import files
 from flexpool_jax.errors import UserError, one_line
@@ -161,36 +161,30 @@ def read_header(file: str | os.PathLike[str]) -> Header:
     Raises:
         UserError: the file does not exist, or is damaged or not a safetensors file.
     """
-    path = _check_file(file)
-    try:
-        with safe_open(path, framework="numpy") as content:
-            names, metadata = list(content.keys()), content.metadata() or {}
-    except Exception as error:  # safetensors raises many types of exceptions for damaged files.
-        raise _not_safetensors(path, error) from error
-    if _is_foreign(names):
-        return Header(path, foreign=True)
-    try:
-        mean, std = (tuple(map(float, metadata.get(key, "").split())) for key in ("mean", "std"))
-    except ValueError as error:
-        raise _not_safetensors(path, error) from error
-    pool, has_w_fp = metadata.get("pool", ""), any(map(_is_w_fp, names))
-    return Header(path, False, mean, std, pool, has_w_fp)
+    return _read(file, with_arrays=False)[0]
 
 
-def _check_file(file: str | os.PathLike[str]) -> Path:
+def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[Header, Arrays]:
+    """Reads the header of a file and, if asked for, its arrays."""
     path = files.expanded(file)
     if not path.exists():
         raise UserError(f"{file}: there is no such file")
     if not path.is_file():
         raise UserError(f"{file} is not a file; allowed: a safetensors file")
-    return path
-
-
-def _not_safetensors(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is not a safetensors file, or is damaged ({one_line(error)}); "
-        "scripts/convert_torch.py makes one of a .pt, .pth or .th file"
-    )
+    try:
+        with safe_open(path, framework="numpy") as content:
+            names, metadata = list(content.keys()), content.metadata() or {}
+            arrays = {name: content.get_tensor(name) for name in names} if with_arrays else {}
+        if _is_foreign(names):
+            return Header(path, foreign=True), arrays
+        mean, std = (tuple(map(float, metadata.get(key, "").split())) for key in ("mean", "std"))
+    except Exception as error:  # safetensors raises many types of exceptions for damaged files.
+        raise UserError(
+            f"{path} is not a safetensors file, or is damaged ({one_line(error)}); "
+            "scripts/convert_torch.py makes one of a .pt, .pth or .th file"
+        ) from error
+    has_w_fp = any(map(_is_w_fp, names))
+    return Header(path, False, mean, std, metadata.get("pool", ""), has_w_fp), arrays
 
 
 def _is_w_fp(name: str) -> bool:
@@ -233,21 +227,16 @@ def _load(
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    path = _check_file(file)
-    try:
-        arrays = load_file(path)
-    except Exception as error:  # As in `read_header`.
-        raise _not_safetensors(path, error) from error
+    header, arrays = _read(file, with_arrays=True)
     leaves = flatten_dict(variables)
     expected = {".".join(path): leaf for path, leaf in leaves.items()}
     resized: list[str] = []
-    header = read_header(path)
     _check_pool(header, pool, for_training)
     if for_training and header.pool == pool:
         resized = _resize_pools(arrays, expected, pool)
     titles = {name: name for name in arrays}
-    if _is_foreign(arrays):
-        arrays, titles = _from_torch(path, arrays, expected)
+    if header.foreign:
+        arrays, titles = _from_torch(header.path, arrays, expected)
     loaded: dict[str, Any] = {}
     new: dict[str, None] = {}
     problems: dict[str, list[str]] = {
@@ -284,7 +273,7 @@ def _load(
             loaded[name] = np.asarray(array, leaf.dtype, order="C")
     listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if listed:
-        raise UserError(f"{path} does not fit the model; {'; '.join(listed)}")
+        raise UserError(f"{header.path} does not fit the model; {'; '.join(listed)}")
     # Not by the names, because a module's name may contain a dot.
     return unflatten_dict({path: loaded[".".join(path)] for path in leaves}), list(new), resized
 
