@@ -24,21 +24,12 @@ KERNEL_GRADIENT_SLICE_BYTES = 1024 * 1024
 
 
 def conv_general_dilated(
-    x: Array, kernel: Array, strides: Sequence[int], padding: str | Padding, **others: Any
+    x: Array, kernel: Array, strides: Sequence[int], padding: Padding, **others: Any
 ) -> Array:
-    """Calls `conv` if it supports the arguments, otherwise `jax.lax.conv_general_dilated`.
+    """The argument ``conv_general_dilated`` of `flax.linen.Conv`, for `models.layers.Conv`.
 
-    The signature is that of the argument ``conv_general_dilated`` of `flax.linen.Conv`.
+    That layer has one stride for both directions, padding in numbers, no dilation and no groups.
     """
-    dilations = (*others.get("lhs_dilation", ()), *others.get("rhs_dilation", ()))
-    if (
-        len(strides) != 2
-        or isinstance(padding, str)
-        or strides[0] != strides[1]
-        or any(dilation != 1 for dilation in dilations)
-        or others.get("feature_group_count", 1) != 1
-    ):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
     return conv(x, kernel, strides[0], padding)
 
 
