@@ -382,12 +382,7 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
         UserError: The run has no checkpoint, or the config describes another run.
     """
     workdir = _workdir(command)
-    saved = configuration.read_config(workdir)
-    config = configuration.resolve(_config(command), reads_data=reads_data)
-    configuration.copy_normalisation(config, saved)
-    configuration.compare_with_workdir(config, saved)
-    if not configuration.has_checkpoint(workdir):
-        raise UserError(f"{workdir} has no checkpoint yet; train it with --mode=train first")
+    config = configuration.config_of_run(workdir, command.config, reads_data=reads_data)
 
     from flexpool_jax.training.setup import use_compilation_cache
 

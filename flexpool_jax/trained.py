@@ -67,10 +67,7 @@ def restore(
             JAX cannot use the platform that JAX_PLATFORMS names.
     """
     workdir = files.expanded(workdir).absolute()
-    saved = configuration.read_config(workdir)
-    config = saved if config is None else configuration.resolve(config, reads_data=False)
-    configuration.copy_normalisation(config, saved)
-    configuration.compare_with_workdir(config, saved)
+    config = configuration.config_of_run(workdir, config)
     if config.deterministic:
         # If JAX has already started, sums on a GPU may differ from those of training in rounding.
         with contextlib.suppress(UserError):
@@ -102,6 +99,8 @@ class Trained:
         class_names: names of the classes, in the order of the logits.
         image_shape: (H, W, C) of the images that the model takes.
         mean, std: float32 [C], mean and standard deviation that normalise images / 255.
+        dataset_name: name of the data set, which is not that of the config if a program passed one.
+        test_images: number of images of the evaluation split.
     """
 
     workdir: Path
@@ -113,6 +112,8 @@ class Trained:
     image_shape: tuple[int, int, int]
     mean: np.ndarray
     std: np.ndarray
+    dataset_name: str
+    test_images: int
 
     @property
     def preprocess(self) -> Callable[[Array], Array]:
@@ -186,6 +187,8 @@ def load_trained(
         dataset.image_shape,
         dataset.mean,
         dataset.std,
+        dataset.name,
+        len(dataset.test),
     )
 
 
@@ -206,7 +209,7 @@ def _parse_data_json(data: dict[str, Any], path: Path) -> Dataset:
     """Builds the data set that data.json describes. Its images are black and take no memory."""
     try:
         height, width, channels = map(int, data["image_shape"])
-        class_names = tuple(map(str, data["class_names"]))
+        name, class_names = str(data["name"]), tuple(map(str, data["class_names"]))
         mean, std = (np.asarray(data[name], np.float32) for name in ("mean", "std"))
         counts = [int(data[name]) for name in ("train_images", "test_images")]
         whole = mean.shape == std.shape == (channels,) and np.isfinite([mean, std]).all()
@@ -216,4 +219,4 @@ def _parse_data_json(data: dict[str, Any], path: Path) -> Dataset:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is damaged: {reason}") from error
     train, test = (black_split(count, (height, width, channels)) for count in counts)
-    return Dataset(str(data.get("name")), train, test, class_names, mean, std)
+    return Dataset(name, train, test, class_names, mean, std)

@@ -11,7 +11,7 @@ from flexpool_jax.configuration.validation import (
     check_batch_size,
     check_files,
     check_pool_reg_stability,
-    copy_normalisation,
+    config_of_run,
     resolve,
 )
 from flexpool_jax.configuration.workdir import (
@@ -44,8 +44,8 @@ __all__ = [
     "compare_with_workdir",
     "config_files",
     "config_from_json",
+    "config_of_run",
     "config_path",
-    "copy_normalisation",
     "dataset_options",
     "digest",
     "field_names",

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -18,7 +17,12 @@ from flexpool_jax.configuration.fields import (
     field_names,
     get_field,
 )
-from flexpool_jax.configuration.workdir import config_path, has_checkpoint, read_config
+from flexpool_jax.configuration.workdir import (
+    compare_with_workdir,
+    config_path,
+    has_saved_state,
+    read_config,
+)
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.models import registry
 
@@ -181,7 +185,7 @@ def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
 
     If `dataset.mean` and `dataset.std` are empty, and the file of `init_from` contains the mean and
     standard deviation of its training images, both fields are set to these numbers. A run that has
-    a checkpoint or a result needs neither file: both fields are then those of the workdir's config.
+    begun (`has_saved_state`) needs neither file, and its fields are those of the workdir's config.
 
     Args:
         config: A config that `resolve` returned.
@@ -192,13 +196,8 @@ def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
             neither the config nor the file contains the normalisation for these weights, or they
             contradict each other.
     """
-    if (
-        workdir is not None
-        and config_path(workdir).is_file()
-        and (has_checkpoint(workdir) or (Path(workdir) / "result.json").exists())
-    ):
-        if config.init_from:
-            copy_normalisation(config, read_config(workdir))
+    if workdir is not None and has_saved_state(workdir) and config_path(workdir).is_file():
+        _copy_normalisation(config, read_config(workdir))
         return
     if config.init_from:
         _check_initial_weights(config)
@@ -207,13 +206,28 @@ def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
         raise UserError(f"config.superclass.mapping is {mapping!r}, and there is no such file")
 
 
-def copy_normalisation(config: ConfigDict, saved: ConfigDict) -> None:
-    """Sets an empty `dataset.mean` and `dataset.std` as training did from the file of `init_from`.
+def config_of_run(
+    workdir: str | os.PathLike[str], config: ConfigDict | None = None, *, reads_data: bool = False
+) -> ConfigDict:
+    """Returns the resolved config with which a checkpoint of a run is used.
 
     Args:
-        config: A config that `resolve` returned.
-        saved: The config of the workdir, from `read_config`.
+        workdir: The folder of the run.
+        config: Config to use instead of the workdir's; it must describe the same model and data.
+        reads_data: See `resolve`.
+
+    Raises:
+        UserError: The workdir has no config.json, or the config is wrong or describes another run.
     """
+    saved = read_config(workdir)
+    config = resolve(saved if config is None else config, reads_data=reads_data)
+    _copy_normalisation(config, saved)
+    compare_with_workdir(config, saved)
+    return config
+
+
+def _copy_normalisation(config: ConfigDict, saved: ConfigDict) -> None:
+    """Sets an empty normalisation to that which training took from the file of `init_from`."""
     if config.init_from and not config.dataset.mean:
         config.dataset.mean, config.dataset.std = saved.dataset.mean, saved.dataset.std
 

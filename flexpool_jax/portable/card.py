@@ -10,7 +10,6 @@ import flexpool_jax
 from flexpool_jax import configuration, files
 from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.trained import Trained
-from flexpool_jax.training.identity import DATA_FILE
 from flexpool_jax.training.steps import parameter_count
 
 # The citation is also in CITATION.cff; a test compares the two.
@@ -41,9 +40,7 @@ def model_card(trained: Trained, *, is_best: bool = False) -> str:
     if len(trained.class_names) > 20:
         classes += f" and {len(trained.class_names) - 20} more (config.json has all)"
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    # Not that of the config if a program passed another data set.
-    name = files.read_json_if_whole(trained.workdir / DATA_FILE).get("name", config.dataset.name)
-    dataset = re.sub(r"[^\w.-]", "-", name)
+    dataset = re.sub(r"[^\w.-]", "-", trained.dataset_name)
     return f"""\
 ---
 tags:
@@ -57,7 +54,7 @@ datasets:
 metrics:
 - accuracy
 ---
-# {config.model} with the pool {config.pool} on {name}
+# {config.model} with the pool {config.pool} on {trained.dataset_name}
 
 An image classifier{sac}: {parameters:,} parameters, images of
 {height}×{width} pixels ({colours}), {len(trained.class_names)} classes: {classes}.
@@ -149,24 +146,19 @@ def _measured(trained: Trained, is_best: bool) -> str:
 def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
     """The file, split, number of images, accuracy and loss of each measurement of this step."""
     found = []
-    result, data, evaluation = (
-        files.read_json_if_whole(trained.workdir / name)
-        for name in ("result.json", DATA_FILE, "evaluation.json")
-    )
-    keys = {
-        "result.json": (result, data, "test_images", "final_test_accuracy", "final_test_loss"),
-        "evaluation.json": (evaluation, evaluation, "examples", "accuracy", "loss"),
-    }
-    for name, (report, counted, count, accuracy, loss) in keys.items():
+    for name, prefix in (("result.json", "final_test_"), ("evaluation.json", "")):
+        report = files.read_json_if_whole(trained.workdir / name)
         if report.get("step") != trained.step or report.get("resize"):
             continue
         try:
             split = {"test": "test", "validation": "held-out training"}[report["split"]]
-            row = (name, split, int(counted[count]), float(report[accuracy]), float(report[loss]))
+            # Release 0.1 did not write the number into result.json.
+            count = int(report.get("examples", trained.test_images))
+            accuracy, loss = (float(report[f"{prefix}{what}"]) for what in ("accuracy", "loss"))
         except (KeyError, TypeError, ValueError):
             continue  # Damaged, or written by hand.
-        if row[2] > 0 and 0 <= row[3] <= 1:
-            found.append(row)
+        if count > 0 and 0 <= accuracy <= 1:
+            found.append((name, split, count, accuracy, loss))
     return found
 
 

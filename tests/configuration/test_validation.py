@@ -235,7 +235,7 @@ def test_a_run_that_continues_knows_its_normalisation_without_the_initial_weight
     assert (config.dataset.mean, config.dataset.std) == ((0.5,), (0.25,))
 
 
-@pytest.mark.parametrize("begun", ["checkpoints/21", "result.json"])
+@pytest.mark.parametrize("begun", ["checkpoints/21", "checkpoints_superseded/21", "result.json"])
 def test_a_run_past_its_superclasses_needs_no_mapping_to_them(begun, tmp_path):
     config = config_with({"superclass.epochs": 1, "superclass.mapping": "nowhere.json"})
     write_config(config, tmp_path)
