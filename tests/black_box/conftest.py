@@ -170,6 +170,13 @@ def start_process(*arguments: object, before: tuple[str, ...] = ()) -> subproces
     )
 
 
+def catches(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether the program has begun to handle a signal; Python at its start is killed by it."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def run_process(*arguments: object, before: tuple[str, ...] = ()) -> tuple[int, str]:
     """Runs a command to its end; returns its exit status and what it wrote."""
     process = start_process(*arguments, before=before)

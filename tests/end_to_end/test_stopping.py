@@ -3,8 +3,8 @@
 import signal
 import threading
 import time
-from pathlib import Path
 
+from tests.black_box.conftest import catches
 from tests.end_to_end.conftest import SMALL, assert_same_arrays, read_metrics
 
 SECONDS = 30  # What schedulers grant.
@@ -38,15 +38,10 @@ class Output:
     def wait_for_handlers(self, seconds=120):
         """Waits until the program, not Python at its start, answers SIGTERM."""
         deadline = time.monotonic() + seconds
-        while not self._catches(signal.SIGTERM):
+        while not catches(self.process, signal.SIGTERM):
             assert self.process.poll() is None, self.lines
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.01)
-
-    def _catches(self, number):
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
-        return bool(int(caught, 16) >> (number - 1) & 1)
 
     def stop(self, *numbers, pause=0.05):
         """Sends signals, waits for the end and returns the exit status."""

@@ -1,7 +1,5 @@
 """Runs that are there in an instant: the files that training leaves, written by its own writers."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from flexpool_jax.training import metrics
 from flexpool_jax.training.result import RESULT_FILE
 
 CONFIGS_DIR = "configs"
-ROOT = Path(__file__).parents[2]
 
 
 def small_sweep(**fields: object) -> ConfigDict:
@@ -67,24 +64,3 @@ def write_sweep(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
-
-
-@pytest.fixture
-def launch_sweep(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts launch.py, as --mode=sweep if no other is given, in a folder of the test's."""
-
-    def launch(*arguments: str) -> subprocess.Popen[str]:
-        data_dir = f" dataset.data_dir={tmp_path / 'data'}"
-        arguments = tuple(
-            argument + data_dir if argument.startswith("--config.overrides=") else argument
-            for argument in arguments
-        )
-        return subprocess.Popen(
-            [sys.executable, "launch.py", "--mode=sweep", f"--workdir={tmp_path}", *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return launch
