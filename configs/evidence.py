@@ -21,7 +21,7 @@ _E0_RATES = ("0.003", "0.01", "0.03")
 _SPATIAL_POOLS = ("flexpool", "flexpool_shared", "gdconv")
 
 # Designs with fixed rates, which take no rates in the argument.
-_WITHOUT_RATES = ("e0", "e0_paper", "e6_sgd")
+WITHOUT_RATES = ("e0", "e0_paper", "e6_sgd")
 
 _FASHION: dict[str, object] = {"datasets": ("fashion_mnist",), "overrides": "batch_size=125"}
 _TINY: dict[str, object] = {"datasets": ("tiny_imagenet",), "overrides": "batch_size=250"}
@@ -142,7 +142,7 @@ def get_config(argument: str) -> ConfigDict:
     config.update(DESIGNS[name])
     config.overrides = f"tensorboard=False {config.overrides}"
 
-    if name in _WITHOUT_RATES:
+    if name in WITHOUT_RATES:
         if rest:
             raise UserError(f"{argument!r} gives rates, but {name} has its own; allowed: {name}")
         return config

@@ -19,7 +19,7 @@ from flexpool_jax import configuration
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
-from flexpool_jax.report.results import Run, find_runs, short_source
+from flexpool_jax.report.results import FinishedRun, find_runs, short_source
 from flexpool_jax.sweeps import grid
 
 Key = tuple[str, int]  # column and seed
@@ -44,7 +44,7 @@ class Design:
 
     expected: dict[Key, grid.Cell]
     failed: list[Key]
-    runs: dict[Key, Run]
+    runs: dict[Key, FinishedRun]
 
     @property
     def missing(self) -> list[Key]:
@@ -57,7 +57,7 @@ class Design:
         """The columns in the order of the sweep."""
         return list(dict.fromkeys(column for column, _ in self.expected))
 
-    def of_column(self, column: str) -> dict[int, Run]:
+    def of_column(self, column: str) -> dict[int, FinishedRun]:
         """Returns the runs of a column, with their seeds as keys."""
         return {seed: run for (c, seed), run in self.runs.items() if c == column}
 
@@ -140,7 +140,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
         expected = {(_column(cell, name), cell.config.seed): cell for cell in cells}
         names = {f"{name}/{cell.name}": key for key, cell in expected.items()}
         known.extend(names)
-        runs: dict[Key, Run] = {}
+        runs: dict[Key, FinishedRun] = {}
         for run in found[name].runs:
             key, reason = _place(run, expected, source)
             if not reason and run.data_digest != data[_data_key(run)]:
@@ -165,7 +165,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
             raise UserError(f"--failed={cell} has a result; leave it out of --failed")
         return design
 
-    designs = {name: read(name, name) for name in sweeps._WITHOUT_RATES}
+    designs = {name: read(name, name) for name in sweeps.WITHOUT_RATES}
     rates = selected_rates(designs["e0"])
     for name in sweeps.DESIGNS:
         if name in designs:
@@ -184,7 +184,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     return Evidence({name: designs[name] for name in sweeps.DESIGNS}, rates, source, left_out)
 
 
-def _is_extended(e1: Design, runs: Mapping[Key, Run]) -> bool:
+def _is_extended(e1: Design, runs: Mapping[Key, FinishedRun]) -> bool:
     """Whether the protocol's stopping rule extends E1 to seeds 6 to 9."""
     first = [key for key in e1.expected if key[1] < FIRST_SEEDS]
     deviation = first_deviation({key: run.accuracy for key, run in runs.items()})
@@ -209,7 +209,7 @@ def _column(cell: grid.Cell, design: str) -> str:
     return "+".join(words)
 
 
-def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Key, str]:
+def _place(run: FinishedRun, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Key, str]:
     """Returns the cell closest to a run, and why the run does not count ("" if it does)."""
     differences = {key: _differences(cell.config, run.config) for key, cell in expected.items()}
     key = min(differences, key=lambda key: len(differences[key]))
@@ -220,7 +220,7 @@ def _place(run: Run, expected: Mapping[Key, grid.Cell], source: str) -> tuple[Ke
     return key, "; ".join(differences[key])
 
 
-def _data_key(run: Run) -> Key:
+def _data_key(run: FinishedRun) -> Key:
     """What says which images a run has: its data set and, if the seed drew them, the seed."""
     return run.config.dataset.name, run.seed if run.config.dataset.holdout else -1
 
@@ -283,7 +283,7 @@ def select_rate(accuracies: Mapping[float, float], images: int) -> float:
     return 0.01 if 0.01 in tied else min(tied)
 
 
-def read_correct(runs: Mapping[Key, Run]) -> dict[Key, np.ndarray]:
+def read_correct(runs: Mapping[Key, FinishedRun]) -> dict[Key, np.ndarray]:
     """Reads from predictions.npz which test images each run classified correctly.
 
     Runs without this file are left out.

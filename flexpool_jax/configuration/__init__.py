@@ -9,10 +9,10 @@ from flexpool_jax.configuration.loading import config_files, load_config
 from flexpool_jax.configuration.overrides import apply_overrides, overrides_of
 from flexpool_jax.configuration.validation import (
     check_batch_size,
-    check_files,
     check_pool_reg_stability,
     config_of_run,
     resolve,
+    resolve_training_files,
 )
 from flexpool_jax.configuration.workdir import (
     Change,
@@ -36,7 +36,6 @@ __all__ = [
     "Change",
     "apply_overrides",
     "check_batch_size",
-    "check_files",
     "check_pool_reg_stability",
     "check_resume",
     "check_saving",
@@ -58,5 +57,6 @@ __all__ = [
     "overrides_of",
     "read_config",
     "resolve",
+    "resolve_training_files",
     "write_config",
 ]

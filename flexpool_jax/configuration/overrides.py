@@ -17,7 +17,7 @@ from flexpool_jax.configuration.fields import FIELDS, KWARGS, field_names, get_f
 from flexpool_jax.errors import UserError, closest_name
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
-_SWITCHES = {
+_BOOLEANS = {
     **dict.fromkeys(("true", "t", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "f", "0", "no", "off"), False),
 }
@@ -139,7 +139,7 @@ def _value_text(match: re.Match[str], remaining: list[str], current: Any) -> str
         return text
     following = remaining[0] if remaining else None
     if is_switch:
-        is_value = following is not None and following.lower() in _SWITCHES
+        is_value = following is not None and following.lower() in _BOOLEANS
         return remaining.pop(0) if is_value else "True"
     if following is None or following.startswith("--"):
         raise UserError(f"{argument} has no value; write {argument}=VALUE")
@@ -206,14 +206,14 @@ def _parse_any(text: str) -> bool | int | float | str:
             return kind(text)
         except ValueError:
             continue
-    return _SWITCHES.get(text.lower(), text)
+    return _BOOLEANS.get(text.lower(), text)
 
 
 def _parse_scalar(text: str, kind: type) -> Any:
     if kind is bool:
-        if text.lower() not in _SWITCHES:
+        if text.lower() not in _BOOLEANS:
             raise ValueError(text)
-        return _SWITCHES[text.lower()]
+        return _BOOLEANS[text.lower()]
     if kind is int:
         try:
             return int(text)

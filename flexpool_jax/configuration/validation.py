@@ -180,8 +180,10 @@ evenly; allowed: multiples of 8, e.g. 96 or 104
         )
 
 
-def check_files(config: ConfigDict, workdir: str | os.PathLike[str] | None = None) -> None:
-    """Checks that the files which only training reads exist: initial weights and superclasses.
+def resolve_training_files(
+    config: ConfigDict, workdir: str | os.PathLike[str] | None = None
+) -> None:
+    """Checks the files that only training reads: initial weights and superclasses.
 
     If `dataset.mean` and `dataset.std` are empty, and the file of `init_from` contains the mean and
     standard deviation of its training images, both fields are set to these numbers. A run that has

@@ -17,7 +17,7 @@ from flexpool_jax.errors import UserError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class FieldSetting:
     """The field that one word sets, and its value.
 
     Attributes:
@@ -60,7 +60,7 @@ def check_word(word: str, also: Iterable[str] = ()) -> None:
         raise unknown_name("variant", word, (*names, field))
 
 
-def read_variant(variant: str, separator: str = ",", kind: str = "variant") -> list[Setting]:
+def read_variant(variant: str, separator: str = ",", kind: str = "variant") -> list[FieldSetting]:
     """Reads a variant, or a column of a sweep, as the fields that it sets.
 
     Args:
@@ -80,17 +80,17 @@ def read_variant(variant: str, separator: str = ",", kind: str = "variant") -> l
         return []
     from flexpool_jax.pools import POOLS, VARIANT_WORDS
 
-    settings: list[Setting] = []
+    settings: list[FieldSetting] = []
     for word in words:
         check_word(word)
         name, equals, text = word.partition("=")
         if equals:
             field = VARIANT_WORDS["reg"][0] if name == "reg" else name
-            settings.append(Setting(word, field, text))
+            settings.append(FieldSetting(word, field, text))
         elif word in POOLS:
-            settings.append(Setting(word, "pool", word))
+            settings.append(FieldSetting(word, "pool", word))
         else:
-            settings.append(Setting(word, *VARIANT_WORDS[word]))
+            settings.append(FieldSetting(word, *VARIANT_WORDS[word]))
     for setting in settings:
         same = [other.word for other in settings if other.field == setting.field]
         if len(same) > 1:

@@ -38,7 +38,7 @@ RESIZES = ("stretch", "crop")
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """Size and kind of an image file, known without decoding its pixels.
 
     Attributes:
@@ -54,7 +54,7 @@ class Header:
     is_plain_jpeg: bool
 
 
-def read_header(file: IO[bytes], name: str) -> Header:
+def read_header(file: IO[bytes], name: str) -> ImageHeader:
     """Reads the size and kind of an image without decoding its pixels.
 
     Args:
@@ -76,7 +76,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
         except Exception as error:
             raise _damaged(name, error) from error
         is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1
-        return Header(width, height, image.mode in _GREY_MODES, is_plain)
+        return ImageHeader(width, height, image.mode in _GREY_MODES, is_plain)
 
 
 def read_image(content: bytes, name: str, channels: int) -> Image.Image:

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from flexpool_jax.data import Split
 from flexpool_jax.insight.contact_sheet import scaled
-from flexpool_jax.insight.evidence import EvidenceMaps
+from flexpool_jax.insight.evidence_maps import EvidenceMaps
 from flexpool_jax.pages.figures import COLOURS, FAINT, drawn
 from flexpool_jax.scoring import Bin
 

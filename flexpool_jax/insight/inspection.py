@@ -23,7 +23,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
 from flexpool_jax.insight.contact_sheet import WRONG, Tile, contact_sheet
-from flexpool_jax.insight.evidence import EvidenceMaps, evidence_maps, why_not_exact
+from flexpool_jax.insight.evidence_maps import EvidenceMaps, evidence_maps, why_not_exact
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.models.layers import cpu_kernels

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flexpool_jax import pages
 from flexpool_jax.data import Split
-from flexpool_jax.insight.evidence import EvidenceMaps
+from flexpool_jax.insight.evidence_maps import EvidenceMaps
 from flexpool_jax.insight.probe_report import read_probe
 from flexpool_jax.pages.curves import Point, read_metrics, thinned
 

@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
+class WeightsHeader:
     """Information about a safetensors file, read without its arrays.
 
     Attributes:
@@ -155,8 +155,8 @@ def start_from(
     return _load(file, variables, pool, for_training=True)
 
 
-def read_header(file: str | os.PathLike[str]) -> Header:
-    """Reads the information in `Header` from a safetensors file; imports no JAX.
+def read_header(file: str | os.PathLike[str]) -> WeightsHeader:
+    """Reads the information in `WeightsHeader` from a safetensors file; imports no JAX.
 
     Raises:
         UserError: the file does not exist, or is damaged or not a safetensors file.
@@ -164,7 +164,7 @@ def read_header(file: str | os.PathLike[str]) -> Header:
     return _read(file, with_arrays=False)[0]
 
 
-def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[Header, Arrays]:
+def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[WeightsHeader, Arrays]:
     """Reads the header of a file and, if asked for, its arrays."""
     path = files.expanded(file)
     if not path.exists():
@@ -176,7 +176,7 @@ def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[Header, A
             names, metadata = list(content.keys()), content.metadata() or {}
             arrays = {name: content.get_tensor(name) for name in names} if with_arrays else {}
         if _is_foreign(names):
-            return Header(path, foreign=True), arrays
+            return WeightsHeader(path, foreign=True), arrays
         mean, std = (tuple(map(float, metadata.get(key, "").split())) for key in ("mean", "std"))
     except Exception as error:  # safetensors raises many types of exceptions for damaged files.
         raise UserError(
@@ -184,14 +184,14 @@ def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[Header, A
             "scripts/convert_torch.py makes one of a .pt, .pth or .th file"
         ) from error
     has_w_fp = any(map(_is_w_fp, names))
-    return Header(path, False, mean, std, metadata.get("pool", ""), has_w_fp), arrays
+    return WeightsHeader(path, False, mean, std, metadata.get("pool", ""), has_w_fp), arrays
 
 
 def _is_w_fp(name: str) -> bool:
     return name.split(".")[-1] == "w_fp"
 
 
-def _check_pool(header: Header, pool: str, for_training: bool) -> None:
+def _check_pool(header: WeightsHeader, pool: str, for_training: bool) -> None:
     """Checks that a model with this pool computes what the file's pool computed."""
     from flexpool_jax.pools import POOLS, create_pool, has_weights
 

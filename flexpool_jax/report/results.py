@@ -149,7 +149,7 @@ def recipe_of(config: ConfigDict) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -293,7 +293,7 @@ class Run:
 
 
 def short_source(source: str) -> str:
-    """The first eight digits of each hash in a `Run.source`."""
+    """The first eight digits of each hash in a `FinishedRun.source`."""
     return ", ".join(part[:8] for part in source.split(", "))
 
 
@@ -307,7 +307,7 @@ class Found:
         unfinished: Folders of runs that have begun and have no result.
     """
 
-    runs: list[Run]
+    runs: list[FinishedRun]
     skipped: list[str]
     unfinished: list[Path]
 
@@ -325,7 +325,7 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
             and folders that cannot be read are skipped.
     """
     found = Found([], [], [])
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
 
     def skip(path: Path | str, reason: str | None) -> None:
         # A report is UTF-8, and names of folders may hold other bytes.
@@ -358,7 +358,7 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         except UserError as error:
             found.skipped.append(str(error))
     usual = _first_on_usual_data(runs)
-    seen: dict[object, Run] = {}
+    seen: dict[object, FinishedRun] = {}
     for run in runs:
         known = usual.get(_data_key(run), run)
         if run.data_digest and run.data_digest != known.data_digest:
@@ -372,7 +372,7 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
     return found
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Reads a folder's result.json.
 
     Raises:
@@ -406,15 +406,17 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{path} is damaged: its config lacks a field: {error}") from error
     except (ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{path} is damaged: {one_line(error, limit=None)}") from error
-    return Run(folder, config, final, best, result)
+    return FinishedRun(folder, config, final, best, result)
 
 
-def _first_on_usual_data(runs: Sequence[Run]) -> dict[object, Run]:
+def _first_on_usual_data(runs: Sequence[FinishedRun]) -> dict[object, FinishedRun]:
     """For each `_data_key`, the first run on the data that most runs have.
 
     Repetitions of a run count once. Of two data sets with as many runs, the first counts.
     """
-    by_digest: dict[object, dict[str, dict[object, Run]]] = defaultdict(lambda: defaultdict(dict))
+    by_digest: dict[object, dict[str, dict[object, FinishedRun]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for run in runs:
         if run.data_digest:
             by_digest[_data_key(run)][run.data_digest].setdefault((run.arm, run.seed), run)
@@ -423,7 +425,7 @@ def _first_on_usual_data(runs: Sequence[Run]) -> dict[object, Run]:
     }
 
 
-def _data_key(run: Run) -> object:
+def _data_key(run: FinishedRun) -> object:
     """Runs with equal keys should have the same images."""
     return run.group, None if run.result.get("test_split") == "official" else run.seed
 

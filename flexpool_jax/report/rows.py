@@ -18,7 +18,7 @@ from flexpool_jax import configuration
 from flexpool_jax.configuration import FIELDS, field_names, get_field
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate, estimate, holm, paired_difference
-from flexpool_jax.report.results import ARM_FIELDS, Arm, Run, recipe_of, short_source
+from flexpool_jax.report.results import ARM_FIELDS, Arm, FinishedRun, recipe_of, short_source
 from flexpool_jax.sweeps.grid import Cell
 
 
@@ -39,7 +39,7 @@ class Setting:
     """
 
     arm: Arm
-    runs: dict[int, Run] = dataclasses.field(default_factory=dict)
+    runs: dict[int, FinishedRun] = dataclasses.field(default_factory=dict)
     missing: list[int] = dataclasses.field(default_factory=list)
     expected: set[int] = dataclasses.field(default_factory=set)
     differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
@@ -89,7 +89,7 @@ class Row:
 
     Attributes:
         config: The config of one of the runs.
-        source: The hash of the source code that trained the runs, see `Run.source`.
+        source: The hash of the source code that trained the runs, see `FinishedRun.source`.
         changes: The fields that changed between two starts of the runs, in words; empty if none.
         title: The data set, and the fields that differ from other rows of the same data set.
         settings: The settings by arm. Those without SAC come first, then those with the same SAC
@@ -129,7 +129,7 @@ class Row:
         ]
 
 
-def make_rows(runs: Iterable[Run], cells: Iterable[Cell] = ()) -> list[Row]:
+def make_rows(runs: Iterable[FinishedRun], cells: Iterable[Cell] = ()) -> list[Row]:
     """Sorts runs into rows, in the order of the paper's tables, and compares their settings.
 
     Args:

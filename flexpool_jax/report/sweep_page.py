@@ -11,7 +11,7 @@ from flexpool_jax import pages
 from flexpool_jax.pages.curves import Point, mean_curve, thinned
 from flexpool_jax.report import words
 from flexpool_jax.report.analysis import Estimate
-from flexpool_jax.report.results import Run
+from flexpool_jax.report.results import FinishedRun
 from flexpool_jax.report.rows import Row, Setting
 
 PAGE_FILE = "index.html"
@@ -114,7 +114,7 @@ def _thinned(curve: Mapping[int, float]) -> list[Point]:
     return thinned(list(curve.items()), _MAX_POINTS)
 
 
-def _run(run: Run, setting: Setting, workdir: Path) -> dict[str, Any]:
+def _run(run: FinishedRun, setting: Setting, workdir: Path) -> dict[str, Any]:
     folder = run.folder.relative_to(workdir).as_posix()
     files_of_run = [name for name in _LINKED if (run.folder / name).is_file()]
     return {

@@ -118,10 +118,10 @@ def expand(
         config: A sweep's config.
         configs_dir: The folder with the data sets' config files.
         workdir: The sweep's folder. Runs that have begun in it need no `init_from`, see
-            `configuration.check_files`.
+            `configuration.resolve_training_files`.
         reads_data: Whether the runs' files must exist: their data sets, see
             `configuration.resolve`, those of the user's own (image_folder, npz) in
-            `dataset.raw_dir`, and the files that `configuration.check_files` checks.
+            `dataset.raw_dir`, and the files that `configuration.resolve_training_files` checks.
 
     Raises:
         UserError: The sweep or one of its runs is not valid, or two runs are the same; the message
@@ -160,12 +160,12 @@ def expand(
             training = configuration.resolve(training, reads_data=reads_data)
             folder = None if workdir is None else Path(workdir) / name
             if reads_data:
-                configuration.check_files(training, folder)
+                configuration.resolve_training_files(training, folder)
                 check_raw_dir(training.dataset.name, training.dataset.raw_dir)
             else:
                 # Sets the normalisation that belongs to `init_from`, if it can be found.
                 with contextlib.suppress(UserError):
-                    configuration.check_files(training, folder)
+                    configuration.resolve_training_files(training, folder)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         cell = Cell(name, dataset, training, tuple(arguments))

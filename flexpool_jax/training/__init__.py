@@ -80,7 +80,7 @@ def train(
     configuration.check_workdir(os.path.expanduser(workdir))  # noqa: PTH111
     configuration.check_saving(folder)
     config = configuration.resolve(config)
-    configuration.check_files(config, folder)
+    configuration.resolve_training_files(config, folder)
     configuration.check_resume(config, folder)
 
     from flexpool_jax.training import debugging, run

@@ -10,9 +10,9 @@ from flexpool_jax.configuration import (
     FIELDS,
     apply_overrides,
     check_batch_size,
-    check_files,
     check_pool_reg_stability,
     resolve,
+    resolve_training_files,
     write_config,
 )
 from flexpool_jax.configuration.fields import field_names
@@ -219,19 +219,19 @@ def test_missing_mapping_to_superclasses(tmp_path):
     config = config_with({"superclass.epochs": 1, "superclass.mapping": str(mapping)})
     resolve(config)
     with pytest.raises(UserError, match=r"superclass\.mapping"):
-        check_files(config)
+        resolve_training_files(config)
     mapping.write_text("{}")
-    check_files(config)
+    resolve_training_files(config)
 
 
 def test_a_run_that_continues_knows_its_normalisation_without_the_initial_weights(tmp_path):
     config = resolve(config_with({"init_from": "nowhere.safetensors"}))
     with pytest.raises(UserError, match=r"config.init_from: nowhere.safetensors: there is no such"):
-        check_files(config, tmp_path)
+        resolve_training_files(config, tmp_path)
     saved = config_with({"dataset.mean": (0.5,), "dataset.std": (0.25,)})
     write_config(saved, tmp_path)
     (tmp_path / "checkpoints" / "21").mkdir(parents=True)
-    check_files(config, tmp_path)
+    resolve_training_files(config, tmp_path)
     assert (config.dataset.mean, config.dataset.std) == ((0.5,), (0.25,))
 
 
@@ -241,9 +241,9 @@ def test_a_run_past_its_superclasses_needs_no_mapping_to_them(begun, tmp_path):
     write_config(config, tmp_path)
     (tmp_path / "superclass/checkpoints/7").mkdir(parents=True)
     with pytest.raises(UserError, match=r"superclass\.mapping"):
-        check_files(config, tmp_path)
+        resolve_training_files(config, tmp_path)
     (tmp_path / begun).mkdir(parents=True)
-    check_files(config, tmp_path)
+    resolve_training_files(config, tmp_path)
 
 
 def sum_after_descent(pool_reg, *, rate, momentum, positions, steps=300):

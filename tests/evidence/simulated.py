@@ -32,7 +32,7 @@ def write_evidence(
 ) -> None:
     """Writes every cell of some designs; 0.01 is the best rate of both pools in E0."""
     for name in designs:
-        rates = "" if name in sweeps._WITHOUT_RATES else ",avg=0.01,flexpool=0.01"
+        rates = "" if name in sweeps.WITHOUT_RATES else ",avg=0.01,flexpool=0.01"
         config = sweeps.get_config(f"{name}{rates}")
         config.seeds = seeds or config.seeds
         for cell in grid.expand(config, "configs", reads_data=False):

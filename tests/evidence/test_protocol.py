@@ -17,7 +17,7 @@ RUNS = {"e0": 14, "e1": 30, "e2": 15, "e3": 10, "e4": 15, "e5": 15, "e6": 36}
 
 
 def sweep(name, rates="avg=0.003,flexpool=0.01"):
-    given = "" if name in evidence._WITHOUT_RATES else f",{rates}"
+    given = "" if name in evidence.WITHOUT_RATES else f",{rates}"
     return evidence.get_config(f"{name}{given}")
 
 
@@ -55,7 +55,7 @@ def test_columns_of_the_page_are_those_of_the_sweeps():
 def test_pools_with_spatial_weights_train_at_flexpools_rate():
     spatial = {"flexpool", "flexpool_shared", "gdconv"}
     seen = set()
-    for name in set(evidence.DESIGNS) - set(evidence._WITHOUT_RATES):
+    for name in set(evidence.DESIGNS) - set(evidence.WITHOUT_RATES):
         for cell in cells(name):
             assert cell.config.learning_rate == (0.01 if cell.config.pool in spatial else 0.003)
             seen.add(cell.config.pool)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from flexpool_jax.insight.evidence import evidence_maps, why_not_exact
+from flexpool_jax.insight.evidence_maps import evidence_maps, why_not_exact
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pools import POOLS
 

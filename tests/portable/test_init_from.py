@@ -145,7 +145,7 @@ def test_weights_of_pytorch_are_refused_without_their_normalisation(tmp_path):
         flexpool_jax.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config = config_with(init_from=str(file), **{"dataset.mean": (0.5,), "dataset.std": (0.25,)})
-    configuration.check_files(config)
+    configuration.resolve_training_files(config)
     assert config.dataset.mean == (0.5,)
 
 
@@ -164,4 +164,4 @@ def test_normalisation_has_a_number_for_each_channel(dataset, tmp_path):
 def test_another_normalisation_than_that_of_the_file_is_refused(file):
     config = config_with(init_from=file, **{"dataset.mean": (0.9,), "dataset.std": (0.25,)})
     with pytest.raises(UserError, match=r"mean is \(0.9,\), but the weights in .* trained with"):
-        configuration.check_files(config)
+        configuration.resolve_training_files(config)

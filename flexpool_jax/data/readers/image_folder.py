@@ -239,7 +239,7 @@ def _unused(tree: FileTree, used: set[str]) -> str:
     )
 
 
-def _header(tree: FileTree, name: str) -> images.Header:
+def _header(tree: FileTree, name: str) -> images.ImageHeader:
     try:
         with tree.open(name) as file:
             return images.read_header(file, str(tree.path / name))
