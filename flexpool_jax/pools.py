@@ -349,6 +349,24 @@ def has_weights(pool: str) -> bool:
     return bool(named_w_fp(variables.get("params", {})))
 
 
+def starts_as_average(pool: str) -> bool:
+    """Whether a pool has a parameter ``w_fp`` that makes it average pooling before training.
+
+    Raises:
+        ValueError: unknown pool.
+
+    Example:
+        >>> [starts_as_average(pool) for pool in ("flexpool", "flexpool_softmax", "gdconv")]
+        [True, True, False]
+    """
+    if not has_weights(pool):
+        return False
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 64))
+    y, _ = create_pool(pool).init_with_output(jax.random.key(1), x)
+    average = x.mean(axis=(1, 2))
+    return y.shape == average.shape and bool(jnp.allclose(y, average, atol=1e-5))
+
+
 def regularizer_applies(pool: str) -> bool:
     """Whether Eq. 2 can constrain a pool: it has a ``w_fp``, and uses ``w_fp`` as it is stored.
 

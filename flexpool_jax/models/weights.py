@@ -115,8 +115,9 @@ def load_weights(
             from `jax.eval_shape` are enough.
         pool: name of the model's pool. If it is given, a file is refused if it names a pool with
             another constraint, whose ``w_fp`` has the same shape and another meaning; or, without a
-            ``w_fp``, another pool. A file of average pooling fits every pool with a ``w_fp``. Files
-            of PyTorch, and files without the name of a pool, are not checked.
+            ``w_fp``, another pool. A file of average pooling fits every pool whose ``w_fp`` starts
+            as average pooling. Files of PyTorch, and files without the name of a pool, are not
+            checked.
 
     Returns:
         A tree like ``variables``, of NumPy arrays with its dtypes and the values of the file.
@@ -193,14 +194,14 @@ def _is_w_fp(name: str) -> bool:
 
 def _check_pool(header: WeightsHeader, pool: str, for_training: bool) -> None:
     """Checks that a model with this pool computes what the file's pool computed."""
-    from flexpool_jax.pools import POOLS, create_pool, has_weights
+    from flexpool_jax.pools import POOLS, create_pool, starts_as_average
 
     # A name that is not registered here is of a user's own pool.
     if header.pool not in POOLS or pool not in POOLS:
         return
     if not header.has_w_fp:
-        # A w_fp that the file lacks starts as average pooling. Training may start from any pool.
-        begins_alike = header.pool == "avg" and has_weights(pool)
+        # Training may start from any pool.
+        begins_alike = header.pool == "avg" and starts_as_average(pool)
         if header.pool != pool and not begins_alike and not for_training:
             raise UserError(
                 f"{header.path} holds weights that were trained with the pool {header.pool!r}, and "

@@ -370,7 +370,8 @@ def test_weights_of_a_pool_without_w_fp_fit_every_constraint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("saved", "pool"), [("max", "avg"), ("avg", "lse"), ("gem", "flexpool"), ("max", "gdconv")]
+    ("saved", "pool"),
+    [("max", "avg"), ("avg", "lse"), ("gem", "flexpool"), ("max", "gdconv"), ("avg", "gdconv")],
 )
 def test_weights_of_another_pool_without_w_fp_are_only_a_start_for_training(tmp_path, saved, pool):
     file = tmp_path / "a.safetensors"
