@@ -30,8 +30,8 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
-from flexpool_jax.pooling import named_w_fp
-from flexpool_jax.pools import pool_summary
+from flexpool_jax.pooling import flexpool_regularizer, named_w_fp
+from flexpool_jax.pools import has_weights, pool_summary, regularizer_applies
 from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
@@ -154,6 +154,7 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         sac_weights=config.sac.weights if config.sac.enabled else (),
         label_smoothing=config.label_smoothing,
         pool_reg=config.pool_reg,
+        regularizer=_regularizer(config.pool),
         ema_decay=config.ema_decay,
         freeze_backbone=config.freeze == "backbone",
         grad_accum_steps=config.grad_accum_steps,
@@ -212,9 +213,17 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
             + (f" ({config.init_from} gives the numbers of its images)" if config.init_from else "")
         )
     changed = dataclasses.replace(dataset, mean=mean, std=std)
-    # Sets the cached property: computing the digest again would read all stored images.
-    vars(changed)["digest"] = dataset.digest
+    if "digest" in vars(dataset):
+        # Sets the cached property: computing the digest again would read all stored images.
+        vars(changed)["digest"] = dataset.digest
     return changed
+
+
+def _regularizer(pool: str) -> Callable[[Any], jax.Array]:
+    """Returns Eq. 2 as a function of the parameters; 0 for pools that use a softmax of w_fp."""
+    if has_weights(pool) and not regularizer_applies(pool):
+        return lambda params: jnp.zeros(())
+    return flexpool_regularizer
 
 
 def create_configured_model(config: ml_collections.ConfigDict, dataset: Dataset) -> nn.Module:

@@ -170,6 +170,7 @@ def make_train_step(
     sac_weights: Sequence[float] = (),
     label_smoothing: float = 0.0,
     pool_reg: float = 0.0,
+    regularizer: Callable[[Any], Array] = flexpool_regularizer,
     ema_decay: float = 0.0,
     freeze_backbone: bool = False,
     grad_accum_steps: int = 1,
@@ -189,6 +190,7 @@ def make_train_step(
         label_smoothing: label smoothing of the training loss, see
             `flexpool_jax.losses.cross_entropy`; evaluation uses none.
         pool_reg: coefficient of Eq. 2 of the FlexPool paper.
+        regularizer: Eq. 2 as a function of the parameters. It is logged even if pool_reg is 0.
         ema_decay: decay of the moving average of the parameters, if the state has one.
         freeze_backbone: whether to leave the backbone's parameters and running statistics as they
             are, and to normalise by the running statistics.
@@ -222,7 +224,7 @@ def make_train_step(
             aux_logits=updates.get("aux_logits", {}).get("logits", ()),
             sac_weights=sac_weights,
             label_smoothing=label_smoothing,
-            regularizer=flexpool_regularizer(params),
+            regularizer=regularizer(params),
             pool_reg=pool_reg,
         )
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))

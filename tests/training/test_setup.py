@@ -47,6 +47,12 @@ def test_only_training_needs_a_batch_that_the_devices_can_share(monkeypatch):
     check_training(make(500, batch_size=124))
 
 
+def test_another_normalisation_reads_no_images_for_their_digest():
+    setup = make(500, **{"dataset.mean": (0.5,), "dataset.std": (0.25,)})
+    assert setup.dataset.mean == 0.5
+    assert "digest" not in vars(setup.dataset)
+
+
 def test_only_random_crops_take_training_images_of_another_size():
     augment = {"augment.random_resized_crop": (0.08, 1.0), "augment.scale": (1.0, 1.0)}
     check_training(make(500, batch_size=100, side=12, **augment))
