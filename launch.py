@@ -28,7 +28,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 import flexpool_jax
-from flexpool_jax import command_line, configuration
+from flexpool_jax import command_line, configuration, layout
 from flexpool_jax.command_line import Command
 from flexpool_jax.errors import (
     Interrupted,
@@ -101,7 +101,7 @@ def probe(command: Command) -> None:
     report = probing.probe_workdir(workdir, step, config)
     print(probing.summary(report))
     _warn_of_best(step)
-    print(f"see {workdir}/{probing.PROBE_FILE}")
+    print(f"see {workdir}/{layout.PROBE_FILE}")
 
 
 def inspect(command: Command) -> None:
@@ -113,7 +113,7 @@ def inspect(command: Command) -> None:
 
     print(inspection.summarise(inspection.inspect_workdir(workdir, step, config)))
     _warn_of_best(step)
-    print(f"see {workdir}/{inspection.FOLDER}/{inspection.PAGE_FILE}")
+    print(f"see {workdir}/{layout.INSPECT_FOLDER}/{inspection.PAGE_FILE}")
 
 
 def predict(command: Command) -> None:
@@ -127,7 +127,7 @@ def predict(command: Command) -> None:
 
     found = predicting.predict_files(workdir, command.images, command.top_k, step, config)
     print(predicting.table(found))
-    print(f"see {workdir}/{predicting.FOLDER}")
+    print(f"see {workdir}/{layout.PREDICT_FOLDER}")
 
 
 def export(command: Command) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evidence.model import BlockModel
-from flexpool_jax import configuration
+from flexpool_jax import configuration, layout
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
@@ -295,7 +295,7 @@ def read_correct(runs: Mapping[Key, FinishedRun]) -> dict[Key, np.ndarray]:
     found: dict[Key, np.ndarray] = {}
     labels: np.ndarray | None = None
     for key, run in runs.items():
-        path = run.folder / "predictions.npz"
+        path = run.folder / layout.PREDICTIONS_FILE
         if not path.exists():
             continue
         arrays = _load(path)
@@ -330,7 +330,7 @@ def read_weights(design: Design) -> dict[str, list[np.ndarray]]:
     """Reads each run's FlexPool weights [H, W, C], by column; the runs must be without SAC."""
     found: dict[str, list[np.ndarray]] = {}
     for (column, _), run in design.runs.items():
-        path = run.folder / "pool_weights.npz"
+        path = run.folder / layout.POOL_WEIGHTS_FILE
         if not path.exists():
             continue
         for array in _load(path).values():

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from flexpool_jax import files
+from flexpool_jax import files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.data.dataset import black_split
@@ -23,15 +23,13 @@ from flexpool_jax.trained import Restored, restore
 from flexpool_jax.training import processes
 from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed
-from flexpool_jax.training.identity import RUN_FILE, Identity, facts, recall
+from flexpool_jax.training.identity import Identity, facts, recall
 from flexpool_jax.training.setup import (
     agree_on_compilation_cache,
     load_configured_dataset,
     replicate,
     set_up,
 )
-
-EVALUATION_FILE = "evaluation.json"
 
 
 def restore_workdir(
@@ -88,7 +86,7 @@ def evaluate(
     restored = restore_workdir(workdir, step, config, dataset)
     asked = {"the checkpoint's step": restored.step, "--resize": resize}
     processes.check_alike({**facts(restored.setup.config, restored.setup.dataset), **asked})
-    processes.check_shared(restored.workdir / RUN_FILE)
+    processes.check_shared(restored.workdir / layout.RUN_FILE)
     agree_on_compilation_cache()
     label = {}
     if resize is not None:
@@ -106,7 +104,7 @@ def evaluate(
     }
     try:
         with processes.writable(restored.workdir) as folder:
-            files.write_json(folder / EVALUATION_FILE, report)
+            files.write_json(folder / layout.EVALUATION_FILE, report)
     except OSError as error:
         # The folder may be another user's, or the disk full: the report is returned in any case.
         print(f"not written: {error.filename}: {error.strerror}", file=sys.stderr)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import filelock
 
+from flexpool_jax import layout
 from flexpool_jax.errors import UserError
 
-LOCK_FILE = ".lock"
 # Errors from file systems without such locks, such as some mounts of Lustre and NFS.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -70,7 +70,7 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         UserError: Another living process holds the lock, or the workdir cannot be written to.
         OSError: The disk is full.
     """
-    path = workdir / LOCK_FILE
+    path = workdir / layout.LOCK_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path, "training in it")

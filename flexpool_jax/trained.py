@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.data.dataset import black_split
@@ -24,7 +24,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.environment import check_platform
-from flexpool_jax.training.identity import DATA_FILE, Identity, read_id
+from flexpool_jax.training.identity import Identity, read_id
 from flexpool_jax.training.setup import Setup, create_configured_model, set_up
 
 Array = jax.Array
@@ -194,14 +194,14 @@ def load_trained(
 
 def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset, Identity]:
     """Returns the data set and the identity that a workdir's data.json and run.json describe."""
-    data = files.read_json(workdir / DATA_FILE, ("digest",))
+    data = files.read_json(workdir / layout.DATA_FILE, ("digest",))
     if data is None:
         raise UserError(
-            f"{workdir} has no {DATA_FILE}, which release 0.1 did not write yet; run once "
+            f"{workdir} has no {layout.DATA_FILE}, which release 0.1 did not write yet; run once "
             f"`python launch.py --workdir={shlex.quote(str(workdir))}`: a finished run adds the "
             "file and does not train"
         )
-    dataset = _parse_data_json(data, workdir / DATA_FILE)
+    dataset = _parse_data_json(data, workdir / layout.DATA_FILE)
     return dataset, Identity(read_id(workdir), config, data["digest"])
 
 

@@ -10,15 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flexpool_jax import files
+from flexpool_jax import files, layout
 from flexpool_jax.configuration.fields import FIELDS, definition, field_names, get_field
 from flexpool_jax.errors import UserError, one_line
 
-# Files (by the endings of their names) and folders that a run and the modes write into its workdir.
+# Endings of the names of files that a run and the modes write into its workdir.
 _FILE_SUFFIXES = (".json", ".jsonl", ".npz")
-_MOVED_CHECKPOINTS = ("checkpoints_damaged", "checkpoints_superseded")
-_OF_MODES = ("export", "inspect", "predict", "profile", "report")
-_FOLDERS = ("checkpoints", *_MOVED_CHECKPOINTS, "superclass", "tensorboard", *_OF_MODES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +33,19 @@ class Change:
 
 def config_path(workdir: str | os.PathLike[str]) -> Path:
     """Returns the path of a workdir's config.json."""
-    return Path(workdir) / "config.json"
+    return Path(workdir) / layout.CONFIG_FILE
 
 
 def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     """Whether a workdir holds a complete checkpoint, a folder that Orbax names by its step."""
-    checkpoints = Path(workdir) / "checkpoints"
+    checkpoints = Path(workdir) / layout.CHECKPOINTS_FOLDER
     return checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
 
 
 def has_any_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     """Whether a workdir holds a checkpoint, also a damaged or superseded one."""
-    moved = (Path(workdir) / name for name in _MOVED_CHECKPOINTS)
+    names = (layout.DAMAGED_FOLDER, layout.SUPERSEDED_FOLDER)
+    moved = (Path(workdir) / name for name in names)
     return has_checkpoint(workdir) or any(
         folder.is_dir() and any(folder.iterdir()) for folder in moved
     )
@@ -58,7 +56,7 @@ def has_saved_state(workdir: str | os.PathLike[str]) -> bool:
 
     Without these, training starts at step 0, and nothing is lost if it has another config.
     """
-    return has_any_checkpoint(workdir) or (Path(workdir) / "result.json").exists()
+    return has_any_checkpoint(workdir) or (Path(workdir) / layout.RESULT_FILE).exists()
 
 
 def check_workdir(workdir: str) -> None:
@@ -124,9 +122,9 @@ def _check_contents(workdir: Path) -> None:
         is_folder = path.is_dir()
         if path.is_symlink() and not is_folder:
             raise UserError(f"{path} is a link to a file; put the file itself there, or remove it")
-        if is_folder and (path.suffix in _FILE_SUFFIXES or path.name == ".lock"):
+        if is_folder and (path.suffix in _FILE_SUFFIXES or path.name == layout.LOCK_FILE):
             raise UserError(f"{path} is a folder where a file belongs; move it away")
-        if not is_folder and path.name in _FOLDERS:
+        if not is_folder and path.name in layout.FOLDERS:
             raise UserError(f"{path} is a file where a folder belongs; move it away")
 
 

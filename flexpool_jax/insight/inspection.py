@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from flexpool_jax import configuration, files, scoring
+from flexpool_jax import configuration, files, layout, scoring
 from flexpool_jax.data import Dataset
 from flexpool_jax.evaluation import Restored, restore_workdir
 from flexpool_jax.insight import figures, page
@@ -37,7 +37,6 @@ from flexpool_jax.training.setup import Setup
 Array = jax.Array
 Variables = Mapping[str, Any]
 
-FOLDER = "inspect"
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
 _MAX_ERRORS, _MAX_IMAGES = 48, 24
 # The largest number of classes for which an image has evidence maps, and of values in all maps; the
@@ -59,7 +58,7 @@ def inspect_workdir(
     """
     started = time.monotonic()
     restored = restore_workdir(workdir, step, config)
-    folder = restored.workdir / FOLDER
+    folder = restored.workdir / layout.INSPECT_FOLDER
     folder.mkdir(exist_ok=True)
     setup, variables = restored.setup, restored.variables
     model, test = setup.model, setup.dataset.test

@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from flexpool_jax import files
+from flexpool_jax import files, layout
 from flexpool_jax.data import images
 from flexpool_jax.data.archives import MAX_FILE_BYTES
 from flexpool_jax.errors import UserError, closest_name
@@ -29,7 +29,6 @@ from flexpool_jax.insight.contact_sheet import RIGHT, WRONG, Tile, contact_sheet
 from flexpool_jax.pages.figures import INK
 from flexpool_jax.trained import Trained, load_trained
 
-FOLDER = "predict"
 CSV_FILE, SHEET_FILE = "predictions.csv", "contact_sheet.png"
 DEFAULT_TOP_K = 5
 # The most files shown on the terminal, named on standard error, and drawn; the CSV has all.
@@ -199,7 +198,7 @@ def predict_files(
     if not 1 <= top_k <= num_classes:
         raise UserError(f"--top_k={top_k}; allowed: 1 to {num_classes}, the number of classes")
     started = time.monotonic()
-    folder = trained.workdir / FOLDER
+    folder = trained.workdir / layout.PREDICT_FOLDER
     folder.mkdir(exist_ok=True)
     first: list[Prediction] = []
     tiles: list[Tile] = []

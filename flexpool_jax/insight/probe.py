@@ -18,11 +18,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Split
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.insight.perturbations import perturbations
-from flexpool_jax.insight.probe_report import PROBE_FILE, by_title
+from flexpool_jax.insight.probe_report import by_title
 from flexpool_jax.insight.weights import interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pools import effective_weights
@@ -72,7 +72,7 @@ def probe_workdir(
         **probe(restored.setup, restored.variables),
         "seconds": time.monotonic() - started,
     }
-    files.write_json(restored.workdir / PROBE_FILE, report)
+    files.write_json(restored.workdir / layout.PROBE_FILE, report)
     return report
 
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flexpool_jax import files
+from flexpool_jax import files, layout
 
-PROBE_FILE = "probe.json"
 _STRENGTHS = ("rank", "pixels", "sd", "sigma", "factor")
 
 
 def read_probe(workdir: Path) -> dict[str, Any]:
     """Reads a workdir's probe.json; {} if there is no such file, or if it is damaged."""
-    found = files.read_json_if_whole(workdir / PROBE_FILE)
+    found = files.read_json_if_whole(workdir / layout.PROBE_FILE)
     lists = (found.get(name) for name in ("interventions", "perturbations"))
     is_whole = isinstance(found.get("baseline"), dict) and all(isinstance(x, list) for x in lists)
     return found if is_whole else {}

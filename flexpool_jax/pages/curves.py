@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexpool_jax import layout
+
 Point = tuple[float, float]
 
 
@@ -34,7 +36,7 @@ def read_metrics(workdir: Path) -> Iterator[tuple[str, float, float, dict[str, f
         out.
     """
     try:
-        lines = (workdir / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
+        lines = (workdir / layout.METRICS_FILE).read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:

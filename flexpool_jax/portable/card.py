@@ -7,7 +7,7 @@ import re
 from scipy import stats
 
 import flexpool_jax
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.trained import Trained
 from flexpool_jax.training.steps import parameter_count
@@ -113,7 +113,7 @@ def _how_to_resize(trained: Trained) -> str:
 def _versions(trained: Trained) -> str:
     """A sentence on the releases of this project that trained and exported a network."""
     exporting = f"flexpool_jax {flexpool_jax.__version__} exported them."
-    versions = files.read_json_if_whole(trained.workdir / "result.json").get("versions")
+    versions = files.read_json_if_whole(trained.workdir / layout.RESULT_FILE).get("versions")
     if not isinstance(versions, dict) or "flexpool_jax" not in versions:
         return exporting
     return f"flexpool_jax {versions['flexpool_jax']} trained them; {exporting}"
@@ -146,7 +146,7 @@ def _measured(trained: Trained, is_best: bool) -> str:
 def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
     """The file, split, number of images, accuracy and loss of each measurement of this step."""
     found = []
-    for name, prefix in (("result.json", "final_test_"), ("evaluation.json", "")):
+    for name, prefix in ((layout.RESULT_FILE, "final_test_"), (layout.EVALUATION_FILE, "")):
         report = files.read_json_if_whole(trained.workdir / name)
         if report.get("step") != trained.step or report.get("resize"):
             continue

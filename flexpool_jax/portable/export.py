@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 from jax import export
 
-from flexpool_jax import files
+from flexpool_jax import files, layout
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.models.weights import save_weights
@@ -30,7 +30,6 @@ from flexpool_jax.portable.card import model_card
 from flexpool_jax.portable.exported import CHECK, CONFIG, PROGRAM, WEIGHTS, digest_of, sha256_of
 from flexpool_jax.trained import Trained, load_trained
 
-FOLDER = "export"
 CARD = "README.md"
 PLATFORMS = ("cpu", "cuda")
 
@@ -58,7 +57,7 @@ def export_workdir(
         UserError: `load_trained` cannot use the workdir, the step or a file.
     """
     trained = load_trained(workdir, step, config)
-    folder = trained.workdir / FOLDER
+    folder = trained.workdir / layout.EXPORT_FOLDER
     folder.mkdir(exist_ok=True)
     # check.json is deleted first and written last, so that an incomplete folder is not loaded.
     (folder / CHECK).unlink(missing_ok=True)

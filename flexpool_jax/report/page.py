@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from flexpool_jax import layout
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import figures, sweep_page, tables, words
 from flexpool_jax.report.results import find_runs
@@ -15,7 +16,6 @@ from flexpool_jax.report.rows import Row, make_rows
 from flexpool_jax.report.sweep_page import PAGE_FILE
 from flexpool_jax.sweeps.grid import Cell
 
-FOLDER = "report"
 _WRITTEN = (
     *("report.md", PAGE_FILE, "table[12].csv", "settings.csv", "runs.csv", "classes.csv"),
     *("figure[24].png", "settings-*.png", "curves-*.png"),
@@ -53,7 +53,7 @@ def write_report(
         damaged = f"; {found.skipped[0]}" if found.skipped else ""
         raise UserError(f"--workdir={workdir} has no result.json of a finished run{damaged}")
     rows = make_rows(found.runs, cells)
-    folder = workdir / FOLDER
+    folder = workdir / layout.REPORT_FOLDER
     folder.mkdir(exist_ok=True)
     for pattern in _WRITTEN:
         # Otherwise old files that this report does not write would look like a part of it.

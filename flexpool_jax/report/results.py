@@ -20,10 +20,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.configuration.fields import check_field, get_field
 from flexpool_jax.errors import UserError, one_line
-from flexpool_jax.lock import LOCK_FILE
 from flexpool_jax.pages.curves import finite, read_metrics
 from flexpool_jax.report import paper
 
@@ -38,9 +37,10 @@ ARM_FIELDS: dict[str, Any] = {
 }
 # Titles from the paper. Other pools are shown by their names in configs.
 _POOL_TITLES = {"avg": "AvgPool", "flexpool": "FlexPool"}
-# Folders in a run's folder that do not count as runs. An export has a config.json too, and the
-# first phase of a run with super classing has a result.json with the accuracy of the superclasses.
-_PASSED_OVER = ("checkpoints", "tensorboard", "report", "export", "superclass")
+# A folder with one of these files is that of a run. Folders in it do not count as runs: an export
+# also has a config.json, and the first phase of a run with super classing has a result.json, with
+# the accuracy of the superclasses.
+_OF_A_RUN = {layout.CONFIG_FILE, layout.RESULT_FILE, layout.LOCK_FILE}
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -223,10 +223,17 @@ class FinishedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics beside accuracy, by name; empty if result.json has none."""
+        """The metrics beside accuracy, by name; empty if result.json has none.
+
+        Metrics whose names end in "accuracy" are in per cent.
+        """
         found = self.result.get("final_test_metrics")
         numbers = {name: finite(v) for name, v in found.items()} if isinstance(found, dict) else {}
-        return {name: number for name, number in numbers.items() if number is not None}
+        return {
+            name: _in_report_unit(name, number)
+            for name, number in numbers.items()
+            if number is not None
+        }
 
     @property
     def accuracy_per_class(self) -> dict[str, float | None]:
@@ -263,8 +270,7 @@ class FinishedRun:
                 last_steps[key] = step
         return {
             (split, name): {
-                at: _weighted_mean(found) * (100 if name.endswith("accuracy") else 1)
-                for at, found in by_epoch.items()
+                at: _in_report_unit(name, _weighted_mean(found)) for at, found in by_epoch.items()
             }
             for (split, name), by_epoch in points.items()
         }
@@ -337,7 +343,7 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
             skip(error.filename, error.strerror)
 
     for place, folders, names in os.walk(folder, onerror=on_error):
-        passed_over = _PASSED_OVER if {"config.json", "result.json", LOCK_FILE} & set(names) else ()
+        passed_over = layout.FOLDERS if _OF_A_RUN.intersection(names) else ()
         folders[:] = sorted(n for n in folders if n not in passed_over and not n.startswith("."))
         path = Path(place)
         try:
@@ -349,8 +355,8 @@ def find_runs(folder: str | os.PathLike[str]) -> Found:
         for name in folders:
             if (path / name).is_symlink():
                 skip(path / name, "a link to a folder, which is not followed")
-        if "result.json" not in names:
-            if "config.json" in names:
+        if layout.RESULT_FILE not in names:
+            if layout.CONFIG_FILE in names:
                 found.unfinished.append(path)
             continue
         try:
@@ -378,7 +384,7 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         UserError: The file is missing or damaged; the message says what is wrong with it.
     """
-    path = folder / "result.json"
+    path = folder / layout.RESULT_FILE
     result = files.read_json(path)
     if result is None:
         raise UserError(f"{path}: there is no such file")
@@ -428,6 +434,11 @@ def _first_on_usual_data(runs: Sequence[FinishedRun]) -> dict[object, FinishedRu
 def _data_key(run: FinishedRun) -> object:
     """Runs with equal keys should have the same images."""
     return run.group, None if run.result.get("test_split") == "official" else run.seed
+
+
+def _in_report_unit(metric: str, value: float) -> float:
+    """Converts a metric whose name ends in "accuracy" to per cent."""
+    return 100 * value if metric.endswith("accuracy") else value
 
 
 def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flexpool_jax import pages
+from flexpool_jax import layout, pages
 from flexpool_jax.pages.curves import Point, mean_curve, thinned
 from flexpool_jax.report import words
 from flexpool_jax.report.analysis import Estimate
@@ -18,7 +18,7 @@ PAGE_FILE = "index.html"
 # The largest number of points of a curve; keeps the page at a few megabytes.
 _MAX_POINTS = 120
 # Files of a run that the page links to, if they exist.
-_LINKED = ("inspect/index.html", "result.json", "metrics.jsonl")
+_LINKED = (f"{layout.INSPECT_FOLDER}/index.html", layout.RESULT_FILE, layout.METRICS_FILE)
 
 
 def write_page(

@@ -204,15 +204,13 @@ def metric_text(name: str, found: Estimate | None) -> str:
     Example:
         >>> metric_text("calibration_error", Estimate(0.03125, 0.0012, 5, None))
         '0.03125 ± 0.0012 (n = 5)'
-        >>> metric_text("top5_accuracy", Estimate(0.97, None, 1, None))
+        >>> metric_text("top5_accuracy", Estimate(97.0, None, 1, None))
         '97.00 (n = 1, no interval)'
     """
     if found is None:
         return "–"
     if name.endswith("accuracy"):
-        half_width = None if found.half_width is None else 100 * found.half_width
-        percent = dataclasses.replace(found, mean=100 * found.mean, half_width=half_width)
-        return estimate_text(percent)
+        return estimate_text(found)
     return estimate_text(found, ".4g", ".2g")
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import filelock
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.errors import Interrupted, SweepFailed, UserError
 from flexpool_jax.lock import hold, hold_workdir
 from flexpool_jax.sweeps.grid import Cell
@@ -148,7 +148,7 @@ def _is_finished(cell: Cell, folder: Path, stages: Sequence[_Stage]) -> bool:
             continued with the cell's config, its result would belong to neither config.
     """
     # The first phase of a run with superclasses saves its checkpoints in a folder of its own.
-    if any(map(configuration.has_saved_state, (folder, folder / "superclass"))):
+    if any(map(configuration.has_saved_state, (folder, folder / layout.SUPERCLASS_FOLDER))):
         _check_config(cell, folder)
     return all(stage.is_done(cell, folder) for stage in stages)
 

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flexpool_jax import layout
 from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.training import orbax_faults, processes
-from flexpool_jax.training.orbax_faults import DAMAGED_FOLDER, FOLDER
 from flexpool_jax.training.steps import NotFinite, TrainState
 
 
@@ -46,12 +46,12 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     """
     orbax_faults.check_folder(workdir, read_only=read_only)
     if not read_only:
-        (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+        (workdir / layout.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
         orbax_faults.recover_superseded(workdir)
     for step, reason in orbax_faults.steps_with_unreadable_metrics(workdir):
         if read_only:
             raise UserError(
-                f"checkpoint {step} in {workdir / FOLDER} is damaged: {reason}; "
+                f"checkpoint {step} in {workdir / layout.CHECKPOINTS_FOLDER} is damaged: {reason}; "
                 "training on with the same command sets it aside"
             )
         print(f"damaged checkpoint: step {step}: {reason}", file=sys.stderr)
@@ -79,7 +79,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     )
     # With a relative path, Orbax fails in the background without an error.
     return ocp.CheckpointManager(
-        (workdir / FOLDER).absolute(),
+        (workdir / layout.CHECKPOINTS_FOLDER).absolute(),
         item_names=("model", "optimizer", "progress"),
         options=options,
     )
@@ -309,7 +309,7 @@ def restore_latest(
     """Restores the latest undamaged checkpoint; returns None if none was ever saved.
 
     Damaged checkpoints are reported and skipped. When an undamaged one is found, the damaged ones
-    are moved to `DAMAGED_FOLDER`.
+    are moved to checkpoints_damaged/.
 
     Args:
         manager: result of `open_checkpoints`.
@@ -343,7 +343,7 @@ def restore_latest(
             "it by --mode=eval, or start another run from its weights: first --mode=export, then "
             "--config.init_from=FILE"
         )
-    kept = [path.name for path in (workdir / DAMAGED_FOLDER).glob("*")]
+    kept = [path.name for path in (workdir / layout.DAMAGED_FOLDER).glob("*")]
     if steps or kept:
         listed = ", ".join(sorted([*map(str, steps), *kept]))
         raise UserError(

@@ -14,10 +14,10 @@ from typing import Any
 import flax
 import jax
 
+from flexpool_jax import layout
 from flexpool_jax.errors import TrainingDiverged
 from flexpool_jax.training.setup import Setup
 
-PROFILE_FOLDER = "profile"
 # The first and the last dispatch that is traced. Dispatch 1 compiles; dispatch 2 may wait for it.
 _FIRST, _LAST = 3, 5
 
@@ -31,7 +31,7 @@ def profiling(setup: Setup, workdir: Path) -> Iterator[Setup]:
         workdir: folder of the run. TensorBoard's profile plugin reads the trace from the folder
             ``profile`` in it.
     """
-    folder = workdir / PROFILE_FOLDER
+    folder = workdir / layout.PROFILE_FOLDER
     hint = f"\nprofile: tensorboard --logdir={shlex.quote(str(folder))}"
     dispatches = 0
     with contextlib.ExitStack() as tracing:

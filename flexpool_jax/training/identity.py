@@ -17,15 +17,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.source import source_hash, versions
 
-RUN_FILE = "run.json"
-DATA_FILE = "data.json"
 # What other modes measured of a checkpoint.
-_MEASURED_FILES = ("evaluation.json", "probe.json")
+_MEASURED_FILES = (layout.EVALUATION_FILE, layout.PROBE_FILE)
 
 # Fields of data.json, with the words that name them in a message about different data.
 _DATA_TITLES = {
@@ -81,7 +79,8 @@ class Identity:
         if self.id is not None and saved["id"] != self.id:
             raise UserError(
                 f"checkpoint {step} is of another run: its id is {saved['id']}, the id in "
-                f"{RUN_FILE} is {self.id}; put this run's checkpoint back, or use another --workdir"
+                f"{layout.RUN_FILE} is {self.id}; put this run's checkpoint back, or use another "
+                "--workdir"
             )
         if saved["data"] != self.data:
             raise UserError(
@@ -128,16 +127,16 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
             (workdir / name).unlink(missing_ok=True)
     if configuration.has_saved_state(workdir):
         identity = recall(workdir, config, dataset)
-        is_current = (workdir / DATA_FILE).exists()
+        is_current = (workdir / layout.DATA_FILE).exists()
     else:
         identity = Identity(read_id(workdir), config, dataset.digest)
-        is_current = files.read_json(workdir / DATA_FILE) == _describe(dataset)
+        is_current = files.read_json(workdir / layout.DATA_FILE) == _describe(dataset)
     if not is_current:
-        files.write_json(workdir / DATA_FILE, _describe(dataset))
+        files.write_json(workdir / layout.DATA_FILE, _describe(dataset))
     # Checkpoints without a run.json were written by release 0.1, or were copied without the file.
     if identity.id is None and not configuration.has_checkpoint(workdir):
         identity = dataclasses.replace(identity, id=uuid.uuid4().hex)
-        files.write_json(workdir / RUN_FILE, {"id": identity.id})
+        files.write_json(workdir / layout.RUN_FILE, {"id": identity.id})
     return identity
 
 
@@ -147,7 +146,7 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
-    data = files.read_json(workdir / DATA_FILE, ("digest", *_DATA_TITLES))
+    data = files.read_json(workdir / layout.DATA_FILE, ("digest", *_DATA_TITLES))
     if data is not None:
         _check_data(data, _describe(dataset), workdir)
     return Identity(read_id(workdir), config, dataset.digest)
@@ -155,7 +154,7 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
 
 def read_id(workdir: Path) -> str | None:
     """Reads the run's id from run.json; returns None if there is no such file."""
-    run = files.read_json(workdir / RUN_FILE, ("id",))
+    run = files.read_json(workdir / layout.RUN_FILE, ("id",))
     return None if run is None else run["id"]
 
 

@@ -19,12 +19,8 @@ from typing import Any, Self, TypeVar
 
 import jax
 
-from flexpool_jax import files
+from flexpool_jax import files, layout
 from flexpool_jax.training.steps import NotFinite
-
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-
 
 T = TypeVar("T")
 
@@ -186,7 +182,7 @@ class MetricsWriter:
     ) -> None:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / METRICS_FILE
+        path = workdir / layout.METRICS_FILE
         kept = b""
         if path.exists():
             content = path.read_bytes()[:resume_bytes]
@@ -270,7 +266,7 @@ class _Events:
         from tensorboardX.summary import scalar
 
         self._event, self._scalar = Event, scalar
-        folder = workdir / TENSORBOARD_FOLDER
+        folder = workdir / layout.TENSORBOARD_FOLDER
         folder.mkdir(exist_ok=True)
         # The default names differ by the second only, and a file of the same name is replaced.
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")

@@ -1,6 +1,6 @@
 """Handles what Orbax does not: damaged folders, steps saved twice, and errors of the disk.
 
-Damaged checkpoints are never deleted; they are moved to `DAMAGED_FOLDER` for inspection.
+Damaged checkpoints are never deleted; they are moved to checkpoints_damaged/ for inspection.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from typing import TYPE_CHECKING
 
 from absl import logging as absl_logging
 
+from flexpool_jax import layout
 from flexpool_jax.errors import UserError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-FOLDER = "checkpoints"
-DAMAGED_FOLDER = "checkpoints_damaged"
-SUPERSEDED_FOLDER = "checkpoints_superseded"
 
 # Parts of TensorStore's messages, for errors of the disk that Orbax does not raise as an OSError.
 _ERRNO_OF_TEXT = {
@@ -37,13 +35,17 @@ _ERRNO_OF_TEXT = {
 }
 
 
+def _checkpoints(workdir: Path) -> Path:
+    return workdir / layout.CHECKPOINTS_FOLDER
+
+
 def check_folder(workdir: Path, *, read_only: bool) -> None:
     """Checks that the folder of checkpoints, if it exists, is a folder and can be used.
 
     Raises:
         UserError: the path is not a folder, or the permission to read or write is missing.
     """
-    folder = workdir / FOLDER
+    folder = _checkpoints(workdir)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -54,28 +56,30 @@ def check_folder(workdir: Path, *, read_only: bool) -> None:
 
 def supersede(workdir: Path, step: int) -> None:
     """Moves a checkpoint away so that its step can be saved again; see `recover_superseded`."""
-    (workdir / SUPERSEDED_FOLDER).mkdir(exist_ok=True)
-    (workdir / FOLDER / str(step)).rename(workdir / SUPERSEDED_FOLDER / str(step))
+    checkpoints, superseded = _checkpoints(workdir), workdir / layout.SUPERSEDED_FOLDER
+    superseded.mkdir(exist_ok=True)
+    (checkpoints / str(step)).rename(superseded / str(step))
 
 
 def recover_superseded(workdir: Path) -> None:
     """Moves superseded checkpoints back if no newer one was completed; deletes the others."""
-    saved = [int(path.name) for path in (workdir / FOLDER).glob("*") if path.name.isdecimal()]
-    for old in (workdir / SUPERSEDED_FOLDER).glob("*"):
+    checkpoints = _checkpoints(workdir)
+    saved = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+    for old in (workdir / layout.SUPERSEDED_FOLDER).glob("*"):
         if max(saved, default=-1) >= int(old.name):
             shutil.rmtree(old)
         else:
-            old.rename(workdir / FOLDER / old.name)
+            old.rename(checkpoints / old.name)
 
 
 def set_aside(workdir: Path, step: int) -> None:
-    """Moves a damaged checkpoint to `DAMAGED_FOLDER`, so that its step can be saved again."""
-    target = workdir / DAMAGED_FOLDER
+    """Moves a damaged checkpoint to checkpoints_damaged/, so that its step can be saved again."""
+    target = workdir / layout.DAMAGED_FOLDER
     target.mkdir(exist_ok=True)
     number = 0
     while (target / f"{step}.{number}").exists():
         number += 1
-    (workdir / FOLDER / str(step)).rename(target / f"{step}.{number}")
+    (_checkpoints(workdir) / str(step)).rename(target / f"{step}.{number}")
 
 
 def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
@@ -85,7 +89,7 @@ def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
     them. From the metrics it decides which checkpoint is the best and which may be deleted.
     """
     damaged = []
-    for path in (workdir / FOLDER).glob("*/metrics/metrics"):
+    for path in _checkpoints(workdir).glob("*/metrics/metrics"):
         folder = path.parents[1]
         if not folder.name.isdigit():
             continue

@@ -10,17 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.pooling import named_w_fp
 from flexpool_jax.source import commit, versions
 from flexpool_jax.training.metrics import Meter
 from flexpool_jax.training.resume import Progress
 from flexpool_jax.training.setup import Setup
 from flexpool_jax.training.steps import TrainState, parameter_count
-
-RESULT_FILE = "result.json"
-PREDICTIONS_FILE = "predictions.npz"
-POOL_WEIGHTS_FILE = "pool_weights.npz"
 
 _RESULT_NUMBERS = ("final_test_accuracy", "best_test_accuracy", "epochs", "seconds")
 
@@ -37,7 +33,7 @@ def write_predictions(
         confidences: float16 [N], the probabilities of the predicted classes.
     """
     _write_npz(
-        workdir / PREDICTIONS_FILE,
+        workdir / layout.PREDICTIONS_FILE,
         labels=labels.astype(np.int16),
         predictions=predictions,
         confidences=confidences,
@@ -47,7 +43,7 @@ def write_predictions(
 def write_pool_weights(workdir: Path, params: Any) -> None:
     """Writes every ``w_fp`` to pool_weights.npz, named by its path, such as "head/pool/w_fp"."""
     arrays = {f"{path}w_fp": np.asarray(w) for path, w in named_w_fp(params)}
-    _write_npz(workdir / POOL_WEIGHTS_FILE, **arrays)
+    _write_npz(workdir / layout.POOL_WEIGHTS_FILE, **arrays)
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -58,7 +54,7 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Reads result.json; returns None if the file is missing, damaged or incomplete."""
-    result = files.read_json_if_whole(Path(workdir) / RESULT_FILE)
+    result = files.read_json_if_whole(Path(workdir) / layout.RESULT_FILE)
     is_whole = isinstance(result.get("split"), str) and all(
         isinstance(result.get(name), int | float) for name in _RESULT_NUMBERS
     )

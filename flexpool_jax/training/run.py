@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.lock import LOCK_FILE, hold_workdir
+from flexpool_jax.lock import hold_workdir
 from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
@@ -26,7 +26,7 @@ from flexpool_jax.training.environment import check_platform, check_random_numbe
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.loop import Run, run_epochs
-from flexpool_jax.training.result import RESULT_FILE, read_result, result_of
+from flexpool_jax.training.result import read_result, result_of
 from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import (
@@ -67,17 +67,17 @@ def train(
         if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
-            phases.insert(0, (superclass.FOLDER, first))
+            phases.insert(0, (layout.SUPERCLASS_FOLDER, first))
         for _, setup in phases:
             check_training(setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
-            processes.check_shared(workdir / LOCK_FILE)
+            processes.check_shared(workdir / layout.LOCK_FILE)
             result: dict[str, Any] = {}
             trained = None
             if len(phases) > 1:
                 first = phases[0][1].config
-                configuration.check_resume(first, own_workdir / superclass.FOLDER)
+                configuration.check_resume(first, own_workdir / layout.SUPERCLASS_FOLDER)
                 # Written before the first phase: --workdir alone continues it, and reports know
                 # that this is the folder of a run.
                 is_new = not configuration.config_path(own_workdir).is_file()
@@ -119,7 +119,7 @@ def _train_phase(
         is_done = step == setup.total_steps and progress.evaluated
         # The result of fewer epochs is still there if that of the last one could not be written.
         if is_done and result is not None and result.get("epochs") == config.num_epochs:
-            print(f"this run is finished: {workdir / RESULT_FILE}", file=sys.stderr)
+            print(f"this run is finished: {workdir / layout.RESULT_FILE}", file=sys.stderr)
             return state.variables, result
         verb = "continuing" if step else "starting"
         for change in changes:
@@ -157,5 +157,5 @@ def _train_phase(
             )
             state = run_epochs(run, state)
         result = result_of(setup, progress, state, meter)
-        files.write_json(workdir / RESULT_FILE, files.with_digest(result))
+        files.write_json(workdir / layout.RESULT_FILE, files.with_digest(result))
         return jax.device_get(state.variables), processes.gather(result)[0]

@@ -19,8 +19,6 @@ import ml_collections
 from flexpool_jax.data import Dataset, Split, read_superclass_mapping
 from flexpool_jax.errors import UserError
 
-FOLDER = "superclass"
-
 
 def superclass_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config of the first phase: the same config, but with ``superclass.epochs`` epochs."""

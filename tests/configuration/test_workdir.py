@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import default, digits
+from flexpool_jax import layout
 from flexpool_jax.configuration import (
     FIELDS,
     check_resume,
@@ -23,10 +24,6 @@ from flexpool_jax.configuration import (
     write_config,
 )
 from flexpool_jax.errors import UserError
-from flexpool_jax.insight import inspection, predict
-from flexpool_jax.portable import export
-from flexpool_jax.report import page
-from flexpool_jax.training.debugging import PROFILE_FOLDER
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -354,13 +351,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
         check_workdir(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("checkpoints", "checkpoints_damaged", "tensorboard"),
-        *(predict.FOLDER, inspection.FOLDER, page.FOLDER, export.FOLDER, PROFILE_FOLDER),
-    ],
-)
+@pytest.mark.parametrize("name", layout.FOLDERS)
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name):
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=f"{name} is a file where a folder belongs"):

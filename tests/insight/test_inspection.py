@@ -13,7 +13,7 @@ from PIL import Image
 
 import launch
 from configs import digits
-from flexpool_jax import files, register_model, scoring
+from flexpool_jax import files, layout, register_model, scoring
 from flexpool_jax.configuration import write_config
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.evaluation import Restored, restore_workdir
@@ -86,7 +86,7 @@ def flexpool(dataset, tmp_path_factory):
         few = probe.perturbations()[:2]  # Each is a program of its own.
         monkeypatch.setattr(probe, "perturbations", lambda: few)
         probed = {"step": restored.step, **probe.probe(restored.setup, restored.variables)}
-        files.write_json(folder / probe.PROBE_FILE, probed)
+        files.write_json(folder / layout.PROBE_FILE, probed)
         (folder / "inspect").mkdir()
         for name in ("mine", "weights_stage9"):
             (folder / f"inspect/{name}.png").touch()
@@ -308,7 +308,7 @@ def test_the_page_works_in_a_browser(width, flexpool, tmp_path):
     assert found["position"].startswith("row 0, column 1: ")
     assert found["errors"] == min(24, len(report["errors"]))
     assert HOSTILE in found["text"]
-    probed = json.loads((restored.workdir / probe.PROBE_FILE).read_text())
+    probed = json.loads((restored.workdir / layout.PROBE_FILE).read_text())
     assert found["probes"] == len(probed["interventions"]) + len(probed["perturbations"])
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import launch
+from flexpool_jax import layout
 from flexpool_jax.configuration import read_config
 from flexpool_jax.data import images, load_dataset
 from flexpool_jax.errors import UserError
@@ -243,7 +244,7 @@ def test_mistake_costs_one_line(arguments, words, workdir, photos, capsys):
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"image_shape": [8, 8], "digest": "x"}'])
 def test_a_damaged_data_file_is_refused(damage, workdir, photos, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
-    (run / identity.DATA_FILE).write_text(damage)
+    (run / layout.DATA_FILE).write_text(damage)
     with pytest.raises(UserError, match=r"data\.json"):
         predict_files(run, str(photos))
 

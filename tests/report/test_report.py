@@ -622,7 +622,7 @@ def test_metrics_beside_accuracy_have_tables_and_columns(write_sweep):
     assert rows[8:] == [["FlexPool", "91.00", "100.00", "–"]]
     setting = read_csv(path.parent / "settings.csv")[1]
     assert float(setting["calibration_error_half_width"]) == pytest.approx(half)
-    assert read_csv(path.parent / "runs.csv")[-1]["top5_accuracy"] == "0.99"
+    assert read_csv(path.parent / "runs.csv")[-1]["top5_accuracy"] == "99.0"
     edit_result(folder / FLEXPOOL / "seed-2", final_test_metrics={"seed": 0.5, "mine": 0.5})
     last = read_csv(write_report(folder)[0].parent / "runs.csv")[-1]
     assert (last["seed"], last["mine"]) == ("2", "0.5")

@@ -7,10 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import paper_tables
-from flexpool_jax import configuration, files
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.sweeps import grid
 from flexpool_jax.training import metrics
-from flexpool_jax.training.result import RESULT_FILE
 
 CONFIGS_DIR = "configs"
 
@@ -51,7 +50,7 @@ def write_run(folder: Path, config: ConfigDict, accuracy: float, best: float | N
             "flax": "0.12.8",
         },
     }
-    files.write_json(folder / RESULT_FILE, result)
+    files.write_json(folder / layout.RESULT_FILE, result)
 
 
 @pytest.fixture

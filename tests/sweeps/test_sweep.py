@@ -19,7 +19,7 @@ from flexpool_jax.sweeps import grid
 from flexpool_jax.sweeps.sweep import run_sweep
 from flexpool_jax.training.interrupts import stop_on_signals
 from tests.sweeps import trainer
-from tests.sweeps.conftest import CONFIGS_DIR, ROOT, small_sweep
+from tests.sweeps.conftest import CONFIGS_DIR, small_sweep
 
 TRAINER = Path(trainer.__file__)
 
@@ -325,7 +325,7 @@ def test_what_a_config_file_registers_is_there_in_every_cell(tmp_path):
         overrides=f"dataset.data_dir={tmp_path / 'data'} tensorboard=False",
     )
     cells = grid.expand(sweep, configs)
-    run_sweep(cells, workdir, (sys.executable, str(ROOT / "launch.py")))
+    run_sweep(cells, workdir, (sys.executable, "launch.py"))
     result = json.loads((workdir / "mine/middle_value/seed-0/result.json").read_text())
     assert (result["config"]["pool"], result["config"]["model"]) == (
         "middle_value",

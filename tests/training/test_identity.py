@@ -15,6 +15,7 @@ from flexpool_jax import (
     configuration,
     evaluate,
     files,
+    layout,
     load_trained,
     register_metric,
     register_model,
@@ -92,7 +93,7 @@ def result_of(workdir):
 
 
 def rename(workdir, **steps):
-    folder = workdir / checkpoints.FOLDER
+    folder = workdir / layout.CHECKPOINTS_FOLDER
     for old in steps:
         (folder / old[1:]).rename(folder / f"moved{old[1:]}")
     for old, new in steps.items():
@@ -139,14 +140,14 @@ def test_a_checkpoint_of_release_0_1_that_was_renamed_is_refused(workdir, make_c
 
 def forget_run(workdir, step):
     """Makes a checkpoint one as release 0.1 wrote them."""
-    path = workdir / checkpoints.FOLDER / str(step) / "progress" / "metadata"
+    path = workdir / layout.CHECKPOINTS_FOLDER / str(step) / "progress" / "metadata"
     content = json.loads(path.read_text())
     del content["run"], content["sha256"]["run"]
     path.write_text(json.dumps(content))
 
 
 def test_a_run_that_was_identified_cannot_be_made_anonymous_by_half(workdir):
-    path = workdir / checkpoints.FOLDER / "22" / "progress" / "metadata"
+    path = workdir / layout.CHECKPOINTS_FOLDER / "22" / "progress" / "metadata"
     content = json.loads(path.read_text())
     del content["run"]
     path.write_text(json.dumps(content))
@@ -173,8 +174,10 @@ def test_a_checkpoint_of_another_run_is_refused(
 ):
     other = tmp_path / "other"
     train(make_config(variant, **fields), other)
-    shutil.rmtree(workdir / checkpoints.FOLDER / "22")
-    shutil.copytree(other / checkpoints.FOLDER / "22", workdir / checkpoints.FOLDER / "22")
+    shutil.rmtree(workdir / layout.CHECKPOINTS_FOLDER / "22")
+    shutil.copytree(
+        other / layout.CHECKPOINTS_FOLDER / "22", workdir / layout.CHECKPOINTS_FOLDER / "22"
+    )
     with pytest.raises(UserError, match=rf"checkpoint 22 is of another.*{named}"):
         evaluate(workdir)
     with pytest.raises(UserError, match=rf"checkpoint 22 is of another.*{named}"):
@@ -190,11 +193,11 @@ def test_another_model_in_config_json_is_called_that(workdir):
 
 
 def test_a_later_step_that_is_in_the_way_of_a_save_is_an_error(workdir, make_config, monkeypatch):
-    copied = workdir / checkpoints.FOLDER / "9999"
+    copied = workdir / layout.CHECKPOINTS_FOLDER / "9999"
 
     def copy_first(*arguments):
         if not copied.exists():
-            shutil.copytree(workdir / checkpoints.FOLDER / "22", copied)
+            shutil.copytree(workdir / layout.CHECKPOINTS_FOLDER / "22", copied)
             arguments[0].reload()
         return save(*arguments)
 
@@ -309,10 +312,10 @@ def test_data_are_fixed_once_a_checkpoint_is_saved(make_config, tmp_path):
     given = dataclasses.replace(other_data(first, "other pixels or labels"), mean=first.mean / 2)
     begun = identity.begin(tmp_path, config, first)
     assert identity.begin(tmp_path, config, given) == dataclasses.replace(begun, data=given.digest)
-    data = json.loads((tmp_path / identity.DATA_FILE).read_text())
+    data = json.loads((tmp_path / layout.DATA_FILE).read_text())
     assert data["digest"] == given.digest
     np.testing.assert_array_equal(np.float32(data["mean"]), given.mean)
-    (tmp_path / checkpoints.FOLDER / "11").mkdir(parents=True)
+    (tmp_path / layout.CHECKPOINTS_FOLDER / "11").mkdir(parents=True)
     with pytest.raises(UserError, match="other data"):
         identity.begin(tmp_path, config, first)
 
@@ -329,7 +332,7 @@ def test_measurements_of_a_deleted_run_are_removed_when_another_begins(make_conf
     identity.begin(tmp_path, config, dataset)
     assert not (tmp_path / name).exists()
     (tmp_path / name).write_text("{}")
-    (tmp_path / checkpoints.FOLDER / "11").mkdir(parents=True)
+    (tmp_path / layout.CHECKPOINTS_FOLDER / "11").mkdir(parents=True)
     identity.begin(tmp_path, config, dataset)
     assert (tmp_path / name).exists()
 
@@ -366,7 +369,7 @@ def test_the_digest_of_the_checkpoint_holds_where_data_json_is_missing(
 ):
     config = make_config()
     dataset = other_data(load_dataset("digits", config.dataset.data_dir, image_size=8), "pixels")
-    (workdir / identity.DATA_FILE).unlink()
+    (workdir / layout.DATA_FILE).unlink()
     monkeypatch.setattr("flexpool_jax.evaluation.load_configured_dataset", lambda config: dataset)
     with pytest.raises(UserError, match="other data"):
         evaluate(workdir)
@@ -374,7 +377,7 @@ def test_the_digest_of_the_checkpoint_holds_where_data_json_is_missing(
 
 def test_a_workdir_says_what_its_data_were(workdir, make_config):
     dataset = load_dataset("digits", make_config().dataset.data_dir, image_size=8)
-    data = json.loads((workdir / identity.DATA_FILE).read_text())
+    data = json.loads((workdir / layout.DATA_FILE).read_text())
     assert data["class_names"] == list("0123456789")
     assert data["image_shape"] == [8, 8, 1]
     np.testing.assert_array_equal(np.float32(data["mean"]), dataset.mean)
@@ -494,6 +497,16 @@ def test_each_evaluation_logs_what_became_of_the_pool(workdir):
     assert tests[-1]["head/pool/sum_sd"] == pytest.approx(sums.std(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("pool", "drifts"), [("flexpool", True), ("flexpool_softmax", False)])
+def test_the_regularizer_is_logged_of_the_weights_that_are_used(
+    make_config, tmp_path, pool, drifts
+):
+    train(make_config(pool, num_epochs=1), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if line["split"] == "train"]
+    assert all((line["regularizer"] > 0) == drifts for line in steps)
+
+
 def test_the_best_step_is_said_to_be_chosen_on_the_same_images(workdir, capsys):
     assert launch.main([f"--workdir={workdir}", "--mode=eval", "--step=best"]) == 0
     assert "chosen by its accuracy on these images" in capsys.readouterr().out
@@ -503,7 +516,7 @@ def test_the_best_step_is_said_to_be_chosen_on_the_same_images(workdir, capsys):
 
 @pytest.mark.parametrize("content", ["[]", '"id"', "{}", "{"])
 def test_a_damaged_run_json_is_named_by_evaluation_and_loading_alike(workdir, content):
-    (workdir / identity.RUN_FILE).write_text(content)
+    (workdir / layout.RUN_FILE).write_text(content)
     for command in (evaluate, load_trained):
         with pytest.raises(UserError, match=r"run\.json (is damaged|cannot be read)"):
             command(workdir)
@@ -521,7 +534,7 @@ def test_the_pools_weights_are_those_that_are_evaluated(make_config, tmp_path):
 
 
 def test_a_finished_run_without_its_checkpoints_is_not_trained_again(workdir, make_config):
-    shutil.rmtree(workdir / checkpoints.FOLDER)
+    shutil.rmtree(workdir / layout.CHECKPOINTS_FOLDER)
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     for epochs in (2, 3):
         with pytest.raises(UserError, match="result of a finished run and no checkpoint"):
@@ -541,7 +554,7 @@ def test_code_of_a_model_that_changed_is_not_called_damage(make_config, tmp_path
     features = 3
     with pytest.raises(UserError, match=r"saved by another model: .* \(2,\), and needs .* \(3,\)"):
         train(make_config(model="growing", num_epochs=2), tmp_path)
-    assert (tmp_path / checkpoints.FOLDER / "11").is_dir()
+    assert (tmp_path / layout.CHECKPOINTS_FOLDER / "11").is_dir()
 
 
 def test_a_report_names_the_data_that_were_used(make_config, tmp_path):
