@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.projection_shortcuts = False
     # Name of the pool, which turns the last stage's map [H, W, C] into a vector [C]. flexpool is
     # the pool of the paper (section 3), flexpool_softmax that of the released code, and avg the
-    # baseline of both tables. flexpool_jax/pools.py lists all pools.
+    # baseline of the paper's tables. docs/guide.md lists all pools.
     config.pool = "flexpool"
     # Coefficient of Eq. 2 in the loss. 0 does not constrain the weights ("FlexPool"); the variant
     # `reg` sets it ("FlexPool + Reg"). Only for pools that use their weights w_fp directly:
@@ -81,7 +81,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset = ConfigDict()
     # Name of a data set in flexpool_jax/data/registry.py (digits, fashion_mnist, ..., image_folder,
     # npz), of a registered data set, or of any TFDS data set that is prepared as ArrayRecord under
-    # data_dir. Default: the first row of both tables.
+    # data_dir. Default: the first row of the paper's Tables 1 and 2.
     config.dataset.name = "cifar10"
     # Folder of the prepared data sets. The default is TFDS's folder, where data sets that TFDS
     # prepared are found.

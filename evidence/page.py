@@ -30,6 +30,7 @@ from evidence.mechanism import points
 from evidence.model import Contrast
 from evidence.runs import (
     EXTENSION,
+    FIRST_SEEDS,
     Evidence,
     first_deviation,
     read_evidence,
@@ -279,9 +280,9 @@ def _summary(primary: Mapping[str, Finding]) -> str:
     reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
     claimed = "1 point, the smallest gain that the paper claims"
     size = (
-        f"the interval of {'each of ' * (len(reach) > 1)}{_and(reach)} reaches {claimed}"
+        f"the interval of {'each of ' * (len(reach) > 1)}{_and(reach)} below reaches {claimed}"
         if reach
-        else f"no interval of {_and([*contrasts])} reaches {claimed}"
+        else f"no interval of the comparisons {_and([*contrasts])} below reaches {claimed}"
     )
     first = (
         f"FlexPool differs from average pooling by {points(contrasts['P1'])}"
@@ -458,10 +459,15 @@ def _experiment(analysis: Analysis) -> str:
         text += " Cells are missing: least squares uses the others, and no claim is made."
     deviation = first_deviation(analysis.accuracies)
     if analysis.experiment.title == E1 and deviation is not None:
-        text += (
-            f" Stopping rule: the residual deviation of seeds 0 to 5 is {deviation:.3f}; seeds 6 "
-            f"to 9 are added if it is above {EXTENSION} once these six are complete."
-        )
+        text += f" Stopping rule: the residual deviation of seeds 0 to 5 is {deviation:.3f}"
+        if any(seed < FIRST_SEEDS for _, seed in analysis.missing):
+            text += (
+                f"; seeds 6 to 9 are added if it is above {EXTENSION} once these six are complete."
+            )
+        elif deviation > EXTENSION:
+            text += f", above {EXTENSION}, so seeds 6 to 9 are added."
+        else:
+            text += f", not above {EXTENSION}, so seeds 6 to 9 are not added."
     text = f"{text}\n\n{_contrasts(analysis)}\n\n{_ABOUT_THE_BOOTSTRAP}"
     if min(Counter(column for column, _ in analysis.accuracies).values()) < 5:
         text += (

@@ -410,10 +410,7 @@ def check_weights(
     shape: Sequence[int],
     w_shape: tuple[int, ...],
     owner: str = "FlexPool's weights",
-    remedy: str = (
-        ", or resample the weights with flexpool_jax.pooling.resample_weights(w_fp, {size}), those "
-        "of softmax pools with flexpool_jax.resize_flexpool"
-    ),
+    remedy: str = ", or resample the weights with flexpool_jax.resize_flexpool",
     axes: str = "HWC",
 ) -> None:
     """Raises a ValueError with a remedy if parameters do not fit a feature map [H, W, C]."""
@@ -428,8 +425,7 @@ def check_weights(
         raise ValueError(f"{mismatch}: the number of channels must be the same")
     if "H" in axes and len(w_shape) == 3 and w_shape[2] == needed[2]:
         raise ValueError(
-            f"{mismatch}: resize the images to the resolution it was trained at"
-            f"{remedy.format(size=tuple(shape[:2]))}"
+            f"{mismatch}: resize the images to the resolution it was trained at{remedy}"
         )
     raise ValueError(mismatch)
 

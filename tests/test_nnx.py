@@ -82,7 +82,7 @@ def test_nnxs_module_crosses_the_bridge_to_linen():
     [
         (lambda: FlexPool((5, 4, 6), constraint="relu"), "constraint 'relu'"),
         (lambda: FlexPool((4, 6)), r"\(4, 6\)"),
-        (lambda: FlexPool((7, 7, 6))(X), "resample_weights"),
+        (lambda: FlexPool((7, 7, 6))(X), "resize_flexpool"),
         (lambda: FlexPool((5, 4, 6))(X[0]), "feature map"),
     ],
 )

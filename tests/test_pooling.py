@@ -120,7 +120,7 @@ def test_optimizer_moves_weights_and_equation_2_holds_their_sums():
 
 def test_names_both_shapes_and_the_remedy_at_another_resolution():
     variables = FlexPool().init(jax.random.key(0), FEATURE_MAP)
-    with pytest.raises(ValueError, match=r"\(5, 4, 6\).*\(7, 7, 6\).*resample_weights") as error:
+    with pytest.raises(ValueError, match=r"\(5, 4, 6\).*\(7, 7, 6\).*resize_flexpool") as error:
         FlexPool().apply(variables, jnp.ones((1, 7, 7, 6)))
     assert "\n" not in str(error.value)
 

@@ -107,7 +107,7 @@ def test_attention_at_another_resolution_names_both_shapes():
     variables = jax.eval_shape(AttentionPool().init, jax.random.key(0), FEATURE_MAP)
     with pytest.raises(ValueError, match=r"\(5, 4, 6\).*\(4, 5, 6\).*resize") as error:
         AttentionPool().apply(variables, jnp.ones((1, 4, 5, 6)))
-    assert "resample_weights" not in str(error.value)
+    assert "resize_flexpool" not in str(error.value)
 
 
 def test_soft_maxima_lie_between_their_limits():
@@ -296,7 +296,7 @@ def test_a_pool_derived_from_flexpool_does_not_inherit_its_effective_weights(mon
 @pytest.mark.parametrize(
     ("name", "w_shape", "words"),
     [
-        ("gdconv", (7, 7, 6), ["GDConv's", "(7, 7, 6)", "(5, 4, 6)", "resample_weights"]),
+        ("gdconv", (7, 7, 6), ["GDConv's", "(7, 7, 6)", "(5, 4, 6)", "resize_flexpool"]),
         ("gdconv", (5, 4, 7), ["(5, 4, 7)", "(5, 4, 6)", "channels"]),
         ("flexpool_shared", (7, 7, 1), ["FlexPoolShared's", "(7, 7, 1)", "(5, 4, 1)", "resample"]),
         ("flexpool_shared", (5, 4, 6), ["(5, 4, 6)", "(5, 4, 1)"]),

@@ -83,7 +83,6 @@ def _setting(setting: Setting, row: Row) -> dict[str, Any]:
     assert setting.estimate is not None
     return {
         "label": arm.label,
-        "sac": bool(arm.sac),
         "accuracy": _interval(setting.estimate),
         "seeds": setting.accuracies,
         "paper": row.published(arm.column, sac=bool(arm.sac)) if arm.column else None,

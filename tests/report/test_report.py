@@ -79,7 +79,7 @@ def test_table_holds_means_intervals_and_paired_tests(write_sweep):
         assert shown == f"{mean:+.2f}"
         assert p_value == ("p < 0.001" if test.pvalue < 0.001 else f"p = {test.pvalue:.3f}")
     assert "No run belongs to this table." in path.read_text()
-    assert "4 differences are tested" in path.read_text()
+    assert "This report tests 4 differences" in path.read_text()
     record = read_csv(path.parent / "table1.csv")[1]
     assert float(record["accuracy"]) == pytest.approx(np.mean(accuracies["flexpool"]))
     assert (record["column"], record["paper"], record["n"]) == ("FlexPool", "92.35", "5")
@@ -493,7 +493,7 @@ def test_asterisks_are_holms(write_sweep):
     path, _ = write_report(write_sweep(sweep, accuracy))
     rows = tables_of(path)["Digits: every setting"]
     assert [row[1] for row in rows if row[4].endswith("*")] == ["gem"]
-    assert "14 differences are tested" in path.read_text()
+    assert "This report tests 14 differences" in path.read_text()
 
 
 def test_figures_are_pictures_and_the_same_each_time(write_sweep):
@@ -577,7 +577,7 @@ def test_seeds_that_are_all_alike_say_so(write_sweep):
     here, _, difference = tables_of(path)["Table 1: one classifier"]
     assert here[2] == "90.00 (n = 2, all alike)"
     assert difference[3] == "+0.00 (2 pairs, all alike)"
-    assert "differences are tested" not in path.read_text()
+    assert "This report tests" not in path.read_text()
 
 
 def test_without_a_result_there_is_no_report(tmp_path):
