@@ -191,9 +191,6 @@ def _list_zip(path: Path) -> FileTree:
         raise UserError(f"{path} is not a whole zip archive ({error})") from error
     files: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
-    # The archive's own time of change for all files: entries store local time, in steps of two
-    # seconds.
-    changed = path.stat().st_mtime_ns
     for entry in archive.infolist():
         kind = stat.S_IFMT(entry.external_attr >> 16)
         is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
@@ -210,5 +207,5 @@ def _list_zip(path: Path) -> FileTree:
         elif name in files:
             raise UserError(f"{path} has two entries {name!r}")
         else:
-            files[name] = (entry.file_size, changed)
+            files[name] = (entry.file_size, entry.CRC)
     return FileTree(path, dict(sorted(files.items())), folders, archive.open)

@@ -175,7 +175,8 @@ def _images(tree: FileTree, root: str, class_names: tuple[str, ...]) -> list[tup
 
 def _variant(tree: FileTree, stored: str) -> str:
     listing = [(name, *status) for name, status in tree.files.items()]
-    key = repr((_FORMAT, listing)).encode("utf-8", errors="surrogatepass")
+    # Two folders can have files of the same names, sizes and times.
+    key = repr((_FORMAT, str(tree.path.resolve()), listing)).encode("utf-8", errors="surrogatepass")
     name = re.sub(r"[^a-z0-9]+", "_", tree.path.stem.lower()).strip("_")[:40] or "images"
     return f"{name}_{hashlib.sha256(key).hexdigest()[:16]}_{stored}"
 

@@ -182,6 +182,20 @@ def test_a_changed_tree_is_prepared_again_and_an_unchanged_one_is_not(tree, tmp_
     assert load(tree, tmp_path).train.images.max() == 255
 
 
+def test_folders_with_files_of_the_same_names_sizes_and_times_are_told_apart(tmp_path):
+    for place, value in (("a", 10), ("b", 200)):
+        for split in ("train", "test"):
+            for name in ("cat", "dog"):
+                path = tmp_path / place / "pictures" / split / name / "0.bmp"
+                path.parent.mkdir(parents=True)
+                path.write_bytes(picture(value, form="BMP"))
+                os.utime(path, (10**9, 10**9))
+    brightest = [
+        load(tmp_path / place / "pictures", tmp_path).train.images.max() for place in ("a", "b")
+    ]
+    assert brightest == [10, 200]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_zip_archive_serves_as_a_tree(tree, tmp_path, wrapped):
     base = {"root_dir": tree.parent, "base_dir": "tree"} if wrapped else {"root_dir": tree}
