@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evidence.model import BlockModel
-from flexpool_jax import configuration, layout
+from flexpool_jax import configuration, files, layout
 from flexpool_jax.configuration.fields import field_names, get_field
 from flexpool_jax.errors import UserError, closest_name
 from flexpool_jax.insight.probe_report import read_probe
@@ -320,8 +320,8 @@ def read_probes(design: Design) -> Probes:
     found: Probes = {}
     for (column, seed), run in design.runs.items():
         probe = read_probe(run.folder)
-        same = (probe.get(name) == run.result.get(name) for name in ("config_digest", "step"))
-        if probe and all(same):
+        is_same = probe.get("config_digest") == run.result.get("config_digest")
+        if probe and is_same and files.measures_same_model(probe, run.result):
             found.setdefault(column, {})[seed] = probe
     return found
 

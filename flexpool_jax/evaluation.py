@@ -88,6 +88,7 @@ def evaluate(
     processes.check_alike({**facts(restored.setup.config, restored.setup.dataset), **asked})
     processes.check_shared(restored.workdir / layout.RUN_FILE)
     agree_on_compilation_cache()
+    model_digest = restored.model_digest
     label = {}
     if resize is not None:
         restored, label = at_resolution(restored, resize), {"resize": resize}
@@ -96,6 +97,7 @@ def evaluate(
     evaluation = evaluate_split(setup, replicate(restored.variables), test)
     report = {
         "step": restored.step,
+        "model_digest": model_digest,
         "split": setup.split_name,
         **label,
         "examples": len(setup.dataset.test),

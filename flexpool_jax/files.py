@@ -145,6 +145,20 @@ def digest_matches(value: Mapping[str, Any]) -> bool:
     return value.get("sha256", _digest(rest)) == _digest(rest)
 
 
+def measures_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two reports on a run, such as result.json and probe.json, are on the same weights.
+
+    They are if ``step`` and ``model_digest`` agree. Older reports have no digest.
+
+    Example:
+        >>> report = {"step": 9, "model_digest": "ab"}
+        >>> measures_same_model(report, {"step": 9}), measures_same_model(report, {"step": 8})
+        (True, False)
+    """
+    digests = {one.get("model_digest"), other.get("model_digest")} - {None}
+    return one.get("step") == other.get("step") and len(digests) < 2
+
+
 def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
 

@@ -46,6 +46,11 @@ class Restored:
     setup: Setup
     variables: dict[str, Any]
 
+    @property
+    def model_digest(self) -> str:
+        """The digest of the variables, by which reports say what they measured."""
+        return checkpoints.digest(self.variables)
+
 
 def restore(
     workdir: str | os.PathLike[str],
@@ -74,15 +79,22 @@ def restore(
             use_deterministic_ops()
     check_platform()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
-        number = checkpoints.choose_step(manager, step)
-        try:
-            run = checkpoints.read_run(manager, number)
-            dataset, identity = identify(workdir, config)
-            identity.check(number, run)
-            setup = set_up(config, dataset)
-            variables = checkpoints.restore_model(manager, number, setup.abstract_state)
-        except checkpoints.DamagedCheckpoint as error:
-            raise UserError(f"cannot use {manager.directory}: {error}") from error
+        found = setup = None
+        while True:
+            number = checkpoints.choose_step(manager, step)
+            try:
+                run = checkpoints.read_run(manager, number)
+                found = found or identify(workdir, config)  # Reads the data only once.
+                dataset, identity = found
+                identity.check(number, run)
+                setup = setup or set_up(config, dataset)
+                variables = checkpoints.restore_model(manager, number, setup.abstract_state)
+                break
+            except checkpoints.DamagedCheckpoint as error:
+                # A run that is in training may have saved another checkpoint and deleted this one.
+                manager.reload()
+                if checkpoints.choose_step(manager, step) == number:
+                    raise UserError(f"cannot use {manager.directory}: {error}") from error
     return Restored(workdir, number, setup, variables)
 
 
@@ -200,6 +212,11 @@ def _identify(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Dataset
             f"{workdir} has no {layout.DATA_FILE}, which release 0.1 did not write yet; run once "
             f"`python launch.py --workdir={shlex.quote(str(workdir))}`: a finished run adds the "
             "file and does not train"
+        )
+    if not files.digest_matches(data):
+        raise UserError(
+            f"{workdir / layout.DATA_FILE} is not what was written; start the run's training "
+            "command once, which writes the file again and does not train a finished run"
         )
     dataset = _parse_data_json(data, workdir / layout.DATA_FILE)
     return dataset, Identity(read_id(workdir), config, data["digest"])

@@ -73,6 +73,7 @@ def inspect_workdir(
     summary, flops = summarise_model(model, setup.dataset.image_shape)
     report = {
         "step": restored.step,
+        "model_digest": restored.model_digest,
         "is_best": step == "best",
         "split": setup.split_name,
         "examples": len(test),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flexpool_jax import pages
+from flexpool_jax import files, pages
 from flexpool_jax.data import Split
 from flexpool_jax.insight.evidence_maps import EvidenceMaps
 from flexpool_jax.insight.probe_report import read_probe
@@ -37,7 +37,8 @@ def write_page(
 
     Args:
         path: path of the page.
-        workdir: folder of the run; its metrics.jsonl and probe.json are shown if they exist.
+        workdir: folder of the run; its metrics.jsonl is shown if it exists, and its probe.json if
+            it is about the same step.
         report: content of inspect.json.
         pools: weights [H, W, C] by stage.
         evidence: evidence maps; None if there are none.
@@ -53,11 +54,12 @@ def write_page(
             for error in report["errors"][:_MAX_THUMBNAILS]
         ],
     }
+    probe = read_probe(workdir)
     data = {
         "name": workdir.name,
         "report": shown,
         "curves": read_curves(workdir),
-        "probe": read_probe(workdir) or None,
+        "probe": probe if files.measures_same_model(probe, report) else None,
         "weights": {stage: _encode_weights(w) for stage, w in pools.items()},
         "evidence": [] if evidence is None else _encode_evidence(evidence, report, split),
         "summary": summary,

@@ -47,7 +47,8 @@ def probe_workdir(
     Returns:
         The content of probe.json:
 
-        - ``step``, ``split`` ("test" or "validation"), ``examples``, ``pool``, ``config_digest``;
+        - ``step``, ``model_digest``, ``split`` ("test" or "validation"), ``examples``, ``pool``,
+          ``config_digest``;
         - ``baseline``: ``accuracy`` in [0, 1] and ``loss`` (mean cross-entropy in nats) of the
           network as it is, which are those of ``--mode=eval``;
         - ``interventions``: changes of the last stage's pool, each with its ``name`` (and
@@ -65,6 +66,7 @@ def probe_workdir(
     restored = restore_workdir(workdir, step, config)
     report = {
         "step": restored.step,
+        "model_digest": restored.model_digest,
         "split": restored.setup.split_name,
         "examples": len(restored.setup.dataset.test),
         "pool": restored.setup.config.pool,

@@ -10,6 +10,7 @@ import flexpool_jax
 from flexpool_jax import configuration, files, layout
 from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.trained import Trained
+from flexpool_jax.training import checkpoints
 from flexpool_jax.training.steps import parameter_count
 
 # The citation is also in CITATION.cff; a test compares the two.
@@ -146,9 +147,10 @@ def _measured(trained: Trained, is_best: bool) -> str:
 def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
     """The file, split, number of images, accuracy and loss of each measurement of this step."""
     found = []
+    model = {"step": trained.step, "model_digest": checkpoints.digest(trained.variables)}
     for name, prefix in ((layout.RESULT_FILE, "final_test_"), (layout.EVALUATION_FILE, "")):
         report = files.read_json_if_whole(trained.workdir / name)
-        if report.get("step") != trained.step or report.get("resize"):
+        if not files.measures_same_model(report, model) or report.get("resize"):
             continue
         try:
             split = {"test": "test", "validation": "held-out training"}[report["split"]]

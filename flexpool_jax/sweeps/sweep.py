@@ -42,10 +42,10 @@ class _Stage(NamedTuple):
     flags: tuple[str, ...] = ()
 
     def is_done(self, cell: Cell, folder: Path) -> bool:
-        """Whether the file exists and belongs to the cell's config and its last step."""
+        """Whether the file exists and belongs to the cell's config and its final weights."""
         found = self.read(folder)
-        return found.get("config_digest") == cell.digest and (
-            found.get("step") == _TRAINING.read(folder).get("step")
+        return found.get("config_digest") == cell.digest and files.measures_same_model(
+            found, _TRAINING.read(folder)
         )
 
     def read(self, folder: Path) -> dict[str, Any]:

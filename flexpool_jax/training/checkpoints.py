@@ -89,7 +89,7 @@ def _accuracy(metrics: Mapping[str, float]) -> float:
     return metrics["accuracy"]
 
 
-def _digest(item: Any) -> str:
+def digest(item: Any) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a tree's leaves, or over a JSON text."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(item):
@@ -135,10 +135,10 @@ def save(
     check_finite(items, step)
     if not processes.is_first():
         return
-    digests = {name: _digest(item) for name, item in items.items()}
+    digests = {name: digest(item) for name, item in items.items()}
     run = {**(run or {}), "step": step}
     described = {"progress": dict(progress), "run": run}
-    digests |= {name: _digest(json.dumps(part, sort_keys=True)) for name, part in described.items()}
+    digests |= {name: digest(json.dumps(part, sort_keys=True)) for name, part in described.items()}
     wait(manager)
     with orbax_faults.naming_folder(Path(manager.directory)):
         if step in manager.all_steps():
@@ -241,7 +241,7 @@ def _read_progress(
         content = content["progress"]
         progress, run, sha256 = content["progress"], content.get("run"), content["sha256"]
         described = {"progress": progress} | ({} if run is None else {"run": run})
-        found = {n: _digest(json.dumps(part, sort_keys=True)) for n, part in described.items()}
+        found = {n: digest(json.dumps(part, sort_keys=True)) for n, part in described.items()}
         kept = {name: sha256[name] for name in ("progress", "run") if name in sha256}
         is_whole = found == kept
         saved_step = None if run is None else int(run["step"])
@@ -274,7 +274,7 @@ def _restore_items(
             ),
         )
         items = {name: restored[name] for name in blank}
-        altered = [name for name, item in items.items() if _digest(item) != sha256[name]]
+        altered = [name for name, item in items.items() if digest(item) != sha256[name]]
     except Exception as error:  # Orbax raises many kinds for a file that is missing or cut short.
         raise _unreadable(step, error) from error
     if altered:

@@ -127,12 +127,11 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
             (workdir / name).unlink(missing_ok=True)
     if configuration.has_saved_state(workdir):
         identity = recall(workdir, config, dataset)
-        is_current = (workdir / layout.DATA_FILE).exists()
     else:
         identity = Identity(read_id(workdir), config, dataset.digest)
-        is_current = files.read_json(workdir / layout.DATA_FILE) == _describe(dataset)
-    if not is_current:
-        files.write_json(workdir / layout.DATA_FILE, _describe(dataset))
+    description = files.with_digest(_describe(dataset))
+    if files.read_json(workdir / layout.DATA_FILE) != description:
+        files.write_json(workdir / layout.DATA_FILE, description)
     # Checkpoints without a run.json were written by release 0.1, or were copied without the file.
     if identity.id is None and not configuration.has_checkpoint(workdir):
         identity = dataclasses.replace(identity, id=uuid.uuid4().hex)

@@ -13,6 +13,7 @@ import numpy as np
 from flexpool_jax import configuration, files, layout
 from flexpool_jax.pooling import named_w_fp
 from flexpool_jax.source import commit, versions
+from flexpool_jax.training import checkpoints
 from flexpool_jax.training.metrics import Meter
 from flexpool_jax.training.resume import Progress
 from flexpool_jax.training.setup import Setup
@@ -78,6 +79,7 @@ def result_of(setup: Setup, progress: Progress, state: TrainState, meter: Meter)
         "final_test_accuracy_per_class": measured.pop("accuracy_per_class", None),
         "final_test_metrics": measured,
         "step": step,
+        "model_digest": checkpoints.digest(jax.device_get(state.variables)),
         "epochs": step // setup.steps_per_epoch,
         "split": setup.split_name,
         # If the seed drew the images of the split, those of another seed are not the same.

@@ -37,7 +37,7 @@ from flexpool_jax.training.setup import (
     set_up,
     use_compilation_cache,
 )
-from flexpool_jax.training.steps import parameter_count
+from flexpool_jax.training.steps import TrainState, parameter_count
 
 
 def train(
@@ -117,9 +117,12 @@ def _train_phase(
         state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
         is_done = step == setup.total_steps and progress.evaluated
-        # The result of fewer epochs is still there if that of the last one could not be written.
-        if is_done and result is not None and result.get("epochs") == config.num_epochs:
+        # Another result is there if that of the last epoch could not be written, or was replaced.
+        if is_done and result is not None and _is_result_of(result, state, config.num_epochs):
             print(f"this run is finished: {workdir / layout.RESULT_FILE}", file=sys.stderr)
+            for change in changes:
+                if configuration.has_effect(change.field, config):
+                    print(f"without effect on a finished run: {change}", file=sys.stderr)
             return state.variables, result
         verb = "continuing" if step else "starting"
         for change in changes:
@@ -159,3 +162,11 @@ def _train_phase(
         result = result_of(setup, progress, state, meter)
         files.write_json(workdir / layout.RESULT_FILE, files.with_digest(result))
         return jax.device_get(state.variables), processes.gather(result)[0]
+
+
+def _is_result_of(result: Mapping[str, Any], state: TrainState, num_epochs: int) -> bool:
+    model = {
+        "step": int(state.step),
+        "model_digest": checkpoints.digest(jax.device_get(state.variables)),
+    }
+    return result.get("epochs") == num_epochs and files.measures_same_model(result, model)

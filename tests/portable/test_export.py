@@ -211,7 +211,7 @@ def test_card_tells_what_was_measured_of_this_checkpoint(folder, workdir):
     assert f"| test | {count} | {result['final_test_accuracy'] * 100:.2f} (" in row
 
 
-def test_card_takes_no_number_of_another_step_or_size(workdir, tmp_path):
+def test_card_takes_no_number_of_another_step_size_or_model(workdir, tmp_path):
     copy = shutil.copytree(workdir, tmp_path / "run")
     result = json.loads((copy / "result.json").read_text())
     (copy / "result.json").write_text(json.dumps(result | {"step": result["step"] + 1}))
@@ -223,6 +223,8 @@ def test_card_takes_no_number_of_another_step_or_size(workdir, tmp_path):
     assert "has not been measured" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report))
     assert "| evaluation.json | test | 9 | 100.00 (70.09 to 100.00) |" in card.model_card(trained)
+    (copy / "evaluation.json").write_text(json.dumps(report | {"model_digest": "of other weights"}))
+    assert "has not been measured" in card.model_card(trained)
 
 
 @pytest.mark.parametrize("step", ["best", "latest"])

@@ -475,6 +475,36 @@ def test_a_result_that_was_altered_is_neither_told_again_nor_reported(workdir, m
     assert [run.result["final_test_accuracy"] for run in find_runs(workdir.parent).runs] == [right]
 
 
+def test_a_result_that_was_copied_from_another_run_is_replaced(workdir, make_config, tmp_path):
+    right = result_of(workdir)
+    train(make_config(seed=1), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "result.json", workdir)
+    assert train(make_config(), workdir)["final_test_loss"] == right["final_test_loss"]
+    assert result_of(workdir)["model_digest"] == right["model_digest"]
+
+
+def test_a_finished_run_says_that_another_value_has_no_effect(workdir, make_config, capsys):
+    train(make_config(learning_rate=0.5), workdir)
+    assert (
+        "without effect on a finished run: config.learning_rate is 0.5" in capsys.readouterr().err
+    )
+
+
+def test_a_checkpoint_that_training_deletes_meanwhile_is_passed_over(workdir, monkeypatch):
+    checkpoint, later = workdir / "checkpoints" / "22", workdir.parent / "22"
+    checkpoint.rename(later)
+    read_run = checkpoints.read_run
+
+    def read_after_training_has_saved(manager, step):
+        if later.exists():
+            shutil.rmtree(workdir / "checkpoints" / "11")
+            later.rename(checkpoint)
+        return read_run(manager, step)
+
+    monkeypatch.setattr(checkpoints, "read_run", read_after_training_has_saved)
+    assert load_trained(workdir).step == 22
+
+
 def test_a_result_of_fewer_epochs_is_replaced(workdir, make_config):
     path = workdir / "result.json"
     content = json.loads(path.read_text())
