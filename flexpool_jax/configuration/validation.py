@@ -413,6 +413,11 @@ def _check_initial_weights(config: ConfigDict) -> None:
             "it. Give the mean and deviation of images / 255 that its source names, e.g. "
             "--config.dataset.mean=0.485,0.456,0.406 --config.dataset.std=0.229,0.224,0.225"
         )
+    try:
+        for name in ("mean", "std"):
+            check_field(f"dataset.{name}", getattr(header, name))
+    except UserError as error:
+        raise UserError(f"config.init_from: in {header.path}, {error}") from error
     config.dataset.mean, config.dataset.std = header.mean, header.std
 
 

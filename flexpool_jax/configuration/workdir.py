@@ -303,11 +303,11 @@ def _flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def _canonical(name: str, value: Any) -> Any:
-    """Converts ints to floats in fields that hold floats, because JSON writes 1 and 1.0 apart."""
+    """Makes equal numbers equal in JSON, which tells 1 from 1.0 and 0.0 from -0.0."""
     if isinstance(value, tuple):
-        return tuple(float(v) if isinstance(v, int | float) else v for v in value)
-    if definition(name).type is float and isinstance(value, int):
-        return float(value)
+        return tuple(value + 0.0 if isinstance(value, int | float) else value for value in value)
+    if definition(name).type is float and isinstance(value, int | float):
+        return value + 0.0
     return value
 
 

@@ -151,6 +151,13 @@ class Dataset:
     folder: Path | None = None
     test_is_drawn: bool = False
 
+    def __post_init__(self) -> None:
+        if self.num_classes > np.iinfo(np.int16).max:
+            raise UserError(
+                f"data set {self.name!r} has {self.num_classes:,} classes; allowed: at most "
+                f"{np.iinfo(np.int16).max:,}, because predictions.npz holds int16"
+            )
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over the images, labels and class names, as 64 hexadecimal digits.

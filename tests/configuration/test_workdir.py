@@ -212,6 +212,13 @@ def test_results_of_earlier_releases_keep_their_digests():
         assert digest(config) == result["config_digest"]
 
 
+def test_digest_does_not_tell_zero_from_negative_zero():
+    one, other = default.get_config(), default.get_config()
+    one.label_smoothing, other.label_smoothing = 0.0, -0.0
+    one.augment.scale, other.augment.scale = (0.0, 1.0), (-0.0, 1.0)
+    assert digest(one) == digest(other)
+
+
 def test_digest_tells_image_folders_apart():
     one, other = default.get_config(), default.get_config()
     for config, folder in ((one, "cats"), (other, "dogs")):

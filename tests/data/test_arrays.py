@@ -234,7 +234,11 @@ def test_an_npz_file_is_a_data_set(tmp_path):
         ({"y_train": np.full(30, 0.5), "class_names": None}, "y_train are float64"),
         (
             {"y_train": np.arange(30) * 10**8, "class_names": None},
-            "y_train are from 0 to 21474836",
+            "has 30 labels y_train up to 2900000000 and no class_names",
+        ),
+        (
+            {"y_train": np.zeros(30, int), "class_names": None},
+            "y_train up to 0 and no class_names",
         ),
         ({"y_test": np.full(12, 2**32, np.uint64)}, "y_test are from 2147483647 to"),
         ({"y_test": np.full(12, 2**64 - 1, np.uint64)}, "y_test are from -1 to -1"),
@@ -246,6 +250,12 @@ def test_an_npz_file_that_is_not_a_data_set_costs_one_line(tmp_path, changes, me
         load_dataset("npz", tmp_path / "data", path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_has_no_more_classes_than_predictions_can_name(tmp_path):
+    path = write_npz(tmp_path / "mine.npz", class_names=np.arange(32_768).astype(str))
+    with pytest.raises(UserError, match="has 32,768 classes; allowed: at most 32,767"):
+        load_dataset("npz", tmp_path / "data", path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "text", "npy", "folder", "none"])

@@ -149,6 +149,16 @@ def test_weights_of_pytorch_are_refused_without_their_normalisation(tmp_path):
     assert config.dataset.mean == (0.5,)
 
 
+@pytest.mark.parametrize(("mean", "std"), [("nan", "0.25"), ("0.5", "0"), ("0.5", "64")])
+def test_a_file_with_a_wrong_normalisation_is_refused(mean, std, tmp_path):
+    file = tmp_path / "a.safetensors"
+    arrays = {"params.kernel": np.zeros((3, 3), np.float32)}
+    save_file(arrays, file, metadata={"mean": mean, "std": std})
+    config = config_with(init_from=str(file))
+    with pytest.raises(UserError, match=r"in .*a\.safetensors, config\.dataset\.(mean|std) is"):
+        configuration.resolve_training_files(config)
+
+
 def test_a_missing_file_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match=r"config.init_from: nowhere.safetensors: there is no such"):
         flexpool_jax.train(config_with(init_from="nowhere.safetensors"), tmp_path / "run")

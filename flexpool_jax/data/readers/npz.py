@@ -56,8 +56,14 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
     if "class_names" in found:
         class_names = found["class_names"].tolist()
     elif labels.size and np.issubdtype(labels.dtype, np.integer):
-        # At most as many names as images, so that one huge label does not create a huge list.
-        class_names = [str(label) for label in range(min(int(labels.max()) + 1, labels.size))]
+        highest = int(labels.max())
+        if not 0 < highest < labels.size:
+            raise UserError(
+                f"{raw_dir} has {labels.size} labels y_train up to {highest} and no class_names; "
+                "allowed: labels 0 to K - 1 of K classes, at least 2, or the names of the classes "
+                "in class_names"
+            )
+        class_names = [str(label) for label in range(highest + 1)]
     else:
         class_names = []
     splits = {split: (found[x], found[y]) for split, (x, y) in _NAMES.items()}
