@@ -17,6 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
+    # If the shell has closed a standard stream, it is the null device: a file that is opened later
+    # must not get the stream's number.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     # Until `main` handles Ctrl-C, it ends the process at once, without a traceback of the imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # It may start the process anew, so it comes before imports that take long.
@@ -51,7 +60,7 @@ _HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
 # Error numbers of the operating system that the user's paths cause, not a bug in the program.
 _OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(command: Command) -> None:
@@ -410,8 +419,7 @@ def _stop_writing() -> int:
 
 if __name__ == "__main__":
     # Names of classes and files may hold characters that a terminal's encoding does not have.
-    # sys.stdout is None if the shell has closed it.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # Matplotlib's cache of fonts is put into the folder with the compiled programs.
     fonts = os.path.expanduser("~/.cache/flexpool_jax/matplotlib")  # noqa: PTH111 (may have no home)
@@ -423,7 +431,7 @@ if __name__ == "__main__":
         traceback.print_exc()
         status = EXIT_FAILED
     try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell.
+        for stream in (sys.stdout, sys.stderr):
             stream.flush()
     except OSError:
         status = _stop_writing()

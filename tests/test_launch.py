@@ -352,12 +352,13 @@ def test_a_report_leaves_nothing_outside_the_cache_folder(tmp_path):
     assert [str(path.relative_to(home)) for path in home.glob("*/*")] == [".cache/flexpool_jax"]
 
 
-def test_a_name_outside_the_encoding_of_the_output_is_escaped(tmp_path):
+@pytest.mark.parametrize("encoding", ["latin-1", "latin-1:surrogateescape"])
+def test_a_name_outside_the_encoding_of_the_output_is_escaped(encoding, tmp_path):
     shutil.copytree(ROOT / "results" / "digits" / "avg", tmp_path / "śr" / "avg")
     done = run_process(
         "--mode=report",
         f"--workdir={tmp_path / 'śr'}",
-        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        env=os.environ | {"PYTHONIOENCODING": encoding},
         stdout=subprocess.PIPE,
     )
     assert (done.returncode, done.stderr) == (0, "")

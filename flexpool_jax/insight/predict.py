@@ -248,7 +248,7 @@ def table(predicted: Predicted) -> str:
     """
     rows = [
         [
-            str(prediction.file).encode("utf-8", "backslashreplace").decode(),
+            str(prediction.file).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n"),
             *itertools.chain.from_iterable(
                 (name, f"{probability:6.1%}".replace("%", " %"))
                 for name, probability in zip(

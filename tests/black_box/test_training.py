@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.black_box.conftest import metrics, outcome, read_json, run_in_process
+from tests.black_box.conftest import metrics, outcome, read_json, run_in_process, run_process
 
 
 def column(workdir, split, name):
@@ -176,3 +176,11 @@ def test_sgd_is_refused_where_eq_2_cannot_be_stable(launcher, refuses, tmp_path)
         *launcher.small(*sgd, f"--workdir={tmp_path}/run", variant="flexpool,reg"),
         words=["config.pool_reg", "stable"],
     )
+
+
+def test_closed_standard_streams_do_not_stop_training(launcher, tmp_path):
+    workdir = tmp_path / "run"
+    command = launcher.small(f"--workdir={workdir}", "--config.num_epochs=1")
+    status, _ = run_process(*command, before=("sh", "-c", 'exec "$@" <&- 2>&-', "sh"))
+    assert status == 0
+    assert read_json(workdir / "result.json")["epochs"] == 1

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -246,6 +247,15 @@ def test_a_damaged_data_file_is_refused(damage, workdir, photos, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     (run / layout.DATA_FILE).write_text(damage)
     with pytest.raises(UserError, match=r"data\.json"):
+        predict_files(run, str(photos))
+
+
+def test_a_data_file_that_was_changed_by_hand_is_refused(workdir, photos, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    data = json.loads((run / layout.DATA_FILE).read_text())
+    data["class_names"].reverse()
+    (run / layout.DATA_FILE).write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"data\.json is not what was written"):
         predict_files(run, str(photos))
 
 
