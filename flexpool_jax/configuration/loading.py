@@ -7,6 +7,7 @@ that names the file and the line; a wrong path or argument also becomes an error
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -137,6 +138,11 @@ def _run(step: Callable[[], object], path: Path, shown: str) -> object:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{shown}:{lines[-1]}" if lines else shown
-        # The whole message: a ConfigDict lists all of its fields before it names the closest.
         message = one_line(error, limit=None)
+        # A locked ConfigDict lists all of its fields before it names the closest.
+        if unknown := re.match(r"""'Key "(.*?)" does not exist and cannot be added""", message):
+            closest = re.search(r'Did you mean "(.*?)"', message)
+            hint = f" did you mean {closest[1]!r}?" if closest else ""
+            message = f"unknown field {unknown[1]!r};{hint} configs/default.py explains all fields"
+            raise UserError(f"{where}: {message}") from error
         raise UserError(f"{where}: {type(error).__name__}: {message}") from error

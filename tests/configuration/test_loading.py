@@ -25,7 +25,14 @@ DEFAULT = "from configs import default\n\n"
         ("def get_config(a, b):\n  pass\n", ["argument"]),
         (
             DEFAULT + "def get_config():\n  c = default.get_config()\n  c.lerning_rate = 1\n",
-            [":5: AttributeError", "lerning_rate"],
+            [
+                ":5: unknown field 'lerning_rate'; did you mean 'learning_rate'? "
+                "configs/default.py explains all fields"
+            ],
+        ),
+        (
+            DEFAULT + "def get_config():\n  c = default.get_config()\n  c['qqq'] = 1\n",
+            [":5: unknown field 'qqq'; configs/default.py explains all fields"],
         ),
         (
             DEFAULT + "def get_config():\n  c = default.get_config()\n  c.seed = 'x'\n",
