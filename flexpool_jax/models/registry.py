@@ -8,6 +8,7 @@ backbone (pools, dropout, classifiers, SAC) is `flexpool_jax.models.classifier.C
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,9 @@ def register_model(
         `create_model`. The module is called as ``backbone(images, train=bool)``.
 
     Raises:
-        UserError: another function already has the name, or an argument is invalid. Registering
-            the same function again is allowed, for example when a notebook's cell is run twice.
+        UserError: another function already has the name, an argument is invalid, or the function
+            does not take ``dtype`` and ``norm_axis_name``. Registering the same function again is
+            allowed, for example when a notebook's cell is run twice.
 
     Example:
         >>> from flax import linen as nn
@@ -110,11 +112,15 @@ def register_model(
         )
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        if not callable(build):
+        try:
+            inspect.signature(build).bind_partial(dtype=None, norm_axis_name=None)
+        except TypeError as error:
             raise errors.UserError(
-                f"model {name!r} is registered with {build!r}; allowed: a function "
+                f"the builder of model {name!r}: {error}; allowed: a function "
                 "build(*, dtype, norm_axis_name) that returns a flax.linen.Module"
-            )
+            ) from None
+        except ValueError:  # Functions written in C may have no signature.
+            pass
         if name in MODELS and not is_same_definition(MODELS[name].build, build):
             raise errors.UserError(f"a model named {name!r} is registered already")
         MODELS[name] = Entry(build, num_stages, head_features)

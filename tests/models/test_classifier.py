@@ -275,6 +275,8 @@ def test_pool_that_returns_another_shape_is_named(monkeypatch, pool, got):
         lambda: register_model("a_bool", num_stages=True),
         lambda: register_model("", num_stages=3),
         lambda: register_model("not_callable", num_stages=3)("resnet20"),
+        lambda: register_model("no_dtype", num_stages=3)(lambda: ResNetCifar()),
+        lambda: register_model("no_axis", num_stages=3)(lambda *, dtype, width=8: ResNetCifar()),
     ],
 )
 def test_what_cannot_be_registered_is_refused(register):
