@@ -20,7 +20,7 @@ from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.data.augment import make_normalise
 from flexpool_jax.data.dataset import black_split
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UnknownName, UserError
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.determinism import use_deterministic_ops
 from flexpool_jax.training.environment import check_platform
@@ -71,7 +71,23 @@ def restore(
         UserError: there is no such workdir or step, a file is damaged or belongs to another run, or
             JAX cannot use the platform that JAX_PLATFORMS names.
     """
-    workdir = files.expanded(workdir).absolute()
+    try:
+        return _restore(files.expanded(workdir).absolute(), step, config, identify)
+    except UnknownName as error:
+        if config is not None:
+            raise
+        raise UserError(
+            f"{error}; if your code registers it, import that code first, or pass its config as "
+            "config="
+        ) from error
+
+
+def _restore(
+    workdir: Path,
+    step: str | int,
+    config: ml_collections.ConfigDict | None,
+    identify: Callable[[Path, ml_collections.ConfigDict], tuple[Dataset, Identity]],
+) -> Restored:
     config = configuration.config_of_run(workdir, config)
     if config.deterministic:
         # If JAX has already started, sums on a GPU may differ from those of training in rounding.

@@ -12,8 +12,11 @@ from flax import linen as nn
 from PIL import Image
 
 import launch
-from flexpool_jax import load_exported, load_trained, register_dataset, register_model
+from flexpool_jax import evaluate, load_exported, load_trained, register_dataset, register_model
+from flexpool_jax.data import DATASETS
+from flexpool_jax.errors import UserError
 from flexpool_jax.insight import probe
+from flexpool_jax.models import MODELS
 
 LABELS = np.arange(24, dtype=np.int32) % 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
@@ -79,6 +82,21 @@ def test_load_trained_takes_a_step(workdir, first):
     assert loss == pytest.approx(losses(workdir)[FIRST], rel=1e-5)
     assert loss != pytest.approx(losses(workdir)[LAST], rel=1e-2)
     assert load_trained(workdir).step == LAST
+
+
+@pytest.mark.parametrize(
+    ("use", "registry", "name"),
+    [
+        (load_trained, MODELS, "one_conv_with_two_checkpoints"),
+        (evaluate, DATASETS, "noise_for_two_checkpoints"),
+    ],
+)
+def test_a_name_that_is_not_registered_yet_is_answered_with_a_hint(
+    use, registry, name, workdir, monkeypatch
+):
+    monkeypatch.delitem(registry, name)
+    with pytest.raises(UserError, match=f"'{name}'.* import that code first, or .* config="):
+        use(workdir)
 
 
 def test_inspect_takes_a_step(workdir):

@@ -275,8 +275,8 @@ def _is_array_record(info: Path) -> bool:
 def unknown_dataset(name: str, data_dir: Path) -> UserError:
     """Builds the error for a name that is neither registered nor prepared under data_dir.
 
-    If TFDS knows the name, the message says how to prepare it; otherwise it shows the closest
-    match.
+    If TFDS knows the name, the message says how to prepare it; otherwise it shows the closest match
+    among the data sets that are registered or prepared.
     """
     import tensorflow_datasets as tfds
 
@@ -289,7 +289,7 @@ def unknown_dataset(name: str, data_dir: Path) -> UserError:
             f"TensorFlow; in an environment that has it, run: tfds build {name} "
             f"--file_format=array_record --data_dir={data_dir} (without TensorFlow: {names})"
         )
-    match = closest_name(base, [*DATASETS, *known])
+    match = closest_name(base, [*DATASETS, *(path.name for path in data_dir.glob("*"))])
     hint = f" did you mean {match!r}?" if match else ""
     return UnknownName(
         f"unknown data set {name!r};{hint} allowed: {names}, or a TFDS data set prepared as "

@@ -336,6 +336,8 @@ def test_what_cannot_be_read_or_classified_is_refused(tmp_path):
     prepare_blobs(tmp_path, name="unlabelled", with_label=False)
     with pytest.raises(UserError, match="has the features image; needed: image and label"):
         load_dataset("unlabelled", tmp_path)
+    with pytest.raises(UserError, match="did you mean 'unlabelled'"):
+        load_dataset("unlabeled", tmp_path)
     prepare_blobs(tmp_path, name="untrained", splits=("test",))
     with pytest.raises(UserError, match="has no training split; it has test"):
         load_dataset("untrained", tmp_path)
@@ -346,6 +348,7 @@ def test_what_cannot_be_read_or_classified_is_refused(tmp_path):
     [
         ("fashon_mnist", "did you mean 'fashion_mnist'"),
         ("eurosat/rgb", r"needs TensorFlow.*tfds build eurosat/rgb --file_format=array_record"),
+        ("noise", "unknown data set 'noise'; allowed"),  # TFDS's opinosis is not prepared.
         ("../digits", "unknown data set"),
         ("", "unknown data set"),
         ("blobs:9.9.9", "unknown data set"),
