@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from flexpool_jax.errors import UserError, one_line
 
 Variables = Mapping[str, Any]
 Arrays = dict[str, np.ndarray]
+
+# The largest number of arrays that an error names for each thing that is wrong with them.
+_MAX_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,8 @@ def load_weights(
 
     Raises:
         UserError: the file cannot be read or does not fit the model. The message names the two
-            pools, or every array that is missing, unexpected, not finite or of another shape.
+            pools, or the arrays that are missing, unexpected, not finite or of another shape, up to
+            five of each kind and the number of the others.
 
     Example:
         >>> import jax, jax.numpy as jnp, flexpool_jax
@@ -272,8 +276,13 @@ def _load(
             problems["not finite floating-point numbers"].append(titles[name])
         else:
             loaded[name] = np.asarray(array, leaf.dtype, order="C")
-    listed = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    listed = [f"{kind}: {_first_of(names)}" for kind, names in problems.items() if names]
     if listed:
+        named = [name for names in problems.values() for name in names]
+        if pool and header.pool not in ("", pool) and any(".pool." in name for name in named):
+            listed.append(f"the file is of the pool {header.pool!r}, the model has {pool!r}")
+        if max(map(len, problems.values())) > _MAX_NAMED:
+            listed.append("the file may be of another model")
         raise UserError(f"{header.path} does not fit the model; {'; '.join(listed)}")
     # Not by the names, because a module's name may contain a dot.
     return unflatten_dict({path: loaded[".".join(path)] for path in leaves}), list(new), resized
@@ -294,6 +303,11 @@ def _resize_pools(arrays: Arrays, expected: Mapping[str, Any], pool: str) -> lis
         arrays[name] = np.asarray(new)
         resized.append(f"{name.removeprefix('params.')} from {_size(old)} to {_size(new)}")
     return sorted(resized)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_finite(array: np.ndarray) -> bool:

@@ -241,6 +241,18 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path):
     ]
 
 
+def test_the_pool_or_the_network_is_named_as_the_cause(tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_weights(file, variables_of(pool="flexpool"), pool="flexpool")
+    cause = r"w_fp; the file is of the pool 'flexpool', the model has 'avg'$"
+    with pytest.raises(UserError, match=rf"unexpected: params\.head\.pool\.{cause}"):
+        start_from(file, variables_of(), pool="avg")
+    deeper = variables_of("resnet32", "flexpool")
+    five = r"\S+, \S+, \S+, \S+, \S+ and 55 more"
+    with pytest.raises(UserError, match=rf"missing: {five}; the file may be of another model$"):
+        start_from(file, deeper, pool="flexpool")
+
+
 def test_shapes_are_not_enough_for_a_file_without_w_fp(tmp_path):
     save_weights(tmp_path / "f.safetensors", {"params": {"kernel": np.ones((2, 2), np.float32)}})
     shapes = {
