@@ -268,7 +268,11 @@ def run_mode(command: Command) -> None:
     for flag in sorted({flag for mode in MODES.values() for flag in mode.flags}):
         value = getattr(command, flag)
         if value and flag not in mode.flags:
-            raise UserError(f"--{flag}={value} has no meaning for --mode={command.mode}")
+            given = f"the mode is {command.mode}"
+            if command.mode == command_line.DEFAULT_MODE:
+                given += ", the default"
+            takers = ", ".join(name for name, mode in MODES.items() if flag in mode.flags)
+            raise UserError(f"--{flag}={value} is a flag of --mode={takers}; {given}")
     if command.distributed or command.coordinator_address:
         from flexpool_jax.training import processes
 

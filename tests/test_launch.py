@@ -55,7 +55,8 @@ MISTAKES = [
     ([DIGITS, "--workdir={new}", "--distributed", "--process_id=0"], ["the one or the other"]),
     ([DIGITS, "--workdir={new}", *PEER, "--process_id=2"], ["--process_id=2", "0 to N - 1"]),
     ([DIGITS, "--workdir={new}", "--coordinator_address=node1", *PEER[1:]], ["--process_id=I"]),
-    (["--mode=report", "--workdir={new}", *PEER, "--process_id=0"], ["--mode=report"]),
+    (["--mode=report", "--workdir={new}", *PEER, "--process_id=0"], ["the mode is report\n"]),
+    ([DIGITS, "--workdir={new}", "--resize=40"], ["--mode=eval; the mode is train, the default"]),
 ]
 
 

@@ -111,7 +111,7 @@ def test_images_are_resized_and_weights_resampled(workdir, data_dir, dataset, ca
     [
         ("--resize=7", "allowed: a whole number from 8 to 1024"),
         ("--resize=large", "allowed: a whole number"),
-        ("--mode=probe --resize=12", "--resize=12 has no meaning for --mode=probe"),
+        ("--mode=probe --resize=12", "--resize=12 is a flag of --mode=eval; the mode is probe"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(workdir, flag, message, capsys):

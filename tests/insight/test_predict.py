@@ -225,7 +225,7 @@ MISTAKES = [
     (["--mode=predict", "--workdir={run}", "--images={photos}", "--top_k=0"], ["--top_k=0"]),
     (["--mode=predict", "--workdir={run}", "--images={photos}", "--top_k=11"], ["1 to 10"]),
     (["--mode=predict", "--workdir={run}", "--images={photos}", "--step=5"], ["--step=5"]),
-    (["--mode=eval", "--workdir={run}", "--images={photos}"], ["--images", "--mode=eval"]),
+    (["--mode=eval", "--workdir={run}", "--images={photos}"], ["flag of --mode=predict"]),
     (["--mode=predict", "--workdir={run}", "--images={run}/config.json"], ["none of 1 files"]),
 ]
 

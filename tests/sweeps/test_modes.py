@@ -26,7 +26,10 @@ MISTAKES = [
         ],
         ["npz/avg/seed-0: npz needs a .npz file in dataset.raw_dir; there is no file", "nowhere"],
     ),
-    (["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"], ["no meaning for --mode=report"]),
+    (
+        ["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"],
+        ["--shard=0/2 is a flag of --mode=sweep"],
+    ),
     (["--mode=report", "--workdir={new}", "--config=configs/digits.py"], ["configs/paper_tables"]),
 ]
 
