@@ -284,7 +284,7 @@ def test_a_damaged_npz_file_costs_one_line(tmp_path, damage):
 
 
 def test_npz_needs_a_file():
-    with pytest.raises(UserError, match=r"npz needs a .npz file in dataset.raw_dir"):
+    with pytest.raises(UserError, match=r"npz needs a file: --config.dataset.raw_dir=FILE.npz$"):
         load_dataset("npz", "data")
 
 
@@ -314,7 +314,7 @@ def test_a_config_file_may_register_its_data_set(tmp_path, capsys):
 def test_an_npz_config_without_its_file_is_a_mistake_of_one_line(tmp_path, capsys):
     arguments = ["--config=configs/npz.py", f"--workdir={tmp_path / 'run'}"]
     assert launch.main(arguments) == 2
-    assert "npz needs a .npz file in dataset.raw_dir" in capsys.readouterr().err
+    assert "npz needs a file: --config.dataset.raw_dir=FILE.npz" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

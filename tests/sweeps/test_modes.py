@@ -17,14 +17,17 @@ MISTAKES = [
     (["--mode=sweep", SWEEP, "--workdir={new}", "--shard=2/2"], ["--shard=2/2", "0 to N - 1"]),
     (
         [*ONE_CELL, "--workdir={new}", "--config.datasets=image_folder"],
-        ["image_folder/avg/seed-0: image_folder needs the folder of the images in dataset.raw_dir"],
+        ["image_folder/avg/seed-0: image_folder needs the folder of the images"],
     ),
     (
         [
             *(*ONE_CELL, "--workdir={new}", "--config.datasets=npz"),
             "--config.overrides=dataset.raw_dir=nowhere",
         ],
-        ["npz/avg/seed-0: npz needs a .npz file in dataset.raw_dir; there is no file", "nowhere"],
+        [
+            "npz/avg/seed-0: npz needs a file: --config.dataset.raw_dir=FILE.npz; there is no file",
+            "nowhere",
+        ],
     ),
     (
         ["--mode=report", SWEEP, "--workdir={new}", "--shard=0/2"],

@@ -91,7 +91,9 @@ def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
 def check_tree(raw_dir: Path | None) -> Path:
     """Returns the path of a tree; raises UserError if it is None or does not exist."""
     if raw_dir is None:
-        raise UserError("image_folder needs the folder of the images in dataset.raw_dir")
+        raise UserError(
+            "image_folder needs the folder of the images: --config.dataset.raw_dir=FOLDER"
+        )
     if not raw_dir.exists():
         raise UserError(f"dataset.raw_dir: there is no folder or zip archive {raw_dir}")
     return raw_dir

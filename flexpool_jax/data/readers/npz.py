@@ -74,5 +74,5 @@ def check_file(raw_dir: Path | None) -> Path:
     """Returns the path of the .npz file; raises UserError if it is None or not a file."""
     if raw_dir is None or not raw_dir.is_file():
         given = f"; there is no file {raw_dir}" if raw_dir else ""
-        raise UserError(f"npz needs a .npz file in dataset.raw_dir{given}")
+        raise UserError(f"npz needs a file: --config.dataset.raw_dir=FILE.npz{given}")
     return raw_dir

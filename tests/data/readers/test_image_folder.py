@@ -372,7 +372,7 @@ def test_a_tree_of_the_wrong_shape_costs_one_line(tree, tmp_path, spoil, message
 
 
 def test_the_folder_has_to_be_named(tmp_path):
-    with pytest.raises(UserError, match=r"needs the folder of the images in dataset.raw_dir"):
+    with pytest.raises(UserError, match=r"the images: --config.dataset.raw_dir=FOLDER"):
         load("", tmp_path)
     with pytest.raises(UserError, match=r"no folder or zip archive .*nowhere"):
         load(tmp_path / "nowhere", tmp_path)
