@@ -117,18 +117,25 @@ def summarise(report: Mapping[str, Any]) -> str:
     """Writes a report of `inspect_workdir` as a few lines.
 
     Example:
-        >>> pools = {"stage3": {"channel_sums": {"mean": 1.0, "sd": 0.25}, "negative_share": 0.5}}
-        >>> report = {"metrics": {"accuracy": 0.75, "loss": 1.0}, "pools": pools}
-        >>> print(summarise(report))
-        accuracy 0.75, loss 1
-        weights of stage3: channel sums 1.000 ± 0.250, 50.0 % negative
+        >>> sums = {"mean": 1.0, "sd": 0.25}
+        >>> pool = {"shape": [8, 8, 64], "channel_sums": sums, "negative_share": 0.5}
+        >>> report = {"split": "test", "examples": 400, "step": 20, "pools": {"stage3": pool}}
+        >>> print(summarise(report | {"metrics": {"accuracy": 0.75, "loss": 1.0}}))
+        test accuracy 75.00 %, loss 1 (400 images, step 20)
+        weights of stage3: channel sums with mean 1.000, sd 0.250 over 64 channels; 50.0 % negative
     """
-    lines = [", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items())]
+    metrics = dict(report["metrics"])
+    accuracy = 100 * metrics.pop("accuracy")
+    listed = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
+    lines = [
+        f"{report['split']} accuracy {accuracy:.2f} %, {', '.join(listed)} "
+        f"({report['examples']:,} images, step {report['step']:,})"
+    ]
     for stage, found in report["pools"].items():
-        sums = found["channel_sums"]
+        sums, channels = found["channel_sums"], found["shape"][-1]
         lines.append(
-            f"weights of {stage}: channel sums {sums['mean']:.3f} ± {sums['sd']:.3f}, "
-            f"{100 * found['negative_share']:.1f} % negative"
+            f"weights of {stage}: channel sums with mean {sums['mean']:.3f}, sd {sums['sd']:.3f} "
+            f"over {channels} channels; {100 * found['negative_share']:.1f} % negative"
         )
     return "\n".join(lines)
 

@@ -218,7 +218,10 @@ def test_the_command_prints_a_summary_and_says_where_the_page_is(flexpool, monke
     monkeypatch.setattr(inspection, "inspect_workdir", lambda workdir, step, config: report)
     assert launch.main([f"--workdir={restored.workdir}", "--mode=inspect", "--step=best"]) == 0
     output = capsys.readouterr().out
-    assert "weights of stage1: channel sums" in output
+    assert f"test accuracy {100 * report['metrics']['accuracy']:.2f} %, loss " in output
+    assert f" ({report['examples']} images, step {report['step']})\n" in output
+    sums = r"channel sums with mean \S+, sd \S+ over \d+ channels"
+    assert re.search(f"weights of stage1: {sums}; ", output)
     assert f"see {restored.workdir}/inspect/index.html" in output
     assert "this step was chosen by its accuracy on these images" in output
 
