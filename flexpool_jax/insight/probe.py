@@ -23,7 +23,7 @@ from flexpool_jax.data import Split
 from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.insight.perturbations import perturbations
 from flexpool_jax.insight.probe_report import by_title
-from flexpool_jax.insight.weights import interventions, weight_statistics
+from flexpool_jax.insight.weights import NUM_DRAWS, interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pools import effective_weights
 from flexpool_jax.training import steps
@@ -134,24 +134,29 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Writes a report of `probe_workdir` as a short table; shifts are means over four directions.
+    """Writes a report of `probe_workdir` as a short table.
 
     Example:
         >>> baseline = {"accuracy": 0.9, "loss": 0.3}
         >>> cut = {"name": "rank", "rank": 1, "accuracy": 0.85, "loss": 0.4, "changed": 7}
-        >>> report = {"baseline": baseline, "interventions": [cut], "perturbations": []}
-        >>> print(summary(report))
-                                accuracy    changed
+        >>> report = {"split": "test", "examples": 20, "step": 10, "baseline": baseline}
+        >>> print(summary(report | {"interventions": [cut], "perturbations": []}))
+        20 test images, step 10; shift: mean of 4 directions; permute: mean of 5 draws
+                                accuracy  changed images
         as it is                 90.00 %
-        rank 1                   85.00 %        7.0
+        rank 1                   85.00 %             7.0
     """
-    lines = [f"{'':22}{'accuracy':>10}{'changed':>11}"]
+    lines = [
+        f"{report['examples']:,} {report['split']} images, step {report['step']:,}; "
+        f"shift: mean of 4 directions; permute: mean of {NUM_DRAWS} draws",
+        f"{'':22}{'accuracy':>10}{'changed images':>16}",
+    ]
     for title, entries in {"as it is": [report["baseline"]], **by_title(report)}.items():
         accuracy = math.fsum(entry["accuracy"] for entry in entries) / len(entries)
         line = f"{title:22}{accuracy:>10.2%}"
         if "changed" in entries[0]:
             changed = math.fsum(entry["changed"] for entry in entries) / len(entries)
-            line += f"{changed:>11,.1f}"
+            line += f"{changed:>16,.1f}"
         lines.append(line.replace("%", " %"))
     return "\n".join(lines)
 

@@ -183,6 +183,7 @@ def test_pool_without_weights_has_its_images_changed_alone(dataset):
     assert found["interventions"] == []
     assert found["weights"] is None
     assert len(found["perturbations"]) == 25
+    found |= {"split": "test", "examples": 359, "step": 20}
     assert "rank" not in summary(found)
 
 
@@ -220,6 +221,8 @@ def test_probe_of_a_workdir_agrees_with_its_evaluation(dataset, tmp_path, capsys
     assert written["baseline"]["accuracy"] == result["final_test_accuracy"]
     assert written["interventions"][0]["changed"] == 0
     assert summary(written) in output
+    assert output.startswith(f"359 test images, step {written['step']}; shift: mean of 4 ")
+    assert " accuracy  changed images\n" in output
     (workdir / "probe.json").unlink()
     # Four devices, the last of which has one image less than the others.
     script = "import sys, launch; sys.exit(launch.main(sys.argv[1:]))"
