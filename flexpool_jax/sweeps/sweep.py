@@ -281,7 +281,7 @@ def _time_left(
         if not stage.is_done(cell, workdir / cell.name)
     ]
     if any(key not in known for key in needed):
-        return "time left unknown yet"
+        return "time left not known yet"
     minutes, _ = divmod(round(math.fsum(math.fsum(known[k]) / len(known[k]) for k in needed)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"about {hours} h {minutes:02} min left"

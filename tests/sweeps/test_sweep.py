@@ -247,7 +247,7 @@ def test_finished_cells_without_a_probe_of_their_own_are_probed_alone(sweeps, ca
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cell ")]
     # The time of a probe is known once there is one, and does not count what is trained already.
     assert lines[-2:] == [
-        "cell 1 of 2: digits/avg/seed-0 (time left unknown yet)",
+        "cell 1 of 2: digits/avg/seed-0 (time left not known yet)",
         "cell 2 of 2: digits/avg/seed-1 (about 0 h 01 min left)",
     ]
 
