@@ -41,6 +41,7 @@ def model_card(trained: Trained, *, is_best: bool = False) -> str:
     if len(trained.class_names) > 20:
         classes += f" and {len(trained.class_names) - 20} more (config.json has all)"
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    epochs = f"{run.num_epochs} epoch{'s' * (run.num_epochs != 1)}"
     dataset = re.sub(r"[^\w.-]", "-", trained.dataset_name)
     return f"""\
 ---
@@ -64,7 +65,7 @@ An image classifier{sac}: {parameters:,} parameters, images of
 
 {_measured(trained, is_best)}
 
-The weights are those of step {trained.step:,} of a run of {run.num_epochs} epochs in batches of
+The weights are those of step {trained.step:,} of a run of {epochs} in batches of
 {run.batch_size} with seed {run.seed}; the digest of its config is
 `{configuration.digest(run)}`. {_versions(trained)}
 

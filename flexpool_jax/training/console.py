@@ -176,6 +176,7 @@ def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
     where = f" in {count} processes" if count > 1 else ""
     shape = "x".join(map(str, dataset.image_shape))
     sac = " with SAC" if config.sac.enabled else ""
+    epochs = f"{config.num_epochs:,} epoch{'s' * (config.num_epochs != 1)}"
     lines = [
         f"device: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){where}, "
         f"{config.dtype}",
@@ -184,7 +185,7 @@ def first_lines(setup: Setup, start_step: int, parameters: int) -> list[str]:
         f"data: {dataset.name}, {len(dataset.train):,} training and {len(dataset.test):,} "
         f"{setup.split_name} images of {shape}, {dataset.num_classes} classes: "
         + textwrap.shorten(", ".join(dataset.class_names), 60, placeholder=" …"),
-        f"run: {config.num_epochs:,} epochs of {setup.steps_per_epoch:,} steps, "
+        f"run: {epochs} of {setup.steps_per_epoch:,} steps, "
         f"{setup.total_steps:,} steps in all, {config.batch_size:,} images a step",
         f"convolutions: {setup.convolutions}",
     ]

@@ -18,7 +18,7 @@ import yaml
 import flexpool_jax
 import launch
 from flexpool_jax import files, load_exported, load_weights
-from flexpool_jax.configuration import read_config
+from flexpool_jax.configuration import read_config, write_config
 from flexpool_jax.data import load_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import read_header
@@ -219,6 +219,10 @@ def test_card_takes_no_number_of_another_step_size_or_model(workdir, tmp_path):
     trained = load_trained(copy)
     trained.config.num_epochs += 1
     assert f"a run of {trained.config.num_epochs - 1} epochs" in card.model_card(trained)
+    once = read_config(copy)
+    once.num_epochs = 1
+    write_config(once, copy)
+    assert "a run of 1 epoch in batches" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report | {"resize": 12}))
     assert "has not been measured" in card.model_card(trained)
     (copy / "evaluation.json").write_text(json.dumps(report))

@@ -287,6 +287,10 @@ def test_first_lines_name_all_that_a_result_depends_on():
     ]:
         assert part in text
     assert "resuming" not in text
+    config.num_epochs = 1
+    assert "run: 1 epoch of 22 steps, 22 steps in all" in "\n".join(
+        console.first_lines(set_up(config, dataset), 0, 273_818)
+    )
     assert "resuming after step 44" in console.first_lines(setup, 44, 273_818)
 
 
