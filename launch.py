@@ -70,10 +70,11 @@ def train(command: Command) -> None:
         config, workdir, profile=command.profile, debug_nans=command.debug_nans
     )
     evaluation = [f"--workdir={workdir}", "--mode=eval", *command.config_flags]
+    final, best = (100 * result[f"{which}_test_accuracy"] for which in ("final", "best"))
     print(
-        f"final {result['split']} accuracy {result['final_test_accuracy']:.2%}, "
-        f"best {result['best_test_accuracy']:.2%} ({result['epochs']} epochs, "
-        f"{result['seconds']:.0f} s); see {workdir}/result.json\n"
+        f"final {result['split']} accuracy {final:.2f} %, best {best:.2f} % "
+        f"({result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['seconds']:.0f} s); "
+        f"see {workdir}/result.json\n"
         f"evaluate with: python launch.py {shlex.join(evaluation)}"
     )
 
@@ -87,8 +88,8 @@ def evaluate(command: Command) -> None:
     result = flexpool_jax.evaluate(workdir, step, config, resize=command.resize)
     size = f" at {command.resize}x{command.resize} pixels" if command.resize else ""
     print(
-        f"{result['split']} accuracy{size} {result['accuracy']:.2%}, loss {result['loss']:.4f} "
-        f"({result['examples']:,} images, step {result['step']:,})"
+        f"{result['split']} accuracy{size} {100 * result['accuracy']:.2f} %, "
+        f"loss {result['loss']:.4f} ({result['examples']:,} images, step {result['step']:,})"
     )
     metrics = [name for name in METRICS if name in result]
     print(", ".join(f"{name.replace('_', ' ')} {result[name]:.4g}" for name in metrics))

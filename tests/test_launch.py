@@ -303,10 +303,12 @@ def test_the_command_that_training_prints_evaluates_the_run(tmp_path, capsys):
     for name, value in fields.items():
         arguments += [f"--config.{name}", str(value)]
     assert launch.main(arguments) == 0
-    program, script, *again = shlex.split(capsys.readouterr().out.partition("evaluate with: ")[2])
+    ended, _, evaluation = capsys.readouterr().out.partition("evaluate with: ")
+    assert re.match(r"final test accuracy \S+ %, best \S+ % \(1 epoch, ", ended)
+    program, script, *again = shlex.split(evaluation)
     assert (program, script) == ("python", "launch.py")
     assert launch.main(again) == 0
-    assert capsys.readouterr().out.startswith("test accuracy ")
+    assert re.match(r"test accuracy \S+ %, loss ", capsys.readouterr().out)
 
 
 def run_process(*arguments, **options):

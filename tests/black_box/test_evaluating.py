@@ -28,7 +28,7 @@ def test_evaluation_repeats_what_training_measured(resnet_copy):
     assert found["accuracy"] == result["final_test_accuracy"]
     assert found["loss"] == pytest.approx(result["final_test_loss"], rel=1e-5)
     assert (found["step"], found["examples"], found["split"]) == (44, 359, "test")
-    assert f"{result['final_test_accuracy']:.2%}" in done.stdout
+    assert f"{100 * result['final_test_accuracy']:.2f} %" in done.stdout
 
 
 def test_a_step_is_chosen_by_its_number(resnet_copy):

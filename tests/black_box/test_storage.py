@@ -87,7 +87,7 @@ def test_the_run_of_another_user_can_be_evaluated(resnet_copy, unprivileged):
     for folder in folders:
         folder.chmod(0o700)
     assert status == 0, output
-    assert f"{outcome(resnet_copy)[0]:.2%}" in output
+    assert f"{100 * outcome(resnet_copy)[0]:.2f} %" in output
     assert "evaluation.json" in output
 
 

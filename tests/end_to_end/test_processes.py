@@ -109,7 +109,7 @@ def test_two_processes_are_bit_by_bit_one_process_with_two_devices(
         "--mode=eval",
         delay=3,  # The second comes late.
     )
-    assert f"test accuracy {accuracy:.2%}" in output
+    assert f"test accuracy {100 * accuracy:.2f} %" in output
     assert "(43 images, step 20)" in output
 
 

@@ -46,7 +46,7 @@ def test_eight_devices_evaluate_as_one(launch, finished_run, tmp_path):
     workdir = shutil.copytree(finished_run, tmp_path / "run")
     result = json.loads((workdir / "result.json").read_text())
     output = launch.run(f"--workdir={workdir}", "--mode=eval", "--step=latest", devices=8)
-    assert f"test accuracy {result['final_test_accuracy']:.2%}" in output
+    assert f"test accuracy {100 * result['final_test_accuracy']:.2f} %" in output
 
 
 def test_eight_devices_follow_the_loss_curve_of_one(launch, tiny_config, tmp_path):
