@@ -1,9 +1,12 @@
 """What all tests share: device, compile cache, hypothesis' way of searching."""
 
 import os
+import shutil
+import subprocess
 import tempfile
 
 import hypothesis
+import pytest
 
 # All of it before JAX is imported, and in the environment, so that the commands which tests start
 # have it too. Each may be set from outside: JAX_PLATFORMS=cuda runs the tests on a GPU.
@@ -22,3 +25,21 @@ hypothesis.settings.register_profile(
     "flexpool_jax", deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile("flexpool_jax")
+
+# Permissions do not stop root unless these privileges are gone.
+WITHOUT_PRIVILEGES = (
+    "setpriv",
+    "--bounding-set=-dac_override,-dac_read_search",
+    "--inh-caps=-dac_override,-dac_read_search",
+)
+
+
+@pytest.fixture
+def unprivileged():
+    """What to put before a command so that permissions mean something to it."""
+    if os.geteuid() != 0:
+        return ()
+    probe = [*WITHOUT_PRIVILEGES, "true"]
+    if not shutil.which("setpriv") or subprocess.run(probe, check=False).returncode:
+        pytest.skip("root without setpriv: no permission stops it")
+    return WITHOUT_PRIVILEGES

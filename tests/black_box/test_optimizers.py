@@ -23,34 +23,6 @@ def rates(curve, *fields):
     return curve("num_epochs=2", "log_every_steps=1", *fields, name="learning_rate")
 
 
-def test_onecycle_rises_over_three_tenths_of_the_run_from_a_25th(curve):
-    found = rates(curve, "schedule=onecycle")
-    assert len(found) == 22
-    assert found[0] == pytest.approx(0.01 / 25, rel=1e-3)
-    assert max(found) == pytest.approx(0.01, rel=0.02)
-    assert found.index(max(found)) in (5, 6, 7)
-    assert found[-1] < 1e-4
-
-
-def test_cosine_falls_from_the_highest_rate_to_nothing(curve):
-    found = rates(curve, "schedule=cosine")
-    assert found[0] == pytest.approx(0.01)
-    assert found == sorted(found, reverse=True)
-    assert found[11] == pytest.approx(0.005, rel=0.01)
-    assert found[-1] < 1e-4
-
-
-def test_constant_stays(curve):
-    assert rates(curve, "schedule=constant") == pytest.approx([0.01] * 22)
-
-
-def test_step_divides_by_ten_at_a_half_and_at_three_quarters(curve):
-    found = rates(curve, "schedule=step")
-    assert found[:10] == pytest.approx([0.01] * 10)
-    assert found[12:15] == pytest.approx([0.001] * 3)
-    assert found[18:] == pytest.approx([0.0001] * 4)
-
-
 def test_warmup_cosine_rises_for_its_epochs_and_then_falls(curve):
     found = rates(curve, "schedule=warmup_cosine", "warmup_epochs=1")
     peak = found.index(max(found))

@@ -139,30 +139,13 @@ def test_a_run_continues_with_overrides_and_without_its_config(resnet_copy):
     assert (config["log_every_steps"], config["learning_rate"]) == (15, 1e-3)
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=1",
-        "pool=avg",
-        "sac.enabled=False",
-        "dataset.holdout=0.5",
-        "dataset.image_size=16",
-        "batch_size=64",
-        "optimizer.name=sgd",
-        "dtype=bfloat16",
-        "augment.flip=True",
-    ],
-)
+@pytest.mark.parametrize("override", ["seed=1", "pool=avg", "dataset.holdout=0.5"])
 def test_what_makes_the_model_or_the_data_cannot_change(launcher, small_copy, refuses, override):
     command = launcher.small(f"--workdir={small_copy}", f"--config.{override}")
     if override.startswith("pool="):
         command.append("--config.pool_reg=0")
     name, _, value = override.partition("=")
     refuses(*command, words=[name, value])
-
-
-def test_another_variant_cannot_continue_a_run(launcher, small_copy, refuses):
-    refuses(*launcher.small(f"--workdir={small_copy}", variant="avg"), words=["config.pool"])
 
 
 def test_checkpoints_without_their_config_are_not_overwritten(launcher, small_copy, refuses):

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from tests.black_box.conftest import (
-    ROOT,
     edit_json,
     outcome,
     read_json,
@@ -283,19 +282,3 @@ def test_a_report_leaves_runs_as_they_are(runs):
     before = contents()
     report(runs)
     assert contents() == before
-
-
-def test_published_results_regenerate_to_the_digit(tmp_path):
-    published = ROOT / "results/digits"
-    for path in published.glob("*/*/result.json"):
-        shutil.copytree(path.parent, tmp_path / path.parent.relative_to(published))
-    report(tmp_path)
-    for name, key, values in (
-        ("runs.csv", ("folder", "seed"), ("final_accuracy", "best_accuracy")),
-        ("settings.csv", ("sac_weights", "pool", "pool_reg", "dropout_rate"), ("accuracy", "n")),
-    ):
-        found, expected = (
-            {tuple(row[k] for k in key): [row[v] for v in values] for row in rows(folder, name)}
-            for folder in (tmp_path, published)
-        )
-        assert found == expected

@@ -36,8 +36,6 @@ def test_a_workdir_holds_what_it_should(finished_run):
         "learning_rate",
     }
     result = json.loads((finished_run / "result.json").read_text())
-    assert result["final_test_accuracy"] == test[-1]["accuracy"]
-    assert result["best_test_accuracy"] == max(line["accuracy"] for line in test)
     # Far from what the recipe reaches in full, and far from the one in ten of chance.
     assert result["final_test_accuracy"] > 0.6
 
