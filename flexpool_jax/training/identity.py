@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files, layout
@@ -146,8 +147,11 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
     data = files.read_json(workdir / layout.DATA_FILE, ("digest", *_DATA_TITLES))
-    if data is not None:
+    # If the file was changed by hand, the digest in the checkpoints still tells other data.
+    if data is not None and files.digest_matches(data):
         _check_data(data, _describe(dataset), workdir)
+        if not config.dataset.mean:
+            _check_normalisation(data, dataset, workdir)
     return Identity(read_id(workdir), config, dataset.digest)
 
 
@@ -196,6 +200,17 @@ def _check_data(saved: Mapping[str, Any], found: Mapping[str, Any], workdir: Pat
         f"{workdir} was trained on other data of the name {saved.get('name')}: {listed}; give the "
         "same data by --config.dataset.data_dir and raw_dir, or another --workdir"
     )
+
+
+def _check_normalisation(saved: Mapping[str, Any], dataset: Dataset, workdir: Path) -> None:
+    """Checks the mean and deviation, which are not part of the data's digest."""
+    for name, found in (("mean", dataset.mean), ("std", dataset.std)):
+        before = np.asarray(saved.get(name, found), np.float32)
+        if before.shape != found.shape or not np.allclose(before, found, rtol=0, atol=1e-5):
+            raise UserError(
+                f"{workdir} was trained with {name} {before.tolist()}, and the data set has "
+                f"{found.tolist()}; give the same data set"
+            )
 
 
 def _short(value: Any) -> str:

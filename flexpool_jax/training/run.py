@@ -63,7 +63,7 @@ def train(
         agree_on_compilation_cache()
         phases = [("", set_up(config, dataset))]
         # Only process 0 sees the files of the workdir.
-        is_in_last = processes.gather(configuration.has_checkpoint(workdir))[0]
+        is_in_last = processes.gather(configuration.has_saved_state(workdir))[0]
         if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first = set_up(superclass.superclass_config(config), coarse)
@@ -122,7 +122,7 @@ def _train_phase(
             print(f"this run is finished: {workdir / layout.RESULT_FILE}", file=sys.stderr)
             for change in changes:
                 if configuration.has_effect(change.field, config):
-                    print(f"without effect on a finished run: {change}", file=sys.stderr)
+                    print(f"not trained again with another value: {change}", file=sys.stderr)
             return state.variables, result
         verb = "continuing" if step else "starting"
         for change in changes:

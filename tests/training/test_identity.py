@@ -475,6 +475,20 @@ def test_a_result_that_was_altered_is_neither_told_again_nor_reported(workdir, m
     assert [run.result["final_test_accuracy"] for run in find_runs(workdir.parent).runs] == [right]
 
 
+def test_another_normalisation_of_the_same_images_is_refused(workdir, make_config):
+    config = make_config()
+    dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    other = dataclasses.replace(dataset, mean=dataset.mean + 0.1)
+    content = (workdir / layout.DATA_FILE).read_text()
+    for command in (
+        lambda: train(config, workdir, dataset=other),
+        lambda: evaluate(workdir, dataset=other),
+    ):
+        with pytest.raises(UserError, match=r"was trained with mean .* and the data set has"):
+            command()
+    assert (workdir / layout.DATA_FILE).read_text() == content
+
+
 def test_a_result_that_was_copied_from_another_run_is_replaced(workdir, make_config, tmp_path):
     right = result_of(workdir)
     train(make_config(seed=1), tmp_path / "other")
@@ -486,7 +500,8 @@ def test_a_result_that_was_copied_from_another_run_is_replaced(workdir, make_con
 def test_a_finished_run_says_that_another_value_has_no_effect(workdir, make_config, capsys):
     train(make_config(learning_rate=0.5), workdir)
     assert (
-        "without effect on a finished run: config.learning_rate is 0.5" in capsys.readouterr().err
+        "not trained again with another value: config.learning_rate is 0.5"
+        in capsys.readouterr().err
     )
 
 
