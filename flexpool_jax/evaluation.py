@@ -78,10 +78,10 @@ def evaluate(
             the size that the network was trained with.
 
     Returns:
-        A report with ``step``, ``split``, ``examples``, ``loss`` (mean cross-entropy in nats),
-        ``accuracy`` in [0, 1], the metrics of `flexpool_jax.scoring`, ``accuracy_per_class``, and
-        ``resize`` if it is given. The report is also written to the workdir's evaluation.json, if
-        that is possible.
+        A report with ``step``, ``model_digest``, ``split``, ``examples``, ``loss`` (mean
+        cross-entropy in nats), ``accuracy`` in [0, 1], the metrics of `flexpool_jax.scoring`,
+        ``accuracy_per_class``, and ``resize`` if it is given. The report is also written to the
+        workdir's evaluation.json, if that is possible.
     """
     restored = restore_workdir(workdir, step, config, dataset)
     asked = {"the checkpoint's step": restored.step, "--resize": resize}

@@ -40,8 +40,9 @@ class FileTree:
 
     Attributes:
         path: The folder or archive.
-        files: Size in bytes and time of change (ns since 1970) of each file. The keys are paths
-            inside the folder or archive, with `/` between the parts, in alphabetical order.
+        files: Size in bytes of each file, and its time of change (ns since 1970; of a file in an
+            archive: its CRC-32). The keys are paths inside the folder or archive, with `/` between
+            the parts, in alphabetical order.
         folders: Paths of all folders inside, empty folders included.
         open: Function that opens a file for reading, given a key of `files`.
     """

@@ -152,10 +152,11 @@ class Dataset:
     test_is_drawn: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_classes > np.iinfo(np.int16).max:
+        most = np.iinfo(np.int16).max + 1
+        if self.num_classes > most:
             raise UserError(
                 f"data set {self.name!r} has {self.num_classes:,} classes; allowed: at most "
-                f"{np.iinfo(np.int16).max:,}, because predictions.npz holds int16"
+                f"{most:,}, because predictions.npz holds int16"
             )
 
     @functools.cached_property

@@ -289,7 +289,7 @@ def unknown_dataset(name: str, data_dir: Path) -> UserError:
             f"TensorFlow; in an environment that has it, run: tfds build {name} "
             f"--file_format=array_record --data_dir={data_dir} (without TensorFlow: {names})"
         )
-    match = closest_name(base, [*DATASETS, *(path.name for path in data_dir.glob("*"))])
+    match = closest_name(base, [*DATASETS, *(path.name for path in data_dir.glob("*/"))])
     hint = f" did you mean {match!r}?" if match else ""
     return UnknownName(
         f"unknown data set {name!r};{hint} allowed: {names}, or a TFDS data set prepared as "

@@ -253,8 +253,8 @@ def test_an_npz_file_that_is_not_a_data_set_costs_one_line(tmp_path, changes, me
 
 
 def test_a_data_set_has_no_more_classes_than_predictions_can_name(tmp_path):
-    path = write_npz(tmp_path / "mine.npz", class_names=np.arange(32_768).astype(str))
-    with pytest.raises(UserError, match="has 32,768 classes; allowed: at most 32,767"):
+    path = write_npz(tmp_path / "mine.npz", class_names=np.arange(32_769).astype(str))
+    with pytest.raises(UserError, match="has 32,769 classes; allowed: at most 32,768"):
         load_dataset("npz", tmp_path / "data", path)
 
 

@@ -7,8 +7,8 @@ The tree is a folder or a zip archive. PNG, JPEG, BMP, WebP, GIF and TIFF files 
 or in folders inside it, are read; text files such as README.txt are ignored. A file must hold one
 image: animations and TIFFs of several pages raise an error. 16-bit images are scaled to 8 bits. The
 images are stored in grey if all of them are grey, else in colour. The name of the prepared folder
-contains a hash of the files' names, sizes and times of change, so that a changed tree is prepared
-again, in another folder.
+contains a hash of the files' names, sizes and times of change (in an archive: checksums) and of the
+content of some files, so that a changed tree is prepared again, in another folder.
 
 With `dataset.resize` "stretch", images are stored at their final size, as PNG. With "crop", images
 are stored whole (upright JPEG files byte for byte) and resized when they are read, so that one
@@ -17,6 +17,7 @@ prepared folder can be used for all image sizes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -37,6 +38,8 @@ _SPLIT_WORDS = ("train", "test|val")
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html")
 # Version of the prepared images. Increase it when other images are prepared from the same tree.
 _FORMAT = 1
+# About how many files are a part of the prepared folder's name, and with how many bytes.
+_SAMPLED_FILES, _SAMPLED_BYTES = 64, 2**16
 
 
 def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
@@ -177,10 +180,14 @@ def _images(tree: FileTree, root: str, class_names: tuple[str, ...]) -> list[tup
 
 def _variant(tree: FileTree, stored: str) -> str:
     listing = [(name, *status) for name, status in tree.files.items()]
+    sha = hashlib.sha256(repr((_FORMAT, listing)).encode("utf-8", errors="surrogatepass"))
     # Two folders can have files of the same names, sizes and times.
-    key = repr((_FORMAT, str(tree.path.resolve()), listing)).encode("utf-8", errors="surrogatepass")
+    for name in list(tree.files)[:: max(1, len(tree.files) // _SAMPLED_FILES)]:
+        # A file that cannot be read is an error only if it is an image, which is read later.
+        with contextlib.suppress(*archives.DAMAGE), tree.open(name) as file:
+            sha.update(file.read(_SAMPLED_BYTES))
     name = re.sub(r"[^a-z0-9]+", "_", tree.path.stem.lower()).strip("_")[:40] or "images"
-    return f"{name}_{hashlib.sha256(key).hexdigest()[:16]}_{stored}"
+    return f"{name}_{sha.hexdigest()[:16]}_{stored}"
 
 
 def _read(
