@@ -54,9 +54,9 @@ same draws; their p-values are those of the paired t-test. The intervals say how
     if tested:
         text += f"""
 
-This report tests {tested} difference{"s" * (tested > 1)}. If none of them is real,
-{0.05 * tested:.2g} on average have p < 0.05 by chance. An asterisk marks p < 0.05 after Holm's
-correction for their number; the p that is shown is not corrected."""
+This report tests {tested} difference{"s" * (tested > 1)}. By chance alone, {0.05 * tested:.2g}
+on average would have p < 0.05. An asterisk marks p < 0.05 after Holm's correction; the p that is
+shown is not corrected."""
     if len({run.source for run in found.runs}) > 1 or any(run.changes for run in found.runs):
         text += """
 
