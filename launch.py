@@ -24,8 +24,8 @@ if __name__ == "__main__":
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
     # Until `main` handles Ctrl-C, it ends the process at once, without a traceback of the imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # It may start the process anew, so it comes before imports that take long.
@@ -60,7 +60,7 @@ _HELP = ("-h", "-?", "--h", "-help", "--help", "--helpshort", "--helpfull")
 
 # Error numbers of the operating system that the user's paths cause, not a bug in the program.
 _OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train(command: Command) -> None:
@@ -393,7 +393,7 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
     the config's compilation_cache.
 
     Raises:
-        UserError: The run has no checkpoint, or the config describes another run.
+        UserError: There is no run in the workdir, or the config describes another run.
     """
     workdir = _workdir(command)
     config = configuration.config_of_run(workdir, command.config, reads_data=reads_data)

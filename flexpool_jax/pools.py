@@ -361,7 +361,7 @@ def starts_as_average(pool: str) -> bool:
     """
     if not has_weights(pool):
         return False
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 64))
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 64))
     y, _ = create_pool(pool).init_with_output(jax.random.key(1), x)
     average = x.mean(axis=(1, 2))
     return y.shape == average.shape and bool(jnp.allclose(y, average, atol=1e-5))

@@ -34,6 +34,15 @@ def test_step_schedule_divides_by_ten_at_one_half_and_three_quarters(step, rate)
     np.testing.assert_allclose(make_schedule("step", 0.1, 1000)(step), rate, rtol=1e-5)
 
 
+@pytest.mark.parametrize("step", [0, 1, 250, 500, 999])
+def test_cosine_falls_from_the_rate_to_zero_and_constant_stays(step):
+    falling = 0.1 * (1 + np.cos(np.pi * step / 1000)) / 2
+    np.testing.assert_allclose(
+        make_schedule("cosine", 0.1, 1000)(step), falling, rtol=1e-4, atol=1e-8
+    )
+    np.testing.assert_allclose(make_schedule("constant", 0.1, 1000)(step), 0.1, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 10])
 def test_every_schedule_is_finite_and_positive_however_short_the_run(name, total_steps):

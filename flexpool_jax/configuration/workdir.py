@@ -256,8 +256,8 @@ def compare_with_workdir(config: ConfigDict, saved: ConfigDict) -> list[Change]:
     if refused:
         listed = "; ".join(map(str, refused))
         raise UserError(
-            f"fields that cannot change during a run: {listed}; give their old values, or start "
-            "another run in another workdir"
+            f"fields that cannot change during a run: {listed}; give the old values again, or "
+            "another workdir"
         )
     return changes
 

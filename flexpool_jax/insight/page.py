@@ -38,7 +38,7 @@ def write_page(
     Args:
         path: path of the page.
         workdir: folder of the run; its metrics.jsonl is shown if it exists, and its probe.json if
-            it is about the same step.
+            it is about the same weights.
         report: content of inspect.json.
         pools: weights [H, W, C] by stage.
         evidence: evidence maps; None if there are none.

@@ -205,8 +205,9 @@ def _check_pool(header: WeightsHeader, pool: str, for_training: bool) -> None:
         return
     if not header.has_w_fp:
         # Training may start from any pool.
-        begins_alike = header.pool == "avg" and starts_as_average(pool)
-        if header.pool != pool and not begins_alike and not for_training:
+        if for_training or header.pool == pool:
+            return
+        if header.pool != "avg" or not starts_as_average(pool):
             raise UserError(
                 f"{header.path} holds weights that were trained with the pool {header.pool!r}, and "
                 f"the model has {pool!r}; allowed: a model with the pool {header.pool!r}"

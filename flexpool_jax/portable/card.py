@@ -130,7 +130,7 @@ def _measured(trained: Trained, is_best: bool) -> str:
     if not rows:
         return (
             f"This checkpoint has not been measured: neither `result.json` nor `evaluation.json` "
-            f"is of step {trained.step}. `--mode=eval --step={trained.step}` measures it."
+            f"is of its weights. `--mode=eval --step={trained.step}` measures it."
         )
     choice = "This step was chosen by its accuracy on these images, which is therefore too high. "
     return "\n".join(
@@ -155,7 +155,7 @@ def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
             continue
         try:
             split = {"test": "test", "validation": "held-out training"}[report["split"]]
-            # Release 0.1 did not write the number into result.json.
+            # result.json does not have the number in release 0.1.
             count = int(report.get("examples", trained.test_images))
             accuracy, loss = (float(report[f"{prefix}{what}"]) for what in ("accuracy", "loss"))
         except (KeyError, TypeError, ValueError):
