@@ -46,6 +46,7 @@ class Experiment:
 
 E1 = "E1: Fashion-MNIST, five columns"
 E5 = "E5: Tiny ImageNet at 32×32, without and with SAC"
+E4 = "E4: Fashion-MNIST, controls"
 PRIMARY = {
     "P1": (minus("flexpool", "avg"), "Does learning the weights help?"),
     "P2": (minus("flexpool+reg", "flexpool"), "Does Eq. 2 help?"),
@@ -79,7 +80,7 @@ EXPERIMENTS = (
         ),
     ),
     Experiment(
-        "E4: Fashion-MNIST, controls",
+        E4,
         ("e4",),
         tuple(minus(control, pool) for control in CONTROLS for pool in ("flexpool", "avg")),
         borrowed=POOLS,

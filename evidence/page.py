@@ -14,6 +14,7 @@ from evidence import figures, mechanism
 from evidence.contrasts import (
     CLAIMED,
     E1,
+    E4,
     E5,
     EQUIVALENT,
     EXPERIMENTS,
@@ -174,7 +175,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
     of = {analysis.experiment.title: analysis for analysis in analyses}
-    answer = _answer(of[E1]) + _other_data(of[E5])
+    answer = _answer(of[E1]) + _other_data(of[E5]) + _controls(of[E4])
     parts = [
         f"## Results\n\n{answer}{contrasts}",
         _progress(evidence),
@@ -237,14 +238,13 @@ def _other_data(e5: Analysis) -> str:
     if e5.missing or e5.failed:
         return ""
     n = len({seed for _, seed in e5.accuracies})
-    columns = dict.fromkeys(column for column, _ in e5.accuracies)
-    means = {column: statistics.fmean(e5.of_column(column)) for column in columns}
-    listed = ", ".join(f"`{column}` {mean:.2f}" for column, mean in means.items())
+    means = _means(e5)
+    change = signed(means["avg+dropout"] - means["avg"])
     paragraph = (
         "A second, smaller experiment is on other data: Tiny ImageNet at 32×32, batch 250 and 10 "
-        f"epochs, n = {n} seeds (E5). Mean test accuracies in per cent: {listed}. Dropout alone "
-        f"changes average pooling by {signed(means['avg+dropout'] - means['avg'])} points, so the "
-        "differences to a baseline without dropout are about two changes at once. E5 has no "
+        f"epochs, n = {n} seeds (E5). Mean test accuracies in per cent: {_listed(means)}. Dropout "
+        f"alone changes average pooling by {change} points, so the differences to a "
+        "baseline without dropout are about two changes at once. E5 has no "
         "FlexPool without dropout, so it does not say what FlexPool alone does there."
     )
     rows = [
@@ -257,6 +257,36 @@ def _other_data(e5: Analysis) -> str:
         if (contrast := finding.contrast) is not None and finding.adjusted is not None
     ]
     return f"\n\n{_paragraph_and_table(paragraph, _HEADS, rows)}"
+
+
+def _controls(e4: Analysis) -> str:
+    """A paragraph on E4; empty unless all of its runs are there."""
+    if e4.missing or e4.failed:
+        return ""
+    n = len({seed for _, seed in e4.accuracies})
+    shown = [
+        f"{finding.title} {points(finding.contrast)}"
+        for finding in e4.findings
+        if finding.contrast is not None and finding.is_significant
+    ]
+    verb = "is" if len(shown) < 2 else "are"
+    paragraph = (
+        "Controls have one part of FlexPool alone (E4, on Fashion-MNIST with the same recipe, n = "
+        f"{n} seeds; leads and not claims). Mean test accuracies in per cent: "
+        f"{_listed(_means(e4))}. Of the {len(e4.findings)} differences of a control to `flexpool` "
+        f"or `avg`, {len(shown) or 'none'} {verb} significant after Holm's correction"
+        f"{': ' + '; '.join(shown) if shown else ''}."
+    )
+    return f"\n\n{textwrap.fill(paragraph, 100, break_on_hyphens=False)}"
+
+
+def _means(analysis: Analysis) -> dict[str, float]:
+    columns = dict.fromkeys(column for column, _ in analysis.accuracies)
+    return {column: statistics.fmean(analysis.of_column(column)) for column in columns}
+
+
+def _listed(means: Mapping[str, float]) -> str:
+    return ", ".join(f"`{column}` {mean:.2f}" for column, mean in means.items())
 
 
 def _paragraph_and_table(

@@ -233,6 +233,18 @@ def test_answer_has_the_results_on_other_data_once_they_are_whole(small):
     assert "A second, smaller experiment" not in text_of(small)
 
 
+def test_answer_has_the_controls_once_they_are_whole(small):
+    write_evidence(small / "results", ("e4",), effects={"flexpool_shared": 2.0}, sd=0.1)
+    answer = text_of(small).partition("## Results\n\n")[2].partition("\n\n![")[0]
+    paragraph = " ".join(answer.split("\n\n")[-1].split())
+    for column, by_seed in accuracies_from_predictions(small / "results/e4").items():
+        assert f"`{column}` {np.mean(list(by_seed.values())):.2f}" in paragraph
+    assert "Of the 10 differences" in paragraph
+    assert "`flexpool_shared` − `avg` +" in paragraph
+    (small / "results/e4/fashion_mnist/flatten/seed-1/result.json").unlink()
+    assert "Controls have one part" not in text_of(small)
+
+
 def test_page_says_that_there_is_nothing_to_explain_without_a_difference(small):
     sentence = "No primary contrast of E1 is significant, so there is no effect to explain."
     assert sentence not in text_of(small)
