@@ -250,8 +250,8 @@ def _other_data(e5: Analysis) -> str:
     rows = [
         [
             *(finding.title, _published(finding, "tiny_imagenet")),
-            *(_bracket(contrast.estimate, contrast.interval()), _p(finding.adjusted)),
-            f"{contrast.detectable():.2f}",
+            _bracket(contrast.estimate, contrast.interval()) + _disagreement(finding),
+            *(_p(finding.adjusted), f"{contrast.detectable():.2f}"),
         ]
         for finding in e5.findings
         if (contrast := finding.contrast) is not None and finding.adjusted is not None
@@ -265,13 +265,13 @@ def _controls(e4: Analysis) -> str:
         return ""
     n = len({seed for _, seed in e4.accuracies})
     shown = [
-        f"{finding.title} {points(finding.contrast)}"
+        f"{finding.title} {points(finding.contrast)}{_disagreement(finding)}"
         for finding in e4.findings
         if finding.contrast is not None and finding.is_significant
     ]
     verb = "is" if len(shown) < 2 else "are"
     paragraph = (
-        "Controls have one part of FlexPool alone (E4, on Fashion-MNIST with the same recipe, n = "
+        "Controls change one property of FlexPool (E4, on Fashion-MNIST with the same recipe, n = "
         f"{n} seeds; leads and not claims). Mean test accuracies in per cent: "
         f"{_listed(_means(e4))}. Of the {len(e4.findings)} differences of a control to `flexpool` "
         f"or `avg`, {len(shown) or 'none'} {verb} significant after Holm's correction"
