@@ -151,6 +151,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     e1 = evidence.designs["e1"]
     probes, e1_weights = read_probes(e1), read_weights(e1)
     slopes = {column: slope_over_length(evidence, column) for column in ("flexpool", WHOLE)}
+    has_slope = any(slope for slope, _ in slopes.values())
     lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
@@ -164,13 +165,12 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
         return f"\n\n![{_CAPTIONS[name]}]({folder.name}/{path.name})\n\n*{_CAPTIONS[name]}*"
 
     contrasts = picture("contrasts", figures.draw_contrasts, complete)
-    length = picture("length", figures.draw_length, lengths)
+    length = picture("length", figures.draw_length, lengths if has_slope else {})
     perturbed = picture("perturbations", figures.draw_perturbations, probes)
     maps = picture("weights", figures.draw_weights, e1_weights)
     write_csv(folder / "runs.csv", _run_records(evidence))
     # The p-values of least squares agree between machines in ten digits.
     write_csv(folder / "contrasts.csv", _contrast_records(analyses), digits=9)
-    has_slope = any(slope for slope, _ in slopes.values())
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
     predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
