@@ -20,7 +20,7 @@ from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import resize_flexpool
 from flexpool_jax.pools import create_pool
 from flexpool_jax.trained import Restored, restore
-from flexpool_jax.training import processes
+from flexpool_jax.training import checkpoints, processes
 from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.identity import Identity, facts, recall
@@ -88,7 +88,8 @@ def evaluate(
     processes.check_alike({**facts(restored.setup.config, restored.setup.dataset), **asked})
     processes.check_shared(restored.workdir / layout.RUN_FILE)
     agree_on_compilation_cache()
-    model_digest = restored.model_digest
+    # Before the pools are resampled to another size: the weights of the checkpoint.
+    model = checkpoints.model_reference(restored.step, restored.variables)
     label = {}
     if resize is not None:
         restored, label = at_resolution(restored, resize), {"resize": resize}
@@ -96,8 +97,7 @@ def evaluate(
     test = Feed(setup.dataset.test, setup.is_streamed)
     evaluation = evaluate_split(setup, replicate(restored.variables), test)
     report = {
-        "step": restored.step,
-        "model_digest": model_digest,
+        **model,
         "split": setup.split_name,
         **label,
         "examples": len(setup.dataset.test),

@@ -46,11 +46,6 @@ class Restored:
     setup: Setup
     variables: dict[str, Any]
 
-    @property
-    def model_digest(self) -> str:
-        """The digest of the variables, by which reports say what they measured."""
-        return checkpoints.digest(self.variables)
-
 
 def restore(
     workdir: str | os.PathLike[str],

@@ -29,7 +29,7 @@ from flexpool_jax.models.classifier import prediction_params
 from flexpool_jax.models.layers import cpu_kernels
 from flexpool_jax.pages.figures import INK
 from flexpool_jax.pools import effective_weights
-from flexpool_jax.training import steps
+from flexpool_jax.training import checkpoints, steps
 from flexpool_jax.training.eval_loop import measure, run_over
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.setup import Setup
@@ -72,8 +72,7 @@ def inspect_workdir(
     confusion = scoring.confusion_matrix(labels, probabilities)
     summary, flops = summarise_model(model, setup.dataset.image_shape)
     report = {
-        "step": restored.step,
-        "model_digest": restored.model_digest,
+        **checkpoints.model_reference(restored.step, restored.variables),
         "is_best": step == "best",
         "split": setup.split_name,
         "examples": len(test),

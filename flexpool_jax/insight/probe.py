@@ -26,7 +26,7 @@ from flexpool_jax.insight.probe_report import by_title
 from flexpool_jax.insight.weights import NUM_DRAWS, interventions, weight_statistics
 from flexpool_jax.models.classifier import Head
 from flexpool_jax.pools import effective_weights
-from flexpool_jax.training import steps
+from flexpool_jax.training import checkpoints, steps
 from flexpool_jax.training.eval_loop import evaluate_split, run_over
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.setup import Setup, replicate
@@ -65,8 +65,7 @@ def probe_workdir(
     started = time.monotonic()
     restored = restore_workdir(workdir, step, config)
     report = {
-        "step": restored.step,
-        "model_digest": restored.model_digest,
+        **checkpoints.model_reference(restored.step, restored.variables),
         "split": restored.setup.split_name,
         "examples": len(restored.setup.dataset.test),
         "pool": restored.setup.config.pool,

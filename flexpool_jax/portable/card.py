@@ -148,7 +148,7 @@ def _measured(trained: Trained, is_best: bool) -> str:
 def _measurements(trained: Trained) -> list[tuple[str, str, int, float, float]]:
     """The file, split, number of images, accuracy and loss of each measurement of this step."""
     found = []
-    model = {"step": trained.step, "model_digest": checkpoints.digest(trained.variables)}
+    model = checkpoints.model_reference(trained.step, trained.variables)
     for name, prefix in ((layout.RESULT_FILE, "final_test_"), (layout.EVALUATION_FILE, "")):
         report = files.read_json_if_whole(trained.workdir / name)
         if not files.measures_same_model(report, model) or report.get("resize"):

@@ -99,6 +99,14 @@ def digest(item: Any) -> str:
     return sha.hexdigest()
 
 
+def model_reference(step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by which a report names the weights that it measured.
+
+    `flexpool_jax.files.measures_same_model` compares these fields of two reports.
+    """
+    return {"step": step, "model_digest": digest(jax.device_get(variables))}
+
+
 def _items(state: TrainState) -> dict[str, Any]:
     """The items of a checkpoint: the model for evaluation, and the rest that training needs."""
     optimizer = {"step": state.step, "opt_state": state.opt_state}

@@ -78,8 +78,7 @@ def result_of(setup: Setup, progress: Progress, state: TrainState, meter: Meter)
         "class_names": list(setup.dataset.class_names),
         "final_test_accuracy_per_class": measured.pop("accuracy_per_class", None),
         "final_test_metrics": measured,
-        "step": step,
-        "model_digest": checkpoints.digest(jax.device_get(state.variables)),
+        **checkpoints.model_reference(step, state.variables),
         "epochs": step // setup.steps_per_epoch,
         "split": setup.split_name,
         # If the seed drew the images of the split, those of another seed are not the same.

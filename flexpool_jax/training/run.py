@@ -165,8 +165,5 @@ def _train_phase(
 
 
 def _is_result_of(result: Mapping[str, Any], state: TrainState, num_epochs: int) -> bool:
-    model = {
-        "step": int(state.step),
-        "model_digest": checkpoints.digest(jax.device_get(state.variables)),
-    }
+    model = checkpoints.model_reference(int(state.step), state.variables)
     return result.get("epochs") == num_epochs and files.measures_same_model(result, model)
