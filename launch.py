@@ -74,7 +74,7 @@ def train(command: Command) -> None:
     print(
         f"final {result['split']} accuracy {final:.2f} %, best {best:.2f} % "
         f"({result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['seconds']:.0f} s); "
-        f"see {workdir}/result.json\n"
+        f"see {workdir}/{layout.RESULT_FILE}\n"
         f"evaluate with: python launch.py {shlex.join(evaluation)}"
     )
 

@@ -18,7 +18,7 @@ from flexpool_jax.data.dataset import black_split
 from flexpool_jax.data.images import Fit
 from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import resize_flexpool
-from flexpool_jax.pools import create_pool
+from flexpool_jax.pools import constraint_of
 from flexpool_jax.trained import Restored, restore
 from flexpool_jax.training import checkpoints, processes
 from flexpool_jax.training.eval_loop import evaluate_split
@@ -145,7 +145,7 @@ def at_resolution(restored: Restored, side: int) -> Restored:
         params = resize_flexpool(
             restored.variables["params"],
             like=like,
-            constraint=getattr(create_pool(config.pool), "constraint", None),
+            constraint=constraint_of(config.pool),
         )
     except ValueError as error:
         raise UserError(f"cannot evaluate at {side}x{side} pixels: {error}") from error

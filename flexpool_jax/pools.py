@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -332,6 +332,19 @@ def create_pool(pool: str, **module_fields: Any) -> nn.Module:
     return POOLS[pool](**module_fields)
 
 
+def constraint_of(pool: str) -> Literal["softmax"] | None:
+    """The constraint on a pool's ``w_fp``; None if w_fp is used as it is stored.
+
+    Raises:
+        ValueError: unknown pool.
+
+    Example:
+        >>> constraint_of("flexpool_softmax"), constraint_of("flexpool"), constraint_of("avg")
+        ('softmax', None, None)
+    """
+    return getattr(create_pool(pool), "constraint", None)
+
+
 def has_weights(pool: str) -> bool:
     """Whether a pool has a parameter ``w_fp`` anywhere in its tree of parameters.
 
@@ -359,10 +372,10 @@ def starts_as_average(pool: str) -> bool:
         >>> [starts_as_average(pool) for pool in ("flexpool", "flexpool_softmax", "gdconv")]
         [True, True, False]
     """
-    if not has_weights(pool):
-        return False
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 64))
-    y, _ = create_pool(pool).init_with_output(jax.random.key(1), x)
+    y, variables = create_pool(pool).init_with_output(jax.random.key(1), x)
+    if not named_w_fp(variables.get("params", {})):
+        return False
     average = x.mean(axis=(1, 2))
     return y.shape == average.shape and bool(jnp.allclose(y, average, atol=1e-5))
 
@@ -377,7 +390,7 @@ def regularizer_applies(pool: str) -> bool:
         >>> [regularizer_applies(pool) for pool in ("flexpool", "flexpool_softmax", "avg")]
         [True, False, False]
     """
-    return has_weights(pool) and getattr(create_pool(pool), "constraint", None) is None
+    return has_weights(pool) and constraint_of(pool) is None
 
 
 def effective_weights(

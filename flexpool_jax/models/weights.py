@@ -198,7 +198,7 @@ def _is_w_fp(name: str) -> bool:
 
 def _check_pool(header: WeightsHeader, pool: str, for_training: bool) -> None:
     """Checks that a model with this pool computes what the file's pool computed."""
-    from flexpool_jax.pools import POOLS, create_pool, starts_as_average
+    from flexpool_jax.pools import POOLS, constraint_of, starts_as_average
 
     # A name that is not registered here is of a user's own pool.
     if header.pool not in POOLS or pool not in POOLS:
@@ -213,9 +213,7 @@ def _check_pool(header: WeightsHeader, pool: str, for_training: bool) -> None:
                 f"the model has {pool!r}; allowed: a model with the pool {header.pool!r}"
             )
         return
-    found, expected = (
-        getattr(create_pool(name), "constraint", None) for name in (header.pool, pool)
-    )
+    found, expected = constraint_of(header.pool), constraint_of(pool)
     if found != expected:
         raise UserError(
             f"{header.path} holds w_fp of the pool {header.pool!r} (constraint {found}), which has "
@@ -292,14 +290,14 @@ def _load(
 def _resize_pools(arrays: Arrays, expected: Mapping[str, Any], pool: str) -> list[str]:
     """Resamples each ``w_fp`` whose map has another size in the model; describes what was done."""
     from flexpool_jax.pooling import resize_flexpool
-    from flexpool_jax.pools import create_pool
+    from flexpool_jax.pools import constraint_of
 
     resized = []
     for name in filter(_is_w_fp, arrays.keys() & expected.keys()):
         old, shape = arrays[name], expected[name].shape
         if old.shape == shape or old.ndim != 3 or old.shape[2] != shape[2] or not _is_finite(old):
             continue
-        constraint = getattr(create_pool(pool), "constraint", None)
+        constraint = constraint_of(pool)
         new = resize_flexpool({"w_fp": old}, like={"w_fp": shape}, constraint=constraint)["w_fp"]
         arrays[name] = np.asarray(new)
         resized.append(f"{name.removeprefix('params.')} from {_size(old)} to {_size(new)}")

@@ -31,7 +31,7 @@ from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
 from flexpool_jax.pooling import flexpool_regularizer, named_w_fp
-from flexpool_jax.pools import has_weights, pool_summary, regularizer_applies
+from flexpool_jax.pools import constraint_of, has_weights, pool_summary
 from flexpool_jax.training import processes, steps
 from flexpool_jax.training.determinism import check_deterministic
 from flexpool_jax.training.pace import longest_dispatch
@@ -221,7 +221,7 @@ def _with_normalisation(config: ml_collections.ConfigDict, dataset: Dataset) -> 
 
 def _regularizer(pool: str) -> Callable[[Any], jax.Array]:
     """Returns Eq. 2 as a function of the parameters; 0 for pools that use a softmax of w_fp."""
-    if has_weights(pool) and not regularizer_applies(pool):
+    if constraint_of(pool) is not None and has_weights(pool):
         return lambda params: jnp.zeros(())
     return flexpool_regularizer
 
