@@ -47,6 +47,8 @@ class Experiment:
 E1 = "E1: Fashion-MNIST, five columns"
 E5 = "E5: Tiny ImageNet at 32×32, without and with SAC"
 E4 = "E4: Fashion-MNIST, controls"
+CIFAR = "E2 and E3: CIFAR-10 (JPEG copy), without and with SAC"
+SGD = "E6, SGD: Fashion-MNIST"
 PRIMARY = {
     "P1": (minus("flexpool", "avg"), "Does learning the weights help?"),
     "P2": (minus("flexpool+reg", "flexpool"), "Does Eq. 2 help?"),
@@ -86,7 +88,7 @@ EXPERIMENTS = (
         borrowed=POOLS,
     ),
     Experiment(
-        "E2 and E3: CIFAR-10 (JPEG copy), without and with SAC",
+        CIFAR,
         ("e2", "e3"),
         (
             *(minus("flexpool", "avg"), minus("flexpool+reg", "flexpool")),
@@ -94,14 +96,10 @@ EXPERIMENTS = (
         ),
     ),
     *(
-        Experiment(
-            f"E6, {title}: Fashion-MNIST",
-            (design,),
-            (minus("flexpool", "avg"), minus(WHOLE, "avg")),
-        )
+        Experiment(title, (design,), (minus("flexpool", "avg"), minus(WHOLE, "avg")))
         for title, design in (
-            *((f"{epochs} epochs", LENGTHS[epochs]) for epochs in (2, 5, 20)),
-            ("SGD", "e6_sgd"),
+            *((f"E6, {epochs} epochs: Fashion-MNIST", LENGTHS[epochs]) for epochs in (2, 5, 20)),
+            (SGD, "e6_sgd"),
         )
     ),
 )

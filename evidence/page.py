@@ -12,6 +12,7 @@ from typing import Any
 
 from evidence import figures, mechanism
 from evidence.contrasts import (
+    CIFAR,
     CLAIMED,
     E1,
     E4,
@@ -20,6 +21,7 @@ from evidence.contrasts import (
     EXPERIMENTS,
     LENGTHS,
     PRIMARY,
+    SGD,
     WHOLE,
     Analysis,
     Finding,
@@ -45,6 +47,9 @@ from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.tables import Record, write_csv
 from flexpool_jax.report.words import estimate_text, p_text, signed
 
+# By column, what `slope_over_length` returns.
+Slopes = Mapping[str, tuple[Contrast | None, dict[tuple[int, int], float]]]
+
 MARKER = (
     "<!-- Everything below is written by `python -m evidence results/evidence`; edits are lost. -->"
 )
@@ -60,10 +65,6 @@ _ABOUT_THE_BOOTSTRAP = (
     "noise of single predictions three times (Owen 2007, the pigeonhole bootstrap): its interval "
     "is too wide where this noise is most of the spread."
 )
-_HEADS = [
-    *("difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
-    _DETECTABLE,
-]
 _CAPTIONS = {
     "contrasts": "Differences in test accuracy with their 95 % intervals, beside the bounds of "
     "equivalence at ±0.5 points and the smallest gain that is claimed, 1 point.",
@@ -73,6 +74,13 @@ _CAPTIONS = {
     "intervals; the table above has the number of seeds.",
     "length": "Differences to average pooling over the number of epochs: means over seeds with "
     "95 % intervals.",
+}
+# The experiments beside E1 that are in the answer, in words, and their data set in the paper.
+_ABOUT = {
+    E5: ("Tiny ImageNet at 32×32, batch 250 (E5)", "tiny_imagenet"),
+    E4: ("Controls that change one property of FlexPool, on Fashion-MNIST (E4)", "fashion_mnist"),
+    CIFAR: ("A JPEG copy of CIFAR-10 (E2, E3)", "cifar10"),
+    SGD: ("Fashion-MNIST with SGD (E6)", "fashion_mnist"),
 }
 # The columns of the runs that are those of the paper's tables, in the order of `paper.COLUMNS`.
 _PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
@@ -174,14 +182,15 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
     predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
-    of = {analysis.experiment.title: analysis for analysis in analyses}
-    answer = _answer(of[E1]) + _other_data(of[E5]) + _controls(of[E4])
+    (e1_analysis,) = (one for one in analyses if one.experiment.title == E1)
+    answer = "\n\n".join([_answer(e1_analysis), *_others(evidence, analyses, slopes)])
+    by_length = "\n\n".join(_slopes_in_words(slopes))
     parts = [
         f"## Results\n\n{answer}{contrasts}",
         _progress(evidence),
         f"### E0: which rate\n\n{_rates(evidence)}",
         *(_experiment(analysis) for analysis in analyses if analysis.accuracies),
-        *([f"### E6: training length\n\n{_length(slopes)}{length}"] * has_slope),
+        *([f"### E6: training length\n\n{by_length}{length}"] * has_slope),
         f"### What the networks use\n\n{changed}{perturbed}",
         f"### Which part of it\n\n{predictions}",
         f"### Weights\n\n{weights}{maps}",
@@ -224,78 +233,84 @@ def _answer(e1: Analysis) -> str:
                 verdict(contrast, p_value) + _disagreement(finding),
             ]
         )
-    heads = ["", *_HEADS, "conclusion, in the protocol's words"]
+    heads = [
+        *("", "difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
+        *(_DETECTABLE, "conclusion, in the protocol's words"),
+    ]
     n = len({seed for _, seed in e1.accuracies})
     paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
     paragraph += _NO_GAIN * (not _significant(primary, 1))
     if e1.failed:
         paragraph += f" Failed runs, which are not in these numbers: {_cells(e1.failed)}."
-    return _paragraph_and_table(paragraph, heads, rows)
+    return f"{_wrapped(paragraph)}\n\n{markdown_table(heads, rows)}"
 
 
-def _other_data(e5: Analysis) -> str:
-    """A paragraph on E5 and a table of its contrasts; empty unless all of its runs are there."""
-    if e5.missing or e5.failed:
-        return ""
-    n = len({seed for _, seed in e5.accuracies})
-    means = _means(e5)
-    change = signed(means["avg+dropout"] - means["avg"])
-    paragraph = (
-        "A second, smaller experiment is on other data: Tiny ImageNet at 32×32, batch 250 and 10 "
-        f"epochs, n = {n} seeds (E5). Mean test accuracies in per cent: {_listed(means)}. Dropout "
-        f"alone changes average pooling by {change} points, so the differences to a "
-        "baseline without dropout are about two changes at once. E5 has no "
-        "FlexPool without dropout, so it does not say what FlexPool alone does there."
-    )
-    rows = [
-        [
-            *(finding.title, _published(finding, "tiny_imagenet")),
-            _bracket(contrast.estimate, contrast.interval()) + _disagreement(finding),
-            *(_p(finding.adjusted), f"{contrast.detectable():.2f}"),
-        ]
-        for finding in e5.findings
-        if (contrast := finding.contrast) is not None and finding.adjusted is not None
+def _others(evidence: Evidence, analyses: Sequence[Analysis], slopes: Slopes) -> list[str]:
+    """The list of the experiments beside E1 of which all runs are there, and its first line."""
+    items = [
+        _item(analysis)
+        for analysis in analyses
+        if analysis.experiment.title in _ABOUT and not analysis.missing and not analysis.failed
     ]
-    return f"\n\n{_paragraph_and_table(paragraph, _HEADS, rows)}"
-
-
-def _controls(e4: Analysis) -> str:
-    """A paragraph on E4; empty unless all of its runs are there."""
-    if e4.missing or e4.failed:
-        return ""
-    n = len({seed for _, seed in e4.accuracies})
-    shown = [
-        f"{finding.title} {points(finding.contrast)}{_disagreement(finding)}"
-        for finding in e4.findings
-        if finding.contrast is not None and finding.is_significant
-    ]
-    verb = "is" if len(shown) < 2 else "are"
-    paragraph = (
-        "Controls change one property of FlexPool (E4, on Fashion-MNIST with the same recipe, n = "
-        f"{n} seeds; leads and not claims). Mean test accuracies in per cent: "
-        f"{_listed(_means(e4))}. Of the {len(e4.findings)} differences of a control to `flexpool` "
-        f"or `avg`, {len(shown) or 'none'} {verb} significant after Holm's correction"
-        f"{': ' + '; '.join(shown) if shown else ''}."
+    if not evidence.missing(*LENGTHS.values()):
+        items.append(_list("**Training length, on Fashion-MNIST (E6)**", _slopes_in_words(slopes)))
+    intro = (
+        "Smaller experiments, which give leads and not claims. Their differences are significant "
+        "after Holm's correction where nothing else is said:"
     )
-    return f"\n\n{textwrap.fill(paragraph, 100, break_on_hyphens=False)}"
+    return [_wrapped(intro), *items] if items else []
 
 
-def _means(analysis: Analysis) -> dict[str, float]:
-    columns = dict.fromkeys(column for column, _ in analysis.accuracies)
-    return {column: statistics.fmean(analysis.of_column(column)) for column in columns}
+def _item(analysis: Analysis) -> str:
+    """An item of the list: what was compared, and below it the differences."""
+    title = analysis.experiment.title
+    about, dataset = _ABOUT[title]
+    # A difference of differences is in the experiment's own table alone.
+    shown = [finding for finding in analysis.findings if len(finding.weights) == 2]
+    head = f"**{about}**, n = {len({seed for _, seed in analysis.accuracies})} seeds."
+    if title == E5:
+        change, baseline = (
+            statistics.fmean(analysis.of_column(column)) for column in ("avg+dropout", "avg")
+        )
+        head += (
+            f" Dropout alone changes average pooling by {signed(change - baseline)} points, so a "
+            "difference to a baseline without dropout is about two changes at once. FlexPool "
+            "without dropout was not run."
+        )
+    if title == E4:
+        shown = [finding for finding in shown if finding.is_significant]
+        power = max(f.contrast.detectable() for f in analysis.findings if f.contrast is not None)
+        head += (
+            f" Of the {len(analysis.findings)} differences of a control to `flexpool` or `avg`, "
+            f"{len(shown) or 'none'} {'is' if len(shown) < 2 else 'are'} significant after Holm's "
+            f"correction; the detectable difference is {power:.2f} points (power 80 %, p without "
+            "correction)."
+        )
+    return _list(head, [_sentence(finding, dataset) for finding in shown])
 
 
-def _listed(means: Mapping[str, float]) -> str:
-    return ", ".join(f"`{column}` {mean:.2f}" for column, mean in means.items())
+def _list(head: str, entries: Iterable[str]) -> str:
+    """An item of a Markdown list that has a list of its own."""
+    return "\n".join([_wrapped(head, "- "), *(_wrapped(entry, "  - ") for entry in entries)])
 
 
-def _paragraph_and_table(
-    paragraph: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
-) -> str:
-    """A paragraph in lines of at most 100 characters, and a table below it."""
-    return (
-        f"{textwrap.fill(paragraph, 100, break_on_hyphens=False)}\n\n{markdown_table(heads, rows)}"
+def _wrapped(text: str, bullet: str = "") -> str:
+    """Text in lines of at most 100 characters, as an item of a list if it has a bullet."""
+    indent = " " * len(bullet)
+    return textwrap.fill(
+        text, 100, initial_indent=bullet, subsequent_indent=indent, break_on_hyphens=False
     )
+
+
+def _sentence(finding: Finding, dataset: str) -> str:
+    """A difference with its interval, the paper's difference, and whether it is significant."""
+    assert finding.contrast is not None
+    published = _published(finding, dataset)
+    paper_says = "" if published == "not given" else f" The paper: {published}."
+    text = f"{finding.title}: {points(finding.contrast)}.{paper_says}"
+    if not finding.is_significant:
+        text += f" Not significant; detectable difference {finding.contrast.detectable():.2f}."
+    return text + _disagreement(finding)
 
 
 def _summary(primary: Mapping[str, Finding]) -> str:
@@ -553,7 +568,7 @@ def _by_length(differences: Mapping[tuple[int, int], float]) -> dict[int, Estima
     return {epochs: estimate(values) for epochs, values in found.items()}
 
 
-def _length(slopes: Mapping[str, tuple[Contrast | None, dict[tuple[int, int], float]]]) -> str:
+def _slopes_in_words(slopes: Slopes) -> list[str]:
     lines = []
     for column, (slope, differences) in slopes.items():
         title = f"`{column}` − `avg`, seeds 0 to 2, {len(differences)} of {3 * len(LENGTHS)} pairs"
@@ -564,7 +579,7 @@ def _length(slopes: Mapping[str, tuple[Contrast | None, dict[tuple[int, int], fl
             f"{title}: slope over log₂(epochs) {points(slope)} for each doubling, "
             f"{p_text(slope.p_value)}, {slope.df} degrees of freedom."
         )
-    return "\n\n".join(lines)
+    return lines
 
 
 def _run_records(evidence: Evidence) -> list[Record]:

@@ -216,33 +216,54 @@ def test_contrasts_without_runs_count_in_holms_correction(small):
     assert "understates the spread over seeds" not in text.partition("### E5")[0]
 
 
+def items_of(text):
+    """The items of the answer's list by their heads in bold, each item in one line."""
+    answer = text.partition("## Results\n\n")[2].partition("\n\n![")[0]
+    items = [" ".join(part.split()) for part in answer.split("\n\n") if part.startswith("- **")]
+    return {item.split("**")[1]: item for item in items}
+
+
 def test_answer_has_the_results_on_other_data_once_they_are_whole(small):
     write_evidence(small / "results", ("e5", "e5_sac"))
-    answer = text_of(small).partition("## Results\n\n")[2].partition("\n\n![")[0]
-    paragraph, table = answer.split("\n\n")[2:]
+    (item,) = items_of(text_of(small)).values()
     e5 = [accuracies_from_predictions(path) for path in sorted((small / "results").glob("e5*"))]
-    found = {column: list(by_seed.values()) for one in e5 for column, by_seed in one.items()}
-    assert len(found) == 5
-    for column, values in found.items():
-        assert f"`{column}` {np.mean(values):.2f}" in " ".join(paragraph.split())
-    rows = [line.strip("|").split(" | ") for line in table.splitlines()[2:]]
-    assert [row[1] for row in rows] == ["+2.05", "not given", "+3.88", "+1.83"]
-    difference = np.mean(found["flexpool+reg+dropout"]) - np.mean(found["avg"])
-    assert rows[0][2].startswith(f"{difference:+.2f} [")
+    mean = {column: np.mean(list(values.values())) for one in e5 for column, values in one.items()}
+    assert len(mean) == 5
+    assert (
+        f"Dropout alone changes average pooling by {mean['avg+dropout'] - mean['avg']:+.2f}" in item
+    )
+    for sac, published in (("", "+2.05"), ("+sac", "+3.88")):
+        difference = mean[f"flexpool+reg+dropout{sac}"] - mean[f"avg{sac}"]
+        found = item.partition(f"`flexpool+reg+dropout{sac}` − `avg{sac}`: ")[2]
+        assert found.startswith(f"{difference:+.2f} points (95 % interval")
+        assert found.partition("). ")[2].startswith(f"The paper: {published}.")
     shutil.rmtree(small / "results/e5_sac/tiny_imagenet/avg+sac/seed-2")
-    assert "A second, smaller experiment" not in text_of(small)
+    assert not items_of(text_of(small))
 
 
 def test_answer_has_the_controls_once_they_are_whole(small):
     write_evidence(small / "results", ("e4",), effects={"flexpool_shared": 2.0}, sd=0.1)
-    answer = text_of(small).partition("## Results\n\n")[2].partition("\n\n![")[0]
-    paragraph = " ".join(answer.split("\n\n")[-1].split())
-    for column, by_seed in accuracies_from_predictions(small / "results/e4").items():
-        assert f"`{column}` {np.mean(list(by_seed.values())):.2f}" in paragraph
-    assert "Of the 10 differences" in paragraph
-    assert "`flexpool_shared` − `avg` +" in paragraph
+    (item,) = items_of(text_of(small)).values()
+    assert "Of the 10 differences" in item
+    assert "`flexpool_shared` − `avg`: +" in item
+    assert "`channel_scale` − `avg`" not in item  # Not significant.
     (small / "results/e4/fashion_mnist/flatten/seed-1/result.json").unlink()
-    assert "Controls change one property" not in text_of(small)
+    assert not items_of(text_of(small))
+
+
+def test_answer_has_the_training_length_once_all_lengths_are_there(written):
+    items = items_of((written / "evidence.md").read_text())
+    assert list(items) == [
+        "Controls that change one property of FlexPool, on Fashion-MNIST (E4)",
+        "Training length, on Fashion-MNIST (E6)",
+    ]
+    assert "`flexpool` − `avg`, seeds 0 to 2, 12 of 12 pairs: slope" in [*items.values()][1]
+
+
+def test_answer_says_which_differences_are_not_significant(small):
+    write_evidence(small / "results", ("e6_sgd",), effects={"flexpool": 0.0}, sd=0.3)
+    (item,) = items_of(text_of(small)).values()
+    assert re.search(r"`flexpool` − `avg`: .*? Not significant; detectable difference \d", item)
 
 
 def test_page_says_that_there_is_nothing_to_explain_without_a_difference(small):
