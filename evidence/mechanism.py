@@ -18,16 +18,11 @@ from evidence.contrasts import (
 )
 from evidence.model import Contrast
 from evidence.runs import Evidence, Probes
+from evidence.words import points
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.report.analysis import Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
-
-
-def points(contrast: Contrast) -> str:
-    """A contrast and its interval in words."""
-    low, high = contrast.interval()
-    return f"{signed(contrast.estimate)} points (95 % interval {signed(low)} to {signed(high)})"
 
 
 def changed_accuracies(probes: Probes, runs: int) -> str:

@@ -23,8 +23,9 @@ from evidence.contrasts import (
     verdict,
 )
 from evidence.model import Contrast
-from evidence.page import MARKER, README_MARKERS, _disagreement, write_page
+from evidence.page import MARKER, README_MARKERS, write_page
 from evidence.runs import read_evidence, read_probes
+from evidence.words import disagreement
 from flexpool_jax.errors import UserError
 from flexpool_jax.report.analysis import Estimate
 from tests.evidence.simulated import SOURCE, write_evidence
@@ -299,7 +300,7 @@ def test_cell_with_a_result_has_not_failed(small):
 def test_disagreeing_checks_are_named_next_to_the_estimate():
     def remark(estimate, bootstrap, paired):
         checks = {"bootstrap": bootstrap, "paired": Estimate(estimate, paired, 6, 0.5)}
-        return _disagreement(Finding({}, Contrast(estimate, 0.1, 20), 0.5, **checks))
+        return disagreement(Finding({}, Contrast(estimate, 0.1, 20), 0.5, **checks))
 
     assert remark(0.1, (-0.1, 0.3), 0.2) == ""
     assert remark(0.1, (-0.1, 0.3), 0.05) == (

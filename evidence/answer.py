@@ -1,0 +1,203 @@
+"""The answer with which the results begin, and which the README shows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from evidence.contrasts import (
+    CIFAR,
+    CLAIMED,
+    E4,
+    E5,
+    LENGTHS,
+    PRIMARY,
+    SGD,
+    WHOLE,
+    Analysis,
+    Finding,
+    verdict,
+)
+from evidence.experiments import Slopes, slopes_in_words
+from evidence.runs import Evidence
+from evidence.words import DETECTABLE, bracket, cells, disagreement, p_number, points, wrapped
+from flexpool_jax.report import paper
+from flexpool_jax.report.page import markdown_table
+from flexpool_jax.report.words import signed
+
+# The experiments beside E1 that are in the answer, in words, and their data set in the paper.
+_ABOUT = {
+    E5: ("Tiny ImageNet at 32×32, batch 250 (E5)", "tiny_imagenet"),
+    E4: ("Controls that change one property of FlexPool, on Fashion-MNIST (E4)", "fashion_mnist"),
+    CIFAR: ("A JPEG copy of CIFAR-10 (E2, E3)", "cifar10"),
+    SGD: ("Fashion-MNIST with SGD (E6)", "fashion_mnist"),
+}
+# The columns of the runs that are those of the paper's tables, in the order of `paper.COLUMNS`.
+_PAPER_COLUMNS = ("avg", "flexpool", "flexpool+reg", WHOLE)
+_LIMITS = (
+    "This holds for ResNet20 on Fashion-MNIST with one-cycle Adam, batch 125 and 10 epochs, "
+    "n = {n} seeds. The intervals are about other seeds on this one test set. They say nothing "
+    "about other networks, other data or longer training."
+)
+_NO_GAIN = (
+    " This does not show that there is no gain under the paper's recipe (100 epochs at batch 1000 "
+    "and rate 0.1)."
+)
+
+
+def answer_of(e1: Analysis) -> str:
+    """A paragraph, and the table of the primary contrasts in the words of the protocol."""
+    if e1.missing or e1.model is None:
+        done = len(e1.accuracies)
+        return (
+            f"**No answer yet.** E1 has {done} of its {done + len(e1.missing) + len(e1.failed)} "
+            "runs. The page makes no claim before all are there; what follows is what was found so "
+            "far."
+        )
+    primary = dict(zip(PRIMARY, e1.findings, strict=False))
+    rows = []
+    for name, finding in primary.items():
+        _, question = PRIMARY[name]
+        contrast, p_value = finding.contrast, finding.adjusted
+        row = [f"{name}. {question}", finding.title, _published(finding, "fashion_mnist")]
+        if contrast is None or p_value is None:
+            rows.append([*row, "its runs failed", *["–"] * 3])
+            continue
+        rows.append(
+            [
+                *(*row, bracket(contrast.estimate, contrast.interval())),
+                *(p_number(p_value), f"{contrast.detectable():.2f}"),
+                verdict(contrast, p_value) + disagreement(finding),
+            ]
+        )
+    heads = [
+        *("", "difference", "the paper", "here, 95 % interval, in points", "p (Holm)"),
+        *(DETECTABLE, "conclusion, in the protocol's words"),
+    ]
+    n = len({seed for _, seed in e1.accuracies})
+    paragraph = f"**Does FlexPool help? {_summary(primary)}** {_LIMITS.format(n=n)}"
+    paragraph += _NO_GAIN * (not _significant(primary, 1))
+    if e1.failed:
+        paragraph += f" Failed runs, which are not in these numbers: {cells(e1.failed)}."
+    return f"{wrapped(paragraph)}\n\n{markdown_table(heads, rows)}"
+
+
+def _summary(primary: Mapping[str, Finding]) -> str:
+    """Two sentences: whether a gain or a loss is shown; how large FlexPool's difference is."""
+    gains, losses = _significant(primary, 1), _significant(primary, -1)
+    shown = [
+        f"{what} is shown for {_and(names)}"
+        for what, names in (("a gain", gains), ("a loss", losses))
+        if names
+    ]
+    contrasts = {name: f.contrast for name, f in primary.items() if f.contrast is not None}
+    reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
+    claimed = "1 point, the smallest gain that the paper claims"
+    size = (
+        f"the interval of {'each of ' * (len(reach) > 1)}{_and(reach)} below reaches {claimed}"
+        if reach
+        else f"no interval of the comparisons {_and([*contrasts])} below reaches {claimed}"
+    )
+    first = (
+        f"FlexPool differs from average pooling by {points(contrasts['P1'])}"
+        if "P1" in contrasts
+        else "The runs of P1 failed"
+    )
+    significant = [
+        f"{name} ({signed(contrast.estimate)})"
+        for name, contrast in contrasts.items()
+        if name in gains + losses
+    ]
+    verb = "is" if len(significant) < 2 else "are"
+    return (
+        f"Under this recipe {' and '.join(shown) or 'no gain is shown'}. {first}, and {size}; "
+        f"after Holm's correction {_and(significant) or 'none'} {verb} significant."
+    )
+
+
+def _significant(primary: Mapping[str, Finding], sign: int) -> list[str]:
+    """The primary contrasts of a sign that are significant after Holm's correction."""
+    return [
+        name
+        for name, finding in primary.items()
+        if finding.contrast is not None
+        and finding.is_significant
+        and sign * finding.contrast.estimate > 0
+    ]
+
+
+def _and(names: Sequence[str]) -> str:
+    """Lists names in words, e.g. "P1, P2 and P3"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def other_experiments(
+    evidence: Evidence, analyses: Sequence[Analysis], slopes: Slopes
+) -> list[str]:
+    """The list of the experiments beside E1 of which all runs are there, and its first line."""
+    items = [
+        _item(analysis)
+        for analysis in analyses
+        if analysis.experiment.title in _ABOUT and not analysis.missing and not analysis.failed
+    ]
+    if not evidence.missing(*LENGTHS.values()):
+        items.append(_list("**Training length, on Fashion-MNIST (E6)**", slopes_in_words(slopes)))
+    intro = (
+        "Smaller experiments, which give leads and not claims. Their differences are significant "
+        "after Holm's correction where nothing else is said:"
+    )
+    return [wrapped(intro), *items] if items else []
+
+
+def _item(analysis: Analysis) -> str:
+    """An item of the list: what was compared, and below it the differences."""
+    title = analysis.experiment.title
+    about, dataset = _ABOUT[title]
+    # A difference of differences is in the experiment's own table alone.
+    shown = [finding for finding in analysis.findings if len(finding.weights) == 2]
+    head = f"**{about}**, n = {len({seed for _, seed in analysis.accuracies})} seeds."
+    if title == E5:
+        change, baseline = (
+            statistics.fmean(analysis.of_column(column)) for column in ("avg+dropout", "avg")
+        )
+        head += (
+            f" Dropout alone changes average pooling by {signed(change - baseline)} points, so a "
+            "difference to a baseline without dropout is about two changes at once. FlexPool "
+            "without dropout was not run."
+        )
+    if title == E4:
+        shown = [finding for finding in shown if finding.is_significant]
+        power = max(f.contrast.detectable() for f in analysis.findings if f.contrast is not None)
+        head += (
+            f" Of the {len(analysis.findings)} differences of a control to `flexpool` or `avg`, "
+            f"{len(shown) or 'none'} {'is' if len(shown) < 2 else 'are'} significant after Holm's "
+            f"correction; the detectable difference is {power:.2f} points (power 80 %, p without "
+            "correction)."
+        )
+    return _list(head, [_sentence(finding, dataset) for finding in shown])
+
+
+def _list(head: str, entries: Iterable[str]) -> str:
+    """An item of a Markdown list that has a list of its own."""
+    return "\n".join([wrapped(head, "- "), *(wrapped(entry, "  - ") for entry in entries)])
+
+
+def _sentence(finding: Finding, dataset: str) -> str:
+    """A difference with its interval, the paper's difference, and whether it is significant."""
+    assert finding.contrast is not None
+    published = _published(finding, dataset)
+    paper_says = "" if published == "not given" else f" The paper: {published}."
+    text = f"{finding.title}: {points(finding.contrast)}.{paper_says}"
+    if not finding.is_significant:
+        text += f" Not significant; detectable difference {finding.contrast.detectable():.2f}."
+    return text + disagreement(finding)
+
+
+def _published(finding: Finding, dataset: str) -> str:
+    """The paper's difference; its columns are those of the runs but for `avg+dropout`."""
+    published = dict(zip(_PAPER_COLUMNS, paper.TABLE_1[dataset], strict=True))
+    with_sac = zip(_PAPER_COLUMNS, paper.TABLE_2[dataset], strict=True)
+    published |= {f"{column}+sac": accuracy for column, accuracy in with_sac}
+    if not finding.weights.keys() <= published.keys():
+        return "not given"
+    return signed(sum(weight * published[c] for c, weight in finding.weights.items()))

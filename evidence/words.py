@@ -1,0 +1,72 @@
+"""Numbers and differences in the words of the page and of the answer."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from evidence.contrasts import Finding
+from evidence.model import Contrast
+from flexpool_jax.report.words import p_text, signed
+
+# The head of a table's column: the power, and that the test is the one without Holm's correction.
+DETECTABLE = "detectable difference (power 80 %, p without correction)"
+
+
+def wrapped(text: str, bullet: str = "") -> str:
+    """Text in lines of at most 100 characters, as an item of a list if it has a bullet."""
+    indent = " " * len(bullet)
+    return textwrap.fill(
+        text, 100, initial_indent=bullet, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def cells(keys: Sequence[tuple[str, int]]) -> str:
+    """Lists cells in words; returns only their number if there are more than six."""
+    if len(keys) > 6:
+        return f"{len(keys)} cells"
+    return ", ".join(f"`{column}` seed {seed}" for column, seed in keys) or "–"
+
+
+def p_number(value: float) -> str:
+    """A p-value for a table whose head says what it is, such as "0.032" or "< 0.001"."""
+    return p_text(value).removeprefix("p = ").removeprefix("p ")
+
+
+def bracket(value: float | None, interval: tuple[float, float] | None) -> str:
+    """An estimate, if given, and its interval: "+0.04 [-0.09, +0.17]"; "–" without an interval."""
+    shown = "" if value is None else f"{signed(value)} "
+    return shown + (f"[{signed(interval[0])}, {signed(interval[1])}]" if interval else "–")
+
+
+def disagreement(finding: Finding) -> str:
+    """Names the checks that disagree with the model on whether the interval excludes zero."""
+    assert finding.contrast is not None
+    checks = {
+        "bootstrap": finding.bootstrap,
+        "paired t-test": finding.paired.interval if finding.paired else None,
+    }
+    excludes = _excludes_zero(finding.contrast.interval())
+    others = [
+        name
+        for name, interval in checks.items()
+        if interval is not None and _excludes_zero(interval) is not excludes
+    ]
+    if not others:
+        return ""
+    # That the checks are not corrected for their number matters only where they exclude zero.
+    check, does = ("check", "contain") if excludes else ("check without correction", "exclude")
+    if len(others) == 1:
+        return f" (The interval of the {others[0]}, a {check}, {does}s zero.)"
+    listed = " and of the ".join(others)
+    return f" (The intervals of the {listed}, {check.replace('check', 'checks')}, {does} zero.)"
+
+
+def _excludes_zero(interval: tuple[float, float]) -> bool:
+    return interval[0] > 0 or interval[1] < 0
+
+
+def points(contrast: Contrast) -> str:
+    """A contrast and its interval in words."""
+    low, high = contrast.interval()
+    return f"{signed(contrast.estimate)} points (95 % interval {signed(low)} to {signed(high)})"
