@@ -4,7 +4,8 @@ The loop depends only on the training state and the `Progress`, which each check
 run that was stopped at any step continues as if it had not been stopped.
 
 On an accelerator the next epoch's first steps are dispatched between `end_epoch` and
-`finish_epoch`, so that the device does not wait for the host.
+`finish_epoch`, so that the device does not wait for the host. This needs calls that return before
+their steps are done, which is measured first.
 """
 
 from __future__ import annotations
@@ -83,16 +84,16 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
     """Trains to the last epoch; returns the state at its end."""
     setup, meter, progress, stop = run.setup, run.meter, run.progress, run.stop
     steps_per_epoch, num_epochs = setup.steps_per_epoch, setup.config.num_epochs
-    is_given = setup.config.steps_per_dispatch > 0 or setup.steps_per_dispatch == 1
+    pace = Pace(steps_per_epoch, setup.steps_per_dispatch)
     # Dispatches of other lengths are other programs, which on a GPU may round differently.
-    is_final = is_given or setup.config.deterministic
-    pace = Pace(steps_per_epoch, setup.steps_per_dispatch, is_final=is_final)
+    keeps_pace = setup.config.steps_per_dispatch > 0 or setup.config.deterministic
     train_feed = Feed(setup.dataset.train, setup.is_streamed)
     test_feed = Feed(setup.dataset.test, setup.is_streamed)
     key, step = jax.random.key(setup.config.seed), int(state.step)
     state = replicate(state)
-    # On a CPU, steps would share the cores with the evaluation and saving of the epoch before.
-    on_cpu = jax.default_backend() == "cpu"
+    # Whether the next epoch's first steps are dispatched before an epoch is evaluated and saved.
+    # Not on a CPU, where they would share the cores.
+    runs_ahead, is_known = False, jax.default_backend() == "cpu"
     # The epoch whose steps are dispatched, but which is not evaluated and saved yet.
     ended: EpochEnd | None = None
     # The first step compiles. Until it comes back, there is nothing new to save.
@@ -118,13 +119,15 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
                         ended = None
                     progress.evaluated = False
                     run.report_steps()
-                    if not pace.is_final:
-                        # All processes must dispatch equal numbers of steps: the slowest decides.
-                        pace.slow_down(max(processes.gather(meter.seconds_per_step)))
+                    if not is_known and meter.seconds_per_step is not None:
+                        # All processes must dispatch the same programs: the slowest decides.
+                        found = processes.gather([meter.seconds_per_step, meter.is_blocked])
+                        seconds, is_blocked = map(max, zip(*found, strict=True))
+                        runs_ahead, is_known = not is_blocked, True
+                        if not keeps_pace:
+                            pace.slow_down(seconds)
 
-                # Otherwise the next epoch's first steps are dispatched before this epoch is
-                # finished.
-                in_turn = on_cpu or epoch + 1 == num_epochs or meter.step == 0
+                in_turn = not runs_ahead or epoch + 1 == num_epochs
                 if in_turn:
                     meter.wait()
                     run.report_steps()

@@ -29,8 +29,9 @@ class Meter:
     """Collects the metrics of dispatched steps, and times them.
 
     The meter waits for a dispatch only after the next one was added, so that the devices are busy
-    while the host reads the metrics. The first dispatch of all is waited for at once, to measure
-    how long it takes. A dispatch or a step has come back when its metrics are on the host.
+    while the host reads the metrics. Two dispatches are waited for at once: the first of all, and
+    the first that does not compile, to measure how long it takes. A dispatch or a step has come
+    back when its metrics are on the host.
 
     Args:
         batch_size: images per step.
@@ -40,8 +41,10 @@ class Meter:
         rows: metrics of each step that came back and is not logged yet.
         images_per_second: mean over all dispatches so far except those that compiled (see
             `expect`), without the time that `pause` leaves out; None before there are any.
-        seconds_per_step: seconds of a step in the first dispatch, without its compilation; None
-            before the first dispatch came back.
+        seconds_per_step: seconds of a step in the first dispatch that did not compile; None before
+            it came back.
+        is_blocked: whether most of the seconds of that dispatch passed before its call returned.
+            The host cannot work while the devices compute then.
         returned: time when the last dispatch came back or `pause` was called, by `time.monotonic`.
     """
 
@@ -50,18 +53,21 @@ class Meter:
         self.rows: list[dict[str, float]] = []
         self.images_per_second: float | None = None
         self.seconds_per_step: float | None = None
+        self.is_blocked = False
         self.returned = 0.0
         self._batch_size = batch_size
         self._dispatched: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._images, self._seconds = 0, 0.0
         self._waited: float | None = None
         self._is_timed = False
+        self._compiles, self._called = True, 0.0
         self._programs: set[object] = set()
 
     def expect(self, program: object) -> None:
         """Prepares the timing for a dispatch, which compiles if it is the first of its program.
 
-        Before a compilation, the meter waits for all earlier dispatches and stops the timing.
+        Call this function right before the dispatch. Before a compilation, the meter waits for all
+        earlier dispatches and stops the timing.
 
         Args:
             program: key of the program: the number of steps of a dispatch, or another value.
@@ -69,10 +75,12 @@ class Meter:
         Raises:
             NotFinite: see `add`.
         """
-        if program not in self._programs:
+        self._compiles = program not in self._programs
+        if self._compiles:
             self._programs.add(program)
             self.wait()
             self._is_timed = False
+        self._called = time.monotonic()
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds a dispatch, and waits for the dispatch before it.
@@ -84,11 +92,14 @@ class Meter:
         Raises:
             NotFinite: the loss of a dispatch that came back is a NaN or infinite.
         """
-        dispatched = time.monotonic()
+        blocked = time.monotonic() - self._called
         self._dispatched.append((step, metrics))
-        self._collect(leave=1 if self.step else 0)
-        if self.seconds_per_step is None:
-            self.seconds_per_step = (self.returned - dispatched) / len(self.rows)
+        is_measured = self.seconds_per_step is None and not self._compiles
+        steps = self._collect(leave=1 if self.step and not is_measured else 0)
+        if is_measured:
+            seconds = self.returned - self._called
+            self.seconds_per_step = seconds / steps
+            self.is_blocked = blocked > seconds / 2
 
     def wait(self) -> None:
         """Waits for all dispatches; raises `NotFinite` as `add` does."""
@@ -128,7 +139,9 @@ class Meter:
         """Leaves the time since the last dispatch came back out of the timing."""
         self.returned = time.monotonic()
 
-    def _collect(self, leave: int) -> None:
+    def _collect(self, leave: int) -> int:
+        """Waits for all but the last dispatches; returns the steps of the last one waited for."""
+        steps = 0
         while len(self._dispatched) > leave:
             last_step, metrics = self._dispatched.popleft()
             metrics = jax.device_get(metrics)
@@ -146,6 +159,7 @@ class Meter:
                     what = f"the loss is {row['loss']}"
                     raise NotFinite(self.step, what, updates=self.step - 1)
                 self.rows.append(row)
+        return steps
 
 
 class MetricsWriter:

@@ -43,8 +43,6 @@ class Pace:
     Attributes:
         steps_per_epoch: number of steps in an epoch; no dispatch crosses the end of an epoch.
         steps: number of steps in a full dispatch.
-        is_final: whether ``steps`` will not change. If False, the first dispatch is timed, and
-            `slow_down` is called.
 
     Example:
         >>> pace = Pace(steps_per_epoch=97, steps=50)
@@ -57,7 +55,6 @@ class Pace:
 
     steps_per_epoch: int
     steps: int
-    is_final: bool = False
 
     def steps_from(self, start: int) -> int:
         """The number of steps in the dispatch that begins after ``start`` steps of its epoch."""
@@ -69,7 +66,6 @@ class Pace:
         The new number of steps divides the old one, so that a dispatch also begins at each step
         where a longer one would have begun.
         """
-        self.is_final = True
         if self.steps * seconds_per_step > LONGEST_SECONDS:
             limit = int(LONGEST_SECONDS / seconds_per_step)
             self.steps = _largest_divisor(self.steps, max(1, limit))

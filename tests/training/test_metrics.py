@@ -195,8 +195,7 @@ def dispatch(*losses):
 def test_meter_stays_one_dispatch_behind():
     meter = Meter(batch_size=10)
     meter.add(2, dispatch(4.0, 3.0))
-    # Of the first dispatch it must know how long it takes.
-    assert meter.step == 2
+    assert meter.step == 2  # The timing begins when the first dispatch has come back.
     meter.add(4, dispatch(2.0, 1.0))
     assert meter.step == 2
     assert [row["loss"] for row in meter.rows] == [4.0, 3.0]
@@ -229,6 +228,30 @@ def test_images_per_second_leave_out_every_compilation(clock):
         meter.add(meter.step + count, dispatch(*[1.0] * count))
         meter.wait()
     assert meter.images_per_second == pytest.approx(5.0)
+
+
+class Slow:
+    """An array for which a reader has to wait."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def __array__(self, dtype=None, copy=None):
+        self.clock.now += self.seconds
+        return np.float32([1.0, 1.0])
+
+
+@pytest.mark.parametrize(("in_call", "after"), [(0.25, 7.75), (7.75, 0.25)])
+def test_a_step_is_timed_in_the_first_dispatch_that_does_not_compile(clock, in_call, after):
+    meter = Meter(batch_size=10)
+    for step, compilation in ((2, 300.0), (4, 0.0)):
+        assert meter.seconds_per_step is None
+        meter.expect("program")
+        clock.now += compilation + in_call
+        meter.add(step, {"loss": Slow(clock, after)})
+    assert meter.step == 4
+    assert meter.seconds_per_step == pytest.approx(4.0)
+    assert meter.is_blocked is (in_call > after)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
