@@ -254,5 +254,5 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
     elif ".py:" in f"{argument}:":
         hint = f"did you mean --config={argument}?"
     else:
-        hint = "values with spaces want quotes, and lists commas;"
+        hint = "a value with spaces needs quotes, and a list needs commas;"
     return UserError(f"unexpected argument {argument!r}; {hint} allowed: {', '.join(names)}")
