@@ -309,7 +309,7 @@ def main(arguments: Sequence[str]) -> int:
         # An error without a file name is one of standard output or standard error.
         where = error.filename or "output"
         if error.errno in _NO_SPACE:
-            advice = "what was saved before stands; make room, and run the same command again"
+            advice = "what was saved before is kept; free some space and run the same command again"
             return _report(f"{where}: {error.strerror}; {advice}", EXIT_FAILED)
         if error.filename is None or error.errno not in _OF_PATHS:
             raise

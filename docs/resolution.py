@@ -1,4 +1,4 @@
-"""Prints the table of docs/guide.md: accuracy at other sizes than the network was trained at.
+"""Prints the table of docs/portable.md: accuracy at other sizes than the network was trained at.
 
     python docs/resolution.py
 

@@ -194,7 +194,7 @@ def _check_processes(values: dict[str, Any]) -> None:
     names = ("coordinator_address", "num_processes", "process_id")
     given = " ".join(f"--{name}={values[name]}" for name in names if values[name] is not None)
     if values["distributed"] and given:
-        raise UserError(f"--distributed detects what {given} says; give the one or the other")
+        raise UserError(f"--distributed detects what {given} says; give only one of them")
     if not given:
         return
     if given == "--num_processes=1":
@@ -254,5 +254,5 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
     elif ".py:" in f"{argument}:":
         hint = f"did you mean --config={argument}?"
     else:
-        hint = "values with spaces want quotes, and lists commas;"
+        hint = "a value with spaces needs quotes, and a list needs commas;"
     return UserError(f"unexpected argument {argument!r}; {hint} allowed: {', '.join(names)}")

@@ -115,8 +115,8 @@ def check_pool_reg_stability(config: ConfigDict, shapes: Iterable[Sequence[int]]
         >>> check_pool_reg_stability(config, [(32, 32, 16), (16, 16, 32), (8, 8, 64)])
         Traceback (most recent call last):
         ...
-        flexpool_jax.errors.UserError: config.pool_reg is 0.1, which SGD cannot hold: with \
-learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable value is 0.037
+        flexpool_jax.errors.UserError: config.pool_reg is 0.1, which is not stable with SGD: \
+with learning_rate 0.05, momentum 0.9 and a pooled map of 32x32, the largest stable value is 0.037
     """
     optimizer = config.optimizer
     if config.pool_reg == 0 or optimizer.name in ("adam", "adamw"):
@@ -124,7 +124,7 @@ learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable va
     if optimizer.name != "sgd":
         print(
             f"config.pool_reg is {config.pool_reg:g} with optimizer {optimizer.name!r}: whether "
-            "Eq. 2 is stable is known of adam, adamw and sgd only, and not checked here",
+            "training with Eq. 2 is stable can be checked only for adam, adamw and sgd",
             file=sys.stderr,
         )
         return
@@ -137,9 +137,9 @@ learning_rate 0.05, momentum 0.9 and a pooled map of 32x32 the largest stable va
     if config.pool_reg >= bound:
         scaled = "" if scale == 1 else f", pool_learning_rate_scale {scale:g}"
         raise UserError(
-            f"config.pool_reg is {config.pool_reg:g}, which SGD cannot hold: with learning_rate "
-            f"{config.learning_rate:g}{scaled}, momentum {momentum:g} and a pooled map of "
-            f"{height}x{width} the largest stable value is {_round_down(bound):g}"
+            f"config.pool_reg is {config.pool_reg:g}, which is not stable with SGD: with "
+            f"learning_rate {config.learning_rate:g}{scaled}, momentum {momentum:g} and a pooled "
+            f"map of {height}x{width}, the largest stable value is {_round_down(bound):g}"
         )
 
 

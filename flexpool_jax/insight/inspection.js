@@ -134,7 +134,7 @@ function weights() {
     ...STATISTICS.map(([key, title]) => [title, ...stages.map((name) => /share/.test(key) ? percent(report.pools[name][key]) : number(report.pools[name][key]))]),
   ];
   section("weights", "Weights of the pool",
-    el("p", {}, "Each channel of the feature map is multiplied by its map of weights and summed over the positions. A weight of 1/(HW) everywhere is average pooling: light in these pictures. Red weighs more than the average, blue less."),
+    el("p", {}, "Each channel of the feature map is multiplied by its map of weights and summed over the positions. The lightest colour is 1/(HW), the weight of average pooling. Red is more, blue is less."),
     el("div", { class: "controls" }, stageChoice.node, el("label", {}, "Channel", input), step(-1, "◀", "Previous channel"), step(1, "▶", "Next channel")),
     el("div", { class: "side" }, el("figure", {}, map.canvas, map.output, scales, facts), el("figure", {}, grid, note)),
     numbers, table("The weights in numbers", ["", ...stages], rows, "wide"));

@@ -81,8 +81,8 @@ e.g. 0,1,2
     """
     if "datasets" not in config or "seeds" not in config:
         raise UserError(
-            "--config names a single run; --mode=sweep and --mode=report take a sweep's, e.g. "
-            "--config=configs/paper_tables.py, and --mode=report can do without"
+            "--config names a single run; allowed: the config of a sweep, e.g. "
+            "--config=configs/paper_tables.py (--mode=report needs no --config)"
         )
     for name in config:
         if name not in SWEEP_FIELDS:

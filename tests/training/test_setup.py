@@ -74,7 +74,7 @@ def test_only_training_needs_a_stable_pool_reg():
         batch_size=100,
         learning_rate=0.1,
     )
-    with pytest.raises(UserError, match=r"pool_reg is 10, which SGD cannot hold.*map of 8x8"):
+    with pytest.raises(UserError, match=r"pool_reg is 10, which is not stable.*map of 8x8"):
         check_training(setup)
 
 
