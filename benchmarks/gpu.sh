@@ -5,7 +5,7 @@
 #   benchmarks/gpu.sh PART [FOLDER]   on the machine, to which FOLDER and the sources were copied
 #
 # FOLDER is .gpu if none is given. PART is one of
-#   setup    installs the wheels, compares the source hash, prepares the packed data; the others begin so
+#   setup    installs the wheels, compares the source hash, prepares the packed data; every part does this first
 #   check    agreement with the CPU in float32 and bfloat16, and resuming (benchmarks.agreement)
 #   bench    training steps and evaluation against PyTorch, and whole runs
 #   tables   Tables 1 and 2 in the paper's setting: 100 epochs, batch 1000, Fashion-MNIST and
@@ -13,7 +13,7 @@
 #
 # A part ends within LIMIT seconds. Status 0: it is complete. 75: run it again, it continues. Any
 # other: it failed. What it has so far is in OUT. On another machine, put the last files of OUT into
-# FOLDER: setup takes them up, and the part continues there.
+# FOLDER: setup copies them to WORK, and the part continues from them.
 # The machine needs Python 3.12, JAX, Flax, Optax, Orbax, scikit-learn, Matplotlib and PyTorch.
 #
 # Variables, with their defaults:
