@@ -104,7 +104,7 @@ def model_reference(step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
 
     `flexpool_jax.files.measures_same_model` compares these fields of two reports.
     """
-    return {"step": step, "model_digest": digest(jax.device_get(variables))}
+    return {"step": step, "model_digest": digest(variables)}
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -158,10 +158,10 @@ def _train_phase(
                 stop=stop,
                 started=time.monotonic() - progress.seconds,
             )
-            state = run_epochs(run, state)
+            state = jax.device_get(run_epochs(run, state))
         result = result_of(setup, progress, state, meter)
         files.write_json(workdir / layout.RESULT_FILE, files.with_digest(result))
-        return jax.device_get(state.variables), processes.gather(result)[0]
+        return state.variables, processes.gather(result)[0]
 
 
 def _is_result_of(result: Mapping[str, Any], state: TrainState, num_epochs: int) -> bool:
