@@ -229,9 +229,7 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
         run.meter.wait()
     started = time.monotonic()
     if is_evaluated:
-        evaluation = eval_loop.dispatch(
-            run.setup.eval_step, state.variables, feed, config.eval_batch_size, run.stop.check
-        )
+        evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
         # Dispatched here, since a later program would wait for the next epoch's steps.
         pools = run.setup.pool_summary(state.variables["params"])
     return EpochEnd(epoch, state, evaluation, pools, started)
