@@ -76,8 +76,8 @@ def train(
             result: dict[str, Any] = {}
             trained = None
             if len(phases) > 1:
-                first = phases[0][1].config
-                configuration.check_resume(first, own_workdir / layout.SUPERCLASS_FOLDER)
+                name, setup = phases[0]
+                configuration.check_resume(setup.config, own_workdir / name)
                 # Written before the first phase: --workdir alone continues it, and reports know
                 # that this is the folder of a run.
                 is_new = not configuration.config_path(own_workdir).is_file()
