@@ -104,7 +104,8 @@ def _train_phase(
     """Runs one phase to its end; returns its final variables, on the host, and its result."""
     config = setup.config
     changes = configuration.check_resume(config, workdir)
-    if read_result(workdir) is not None and not configuration.has_any_checkpoint(workdir):
+    result = read_result(workdir)
+    if result is not None and not configuration.has_any_checkpoint(workdir):
         raise UserError(
             f"{workdir} has the result of a finished run and no checkpoint to continue from; to "
             "train again, give another --workdir"
@@ -112,8 +113,7 @@ def _train_phase(
     identity = begin(workdir, config, setup.dataset)
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = restore_or_init(setup, manager, identity, pretrained)
-        found = [dataclasses.asdict(progress), read_result(workdir)]
-        saved_progress, result = processes.gather(found)[0]
+        saved_progress, result = processes.gather([dataclasses.asdict(progress), result])[0]
         state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
         is_done = step == setup.total_steps and progress.evaluated
