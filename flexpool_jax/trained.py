@@ -233,7 +233,8 @@ def _parse_data_json(data: dict[str, Any], path: Path) -> Dataset:
         mean, std = (np.asarray(data[name], np.float32) for name in ("mean", "std"))
         counts = [int(data[name]) for name in ("train_images", "test_images")]
         whole = mean.shape == std.shape == (channels,) and np.isfinite([mean, std]).all()
-        if not whole or not class_names or min(height, width, channels, *counts) < 1:
+        sizes = (height, width, channels, *counts)
+        if not whole or not class_names or min(sizes) < 1 or min(std) <= 0:
             raise ValueError("its numbers do not fit together")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
