@@ -29,7 +29,7 @@ def within_four_deviations(count, total, probability):
     return abs(count - total * probability) < 4 * np.sqrt(total * probability * (1 - probability))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_everything_off_changes_nothing(dtype):
     images = random_images(4, 6, 5, 3, dtype=dtype)
     augmented = jitted(flip=False, scale=(1.0, 1.0), crop=0)(images, keys_for(4))
@@ -60,11 +60,9 @@ def test_crop_is_a_window_of_the_zero_padded_image_uniform_over_all_places():
         assert within_four_deviations(times_chosen, count, 1 / len(windows))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_flip_and_crop_together_move_pixels_without_changing_them(dtype):
-    images = random_images(64, 8, 8, 3, dtype=dtype) + 1
+def test_flip_and_crop_together_move_pixels_without_changing_them():
+    images = random_images(64, 8, 8, 3) + 1
     augmented = np.asarray(jitted(flip=True, crop=3)(images, keys_for(64)))
-    assert augmented.dtype == dtype
     for before, after in zip(np.asarray(images), augmented, strict=True):
         assert np.isin(after, np.append(before, 0)).all()
 
@@ -126,15 +124,6 @@ def test_enlarging_equals_the_librarys_resampling():
         )
         augmented = jitted(scale=(factor, factor))(image[None], key[None])[0]
         np.testing.assert_allclose(augmented, expected, atol=1e-5)
-
-
-def test_integer_images_get_the_rounded_values_of_floating_ones():
-    images = random_images(16, 9, 9, 3, dtype=np.uint8)
-    augment = jitted(flip=True, scale=(0.7, 1.4), crop=2)
-    as_float = np.asarray(augment(images.astype(jnp.float32), keys_for(16)))
-    augmented = augment(images, keys_for(16))
-    assert augmented.dtype == jnp.uint8
-    np.testing.assert_array_equal(np.round(as_float).astype(np.uint8), augmented)
 
 
 def test_bfloat16_images_stay_bfloat16_and_are_interpolated_in_float32():
