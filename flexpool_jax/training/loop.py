@@ -269,7 +269,7 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
         if is_last:
             predicted = evaluation.predictions, evaluation.confidences
             write_predictions(run.workdir, run.setup.dataset.test.labels, *predicted)
-            write_pool_weights(run.workdir, jax.device_get(ended.state.variables["params"]))
+            write_pool_weights(run.workdir, ended.state.variables["params"])
     progress.evaluated = True
     is_due = is_last or ended.epoch % config.checkpoint_every_epochs == 0
     if is_due or is_best:
