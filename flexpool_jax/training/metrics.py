@@ -111,16 +111,12 @@ class Meter:
     def waiting_for(self, parts: Iterable[T]) -> Iterator[T]:
         """Yields parts of the data, and measures the time spent waiting for each part."""
         self._waited = self._waited or 0.0
-        iterator = iter(parts)
-        while True:
-            started = time.monotonic()
-            try:
-                part = next(iterator)
-            except StopIteration:
-                return
+        started = time.monotonic()
+        for part in parts:
             if self._is_timed:
                 self._waited += time.monotonic() - started
             yield part
+            started = time.monotonic()
 
     def pause(self) -> None:
         """Leaves the time since the last dispatch came back out of the timing."""
