@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,14 +59,13 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         orbax_faults.set_aside(workdir, step)
     orbax_faults.suppress_repeated_messages()
     policies = ocp.checkpoint_managers
+    accuracy = operator.itemgetter("accuracy")
     options = ocp.CheckpointManagerOptions(
-        best_fn=_accuracy,
+        best_fn=accuracy,
         preservation_policy=policies.AnyPreservationPolicy(
             [
                 policies.LatestN(2),
-                policies.BestN(
-                    get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
-                ),
+                policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False),
             ]
         ),
         # The loop decides when to save; Orbax saves every state that it is given.
@@ -83,10 +83,6 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         item_names=("model", "optimizer", "progress"),
         options=options,
     )
-
-
-def _accuracy(metrics: Mapping[str, float]) -> float:
-    return metrics["accuracy"]
 
 
 def digest(item: Any) -> str:
