@@ -49,22 +49,13 @@ _SLURM_TASK_COUNT, _SLURM_STEP = "SLURM_NTASKS", "SLURM_STEP_NODELIST"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What a command line asks for.
+    """What a command line asks for: the values of `FLAGS`; None for a flag that is not given.
+
+    Numbers are ints in the allowed range, and switches are False if not given.
 
     Attributes:
-        mode: One of the modes that exist.
         workdir: Absolute path of the run's folder; empty if none was given.
-        step: "best", "latest" or a number, as text; None if not given.
-        resize: A number from 8 to 1024; None if not given.
-        images: The value of `--images`; None if not given.
-        top_k: A number from 1; None if not given.
-        profile: Whether a few steps are to be traced.
-        debug_nans: Whether the operation behind a NaN is to be found.
-        shard: The value of `--shard`; None if not given.
-        distributed: Whether JAX is to detect the run's processes.
-        coordinator_address: HOST:PORT of process 0; None if not given.
-        num_processes: A number from 1; None if not given.
-        process_id: A number from 0, less than num_processes; None if not given.
+        step: "best", "latest" or a number, as text.
         config: The config of `--config`, otherwise that of the workdir, with the overrides
             applied; None if there is neither.
         config_given: Whether there was a `--config` or an override, so that the config may differ

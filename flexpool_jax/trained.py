@@ -53,18 +53,10 @@ def restore(
     config: ml_collections.ConfigDict | None,
     identify: Callable[[Path, ml_collections.ConfigDict], tuple[Dataset, Identity]],
 ) -> Restored:
-    """Restores a checkpoint of a run; writes nothing.
+    """Restores a checkpoint of a run; writes nothing. Arguments and errors as for `load_trained`.
 
-    Args:
-        workdir: folder of the run.
-        step: ``"best"``, ``"latest"`` or the number of a saved step.
-        config: config to use instead of the workdir's; it must describe the same model and data.
-        identify: function from the workdir and the config to the data set and the identity of the
-            run; a checkpoint of another run is refused.
-
-    Raises:
-        UserError: there is no such workdir or step, a file is damaged or belongs to another run, or
-            JAX cannot use the platform that JAX_PLATFORMS names.
+    ``identify`` is a function from the workdir and the config to the data set and the identity of
+    the run; a checkpoint of another run is refused.
     """
     try:
         return _restore(files.expanded(workdir).absolute(), step, config, identify)
@@ -185,8 +177,8 @@ def load_trained(
         config: config to use instead of the workdir's; it must describe the same model and data.
 
     Raises:
-        UserError: there is no such workdir or step, there is no data.json, or a file is damaged or
-            belongs to another run.
+        UserError: there is no such workdir or step, there is no data.json, a file is damaged or
+            belongs to another run, or JAX cannot use the platform that JAX_PLATFORMS names.
 
     Example:
         >>> trained = load_trained("runs/digits")  # doctest: +SKIP
@@ -241,7 +233,8 @@ def _parse_data_json(data: dict[str, Any], path: Path) -> Dataset:
         mean, std = (np.asarray(data[name], np.float32) for name in ("mean", "std"))
         counts = [int(data[name]) for name in ("train_images", "test_images")]
         whole = mean.shape == std.shape == (channels,) and np.isfinite([mean, std]).all()
-        if not whole or not class_names or min(height, width, channels, *counts) < 1:
+        sizes = (height, width, channels, *counts)
+        if not whole or not class_names or min(sizes) < 1 or min(std) <= 0:
             raise ValueError("its numbers do not fit together")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error

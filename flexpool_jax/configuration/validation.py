@@ -14,6 +14,7 @@ from flexpool_jax.configuration.fields import (
     FIELDS,
     KWARGS,
     check_field,
+    definition,
     field_names,
     get_field,
 )
@@ -72,7 +73,7 @@ at most 1000
     names = list(field_names(config))
     _check_names(names)
     # Fields whose check imports JAX are checked last, so that other mistakes are reported quickly.
-    for name in sorted(names, key=lambda name: name in FIELDS and FIELDS[name].imports_jax):
+    for name in sorted(names, key=lambda name: definition(name).imports_jax):
         check_field(name, get_field(config, name))
     paper = registry.default_sac_weights(_STAGES_OF_THE_PAPER)
     if config.sac.enabled and config.sac.weights == paper:

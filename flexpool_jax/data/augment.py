@@ -34,15 +34,12 @@ def make_normalise(
 
     Args:
         mean: float ``[C]``, mean of the training images after division by 255.
-        std: float ``[C]``, standard deviation of the training images after division by 255. Where
-            it is 0 (a constant channel), the mean is subtracted without a division.
+        std: float ``[C]``, above 0, standard deviation of the training images after division by
+            255.
         dtype: dtype of the result; the arithmetic is float32.
 
     Returns:
         ``normalise(images) -> (images / 255 - mean) / std``: uint8 ``[B, H, W, C]`` to ``dtype``.
-
-    Raises:
-        ValueError: a standard deviation is negative or NaN, or the shapes of mean and std differ.
 
     Example:
         >>> normalise = make_normalise([0.5], [0.25])
@@ -50,11 +47,6 @@ def make_normalise(
         2.0
     """
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    if mean.shape != std.shape or not np.all(std >= 0):
-        raise ValueError(
-            f"needs one mean and one deviation >= 0 per channel; got mean {mean}, std {std}"
-        )
-    std = np.where(std == 0, np.float32(1), std)
 
     def normalise(images: Array) -> Array:
         return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
@@ -86,8 +78,8 @@ def make_augment(
     in ``area``, and its ratio of width to height is log-uniform in [3/4, 4/3]. The first of ten
     drawn rectangles that fits into the image is used; if none fits, the whole image is used.
 
-    Pixels outside the image are 0. In images from `make_normalise`, 0 is the mean colour of the
-    training images, as in He et al.; in raw images, 0 is black. So augment normalised images.
+    Pixels outside the image are 0, which in images from `make_normalise` is the mean colour of the
+    training images, as in He et al.
 
     Args:
         flip: whether images are mirrored at random.
@@ -98,10 +90,10 @@ def make_augment(
         size: (H, W) of the result of a RandomResizedCrop; None keeps the size of the images.
 
     Returns:
-        ``augment(images, keys)``: takes floating or integer ``[B, H, W, C]`` and typed PRNG keys
-        ``[B]``, and returns images of the same dtype (integers are rounded), of the same shape
-        except after a RandomResizedCrop. Each result depends only on the image and its key. If
-        everything is off, the images are returned unchanged.
+        ``augment(images, keys)``: takes floating ``[B, H, W, C]`` and typed PRNG keys ``[B]``, and
+        returns images of the same dtype, of the same shape except after a RandomResizedCrop. Each
+        result depends only on the image and its key. If everything is off, the images are returned
+        unchanged.
 
     Example:
         >>> augment = jax.jit(make_augment(flip=True, scale=(0.8, 1.2), crop=4))
@@ -130,8 +122,6 @@ def make_augment(
             columns = _spread(first[1], sides[1], new_width)
         columns = jnp.where(flipped, width - 1 - columns, columns)
         resampled = _interpolate(_interpolate(image, rows, axis=0), columns, axis=1)
-        if jnp.issubdtype(image.dtype, jnp.integer):
-            resampled = jnp.round(resampled)
         return resampled.astype(image.dtype)
 
     if not flip and low == high == 1 and not crop and not area:

@@ -53,18 +53,22 @@ class Split:
                 f"center_crop is {side}, and the images have {height} x {width} pixels; allowed: "
                 f"at most {min(height, width)}"
             )
-        if isinstance(images, StoredImages):
-            return Split(images.center_crop(side), self.labels)
         top, left = (height - side) // 2, (width - side) // 2
-        return Split(images[:, top : top + side, left : left + side], self.labels)
+
+        def crop(image: np.ndarray) -> np.ndarray:
+            return image[..., top : top + side, left : left + side, :]
+
+        if isinstance(images, StoredImages):
+            return Split(images.changed(crop, side, f"cropped to {side}"), self.labels)
+        return Split(crop(images), self.labels)
 
     def resize(self, fit: Fit) -> Split:
         """Resizes every image to fit.size × fit.size; stored images when they are read."""
+        resize = functools.partial(resize_array, fit=fit)
         if isinstance(self.images, StoredImages):
-            return Split(self.images.resize(fit), self.labels)
+            return Split(self.images.changed(resize, fit.size, f"resized to {fit}"), self.labels)
         images = np.empty((len(self), fit.size, fit.size, self.images.shape[-1]), np.uint8)
-        resized = map_in_threads(functools.partial(resize_array, fit=fit), self.images)
-        for place, image in zip(images, resized, strict=True):
+        for place, image in zip(images, map_in_threads(resize, self.images), strict=True):
             place[...] = image
         return Split(images, self.labels)
 

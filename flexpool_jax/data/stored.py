@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flexpool_jax.data.images import Fit, map_in_threads, resize_array, thread_count
+from flexpool_jax.data.images import map_in_threads, thread_count
 from flexpool_jax.errors import UserError, one_line
 
 # Prefix of the names of cache files in a prepared folder; deleting such a file is harmless.
@@ -91,24 +90,13 @@ class StoredImages:
         """Returns the images at the given positions, without reading them."""
         return dataclasses.replace(self, positions=self.positions[positions])
 
-    def center_crop(self, side: int) -> StoredImages:
-        """Returns the images cropped to the middle side × side pixels, without reading them."""
-        height, width, _ = self.image_shape
-        top, left = (height - side) // 2, (width - side) // 2
-        return self._changed(
-            lambda image: image[top : top + side, left : left + side], side, f"cropped to {side}"
-        )
-
-    def resize(self, fit: Fit) -> StoredImages:
-        """Returns the images resized to fit.size × fit.size pixels, without reading them."""
-        return self._changed(
-            functools.partial(resize_array, fit=fit), fit.size, f"resized to {fit}"
-        )
-
-    def _changed(
+    def changed(
         self, change: Callable[[np.ndarray], np.ndarray], side: int, what: str
     ) -> StoredImages:
-        """Returns side × side images that `change` makes of these when they are read."""
+        """Returns side × side images that ``change`` makes of these when they are read.
+
+        The text ``what`` describes the change and becomes a part of ``key``.
+        """
         return dataclasses.replace(
             self,
             decode=lambda encoded: change(self.decode(encoded)),

@@ -36,10 +36,8 @@ class WeightsHeader:
     Attributes:
         path: path of the file.
         foreign: whether the arrays have PyTorch's names.
-        mean: mean of the training images after division by 255, one number for each channel; empty
-            if the file does not contain it.
-        std: standard deviation of the training images after division by 255, one number for each
-            channel; empty if the file does not contain it.
+        mean, std: mean and standard deviation of the training images after division by 255, one
+            number for each channel; empty if the file does not contain them.
         pool: name of the pool of the model; empty if the file does not contain it.
         has_w_fp: whether the file holds a ``w_fp``.
     """

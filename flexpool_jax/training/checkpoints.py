@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,14 +59,13 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
         orbax_faults.set_aside(workdir, step)
     orbax_faults.suppress_repeated_messages()
     policies = ocp.checkpoint_managers
+    accuracy = operator.itemgetter("accuracy")
     options = ocp.CheckpointManagerOptions(
-        best_fn=_accuracy,
+        best_fn=accuracy,
         preservation_policy=policies.AnyPreservationPolicy(
             [
                 policies.LatestN(2),
-                policies.BestN(
-                    get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
-                ),
+                policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False),
             ]
         ),
         # The loop decides when to save; Orbax saves every state that it is given.
@@ -85,10 +85,6 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> ocp.Checkpoin
     )
 
 
-def _accuracy(metrics: Mapping[str, float]) -> float:
-    return metrics["accuracy"]
-
-
 def digest(item: Any) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a tree's leaves, or over a JSON text."""
     sha = hashlib.sha256()
@@ -104,7 +100,7 @@ def model_reference(step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
 
     `flexpool_jax.files.measures_same_model` compares these fields of two reports.
     """
-    return {"step": step, "model_digest": digest(jax.device_get(variables))}
+    return {"step": step, "model_digest": digest(variables)}
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -199,25 +195,35 @@ def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None
     return _read_progress(manager, step)[1]
 
 
+Check = Callable[[int, Mapping[str, Any] | None], object]
+
+
 def restore(
-    manager: ocp.CheckpointManager, step: int, like: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
+    manager: ocp.CheckpointManager,
+    step: int,
+    like: TrainState,
+    check: Check = lambda step, run: None,
+) -> tuple[TrainState, dict[str, Any], dict[str, Any] | None]:
     """Restores one checkpoint to arrays on the host.
 
     Args:
         manager: result of `open_checkpoints`.
         step: step of the checkpoint, one of ``manager.all_steps()``.
         like: a state, or its `jax.eval_shape`, of the same structure, shapes and dtypes.
+        check: function that is called with the step and the result of `read_run`, before the
+            arrays are read. It raises a UserError to refuse the checkpoint.
 
     Returns:
-        The state, as NumPy arrays, and the progress that was saved with it.
+        The state, as NumPy arrays, the progress that was saved with it, and the result of
+        `read_run`.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read, or its content is not what was saved.
         UserError: the name of the checkpoint's folder is not the step that the checkpoint holds, or
             an array has another shape or dtype than in ``like``.
     """
-    progress, _, sha256 = _read_progress(manager, step)
+    progress, run, sha256 = _read_progress(manager, step)
+    check(step, run)
     items = _restore_items(manager, step, _items(like), sha256)
     model, optimizer = items["model"], items["optimizer"]
     state = TrainState(
@@ -228,7 +234,7 @@ def restore(
         ema_params=model["params"] if "params" in optimizer else None,
     )
     _check_step(manager, step, int(state.step))
-    return state, progress
+    return state, progress, run
 
 
 def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -> dict[str, Any]:
@@ -310,20 +316,12 @@ def _check_shapes(step: int, items: Any, like: Any) -> None:
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager,
-    like: TrainState,
-    check: Callable[[int, Mapping[str, Any] | None], object] = lambda step, run: None,
-) -> tuple[TrainState, dict[str, Any]] | None:
-    """Restores the latest undamaged checkpoint; returns None if none was ever saved.
+    manager: ocp.CheckpointManager, like: TrainState, check: Check = lambda step, run: None
+) -> tuple[TrainState, dict[str, Any], dict[str, Any] | None] | None:
+    """Restores the latest undamaged checkpoint by `restore`; returns None if none was ever saved.
 
     Damaged checkpoints are reported and skipped. When an undamaged one is found, the damaged ones
     are moved to checkpoints_damaged/.
-
-    Args:
-        manager: result of `open_checkpoints`.
-        like: see `restore`.
-        check: function that is called with a step and the result of `read_run`, before the arrays
-            of the checkpoint are read. It raises a UserError to refuse the checkpoint.
 
     Raises:
         UserError: every checkpoint is damaged, ``check`` refuses one, or an array of the latest one
@@ -333,8 +331,7 @@ def restore_latest(
     damaged: list[int] = []
     for step in steps:
         try:
-            check(step, read_run(manager, step))
-            state, progress = restore(manager, step, like)
+            restored = restore(manager, step, like, check)
         except DamagedCheckpoint as error:
             print(f"damaged checkpoint: {error}; trying the one before", file=sys.stderr)
             damaged.append(step)
@@ -343,7 +340,7 @@ def restore_latest(
             orbax_faults.set_aside(Path(manager.directory).parent, bad)
         if damaged:
             manager.reload()
-        return state, progress
+        return restored
     workdir = Path(manager.directory).parent
     if steps and not any((Path(manager.directory) / f"{s}/optimizer").exists() for s in steps):
         raise UserError(

@@ -39,8 +39,7 @@ def evaluate_split(setup: Setup, variables: Any, feed: Feed) -> Evaluation:
         variables: ``params`` and ``batch_stats``, replicated.
         feed: source of the split's batches.
     """
-    results = dispatch(setup.eval_step, variables, feed, setup.config.eval_batch_size)
-    return summarise(collect(results), feed.labels)
+    return summarise(collect(dispatch(setup, variables, feed)), feed.labels)
 
 
 def run_over(
@@ -63,31 +62,18 @@ def run_over(
 
 
 def dispatch(
-    program: Callable[..., Any],
-    variables: Any,
-    feed: Feed,
-    batch_size: int,
-    check: Callable[[], None] = lambda: None,
+    setup: Setup, variables: Any, feed: Feed, check: Callable[[], None] = lambda: None
 ) -> list[Any]:
-    """Passes every batch of a split to the devices.
+    """Passes every batch of a split to the devices; returns the results for `collect`.
 
     On accelerators this function does not wait for the devices, unless the data are streamed. A
-    program that is dispatched later runs after the evaluation.
-
-    Args:
-        program: result of `flexpool_jax.training.steps.pmap_eval_step`.
-        variables: see `evaluate_split`.
-        feed: see `evaluate_split`.
-        batch_size: examples in a batch, on all devices together.
-        check: function that is called between batches; it may raise to abandon the evaluation.
-
-    Returns:
-        The result of the program for each batch, to be passed to `collect`.
+    program that is dispatched later runs after the evaluation. ``check`` is called between batches;
+    it may raise to abandon the evaluation. The other arguments are those of `evaluate_split`.
     """
     results: list[Any] = []
-    for part in feed.once(batch_size):
+    for part in feed.once(setup.config.eval_batch_size):
         check()
-        results.append(program(variables, feed.data, part))
+        results.append(setup.eval_step(variables, feed.data, part))
         if len(results) > 1 and (jax.default_backend() == "cpu" or feed.data is None):
             # One batch ahead is enough to keep a CPU busy; more batches would only take memory.
             # Streamed batches take memory of the devices.
@@ -96,12 +82,7 @@ def dispatch(
 
 
 def collect(results: Sequence[Any], check: Callable[[], None] = lambda: None) -> list[Any]:
-    """Waits for the batches that were dispatched, and copies their results to the host.
-
-    Args:
-        results: result of `dispatch`.
-        check: see `dispatch`.
-    """
+    """Waits for the result of `dispatch`, and copies it to the host; ``check`` as there."""
     on_host = []
     for result in results:
         check()

@@ -126,18 +126,17 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     if not configuration.has_checkpoint(workdir):
         for name in _MEASURED_FILES:
             (workdir / name).unlink(missing_ok=True)
-    if configuration.has_saved_state(workdir):
-        identity = recall(workdir, config, dataset)
-    else:
-        identity = Identity(read_id(workdir), config, dataset.digest)
+    run_id = read_id(workdir)
     description = files.with_digest(_describe(dataset))
     if files.read_json(workdir / layout.DATA_FILE) != description:
+        if configuration.has_saved_state(workdir):
+            recall(workdir, config, dataset)
         files.write_json(workdir / layout.DATA_FILE, description)
     # Checkpoints without a run.json were written by release 0.1, or were copied without the file.
-    if identity.id is None and not configuration.has_checkpoint(workdir):
-        identity = dataclasses.replace(identity, id=uuid.uuid4().hex)
-        files.write_json(workdir / layout.RUN_FILE, {"id": identity.id})
-    return identity
+    if run_id is None and not configuration.has_checkpoint(workdir):
+        run_id = uuid.uuid4().hex
+        files.write_json(workdir / layout.RUN_FILE, {"id": run_id})
+    return Identity(run_id, config, dataset.digest)
 
 
 def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:

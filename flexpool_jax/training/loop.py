@@ -232,9 +232,7 @@ def end_epoch(run: Run, state: TrainState, epoch: int, feed: Feed, copy: bool) -
         run.meter.wait()
     started = time.monotonic()
     if is_evaluated:
-        evaluation = eval_loop.dispatch(
-            run.setup.eval_step, state.variables, feed, config.eval_batch_size, run.stop.check
-        )
+        evaluation = eval_loop.dispatch(run.setup, state.variables, feed, run.stop.check)
         # Dispatched here, since a later program would wait for the next epoch's steps.
         pools = run.setup.pool_summary(state.variables["params"])
     return EpochEnd(epoch, state, evaluation, pools, started)
@@ -274,7 +272,7 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
         if is_last:
             predicted = evaluation.predictions, evaluation.confidences
             write_predictions(run.workdir, run.setup.dataset.test.labels, *predicted)
-            write_pool_weights(run.workdir, jax.device_get(ended.state.variables["params"]))
+            write_pool_weights(run.workdir, ended.state.variables["params"])
     progress.evaluated = True
     is_due = is_last or ended.epoch % config.checkpoint_every_epochs == 0
     if is_due or is_best:

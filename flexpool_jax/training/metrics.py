@@ -7,14 +7,12 @@ TensorBoard's files. TensorFlow is not imported.
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
@@ -124,16 +122,12 @@ class Meter:
     def waiting_for(self, parts: Iterable[T]) -> Iterator[T]:
         """Yields parts of the data, and measures the time spent waiting for each part."""
         self._waited = self._waited or 0.0
-        iterator = iter(parts)
-        while True:
-            started = time.monotonic()
-            try:
-                part = next(iterator)
-            except StopIteration:
-                return
+        started = time.monotonic()
+        for part in parts:
             if self._is_timed:
                 self._waited += time.monotonic() - started
             yield part
+            started = time.monotonic()
 
     def pause(self) -> None:
         """Leaves the time since the last dispatch came back out of the timing."""
@@ -251,18 +245,13 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        try:
             self.close()
-            return
-        # If the disk was full when a line was written, it is full on closing as well.
-        with contextlib.suppress(OSError):
-            self.close()
+        except OSError:
+            # If the disk was full when a line was written, it is full on closing as well.
+            if error is None:
+                raise
 
 
 class _Events:

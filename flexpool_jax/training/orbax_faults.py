@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import logging as absl_logging
 
@@ -93,24 +93,21 @@ def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
         folder = path.parents[1]
         if not folder.name.isdigit():
             continue
-        try:
-            accuracy = json.loads(path.read_bytes())["accuracy"]
-            readable = isinstance(accuracy, int | float) and math.isfinite(accuracy)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            readable = False
-        if not readable:
+        accuracy = _accuracy_in(path)
+        if not isinstance(accuracy, int | float) or not math.isfinite(accuracy):
             damaged.append((int(folder.name), "its metrics cannot be read"))
-        elif accuracy != _saved_accuracy(folder, accuracy):
+        # If the progress cannot be read, restoring will report that.
+        elif _accuracy_in(folder / "progress" / "metadata") not in (None, accuracy):
             damaged.append((int(folder.name), "its accuracy is not what was saved"))
     return sorted(damaged)
 
 
-def _saved_accuracy(folder: Path, accuracy: float) -> float | None:
-    """The accuracy in a checkpoint's progress; the given accuracy if that cannot be read."""
+def _accuracy_in(file: Path) -> Any:
+    """The value of "accuracy" in a JSON file; None if it cannot be read."""
     try:
-        return json.loads((folder / "progress" / "metadata").read_bytes())["accuracy"]
+        return json.loads(file.read_bytes())["accuracy"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return accuracy  # Restoring will report the damaged progress.
+        return None
 
 
 @contextlib.contextmanager

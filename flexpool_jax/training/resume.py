@@ -71,18 +71,17 @@ def restore_or_init(
     restored = checkpoints.restore_latest(manager, like, identity.check)
     if restored is None:
         return _initial_state(setup, pretrained), Progress()
-    state, progress = restored[0], Progress(**restored[1])
-    step = int(state.step)
+    state, saved_progress, run = restored
+    progress, step = Progress(**saved_progress), int(state.step)
     if step > setup.total_steps:
         done = math.ceil(step / setup.steps_per_epoch)
         raise UserError(
             f"config.num_epochs is {setup.config.num_epochs}, but this run is in or past epoch "
             f"{done}; allowed: at least {done}, or another --workdir"
         )
-    saved = checkpoints.read_run(manager, step)
     began_with = (
-        configuration.config_from_json(saved["config"])
-        if saved is not None
+        configuration.config_from_json(run["config"])
+        if run is not None
         else configuration.read_config(Path(manager.directory).parent)
     )
     changes = identity.changes(step, began_with)

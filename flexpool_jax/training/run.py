@@ -76,8 +76,8 @@ def train(
             result: dict[str, Any] = {}
             trained = None
             if len(phases) > 1:
-                first = phases[0][1].config
-                configuration.check_resume(first, own_workdir / layout.SUPERCLASS_FOLDER)
+                name, setup = phases[0]
+                configuration.check_resume(setup.config, own_workdir / name)
                 # Written before the first phase: --workdir alone continues it, and reports know
                 # that this is the folder of a run.
                 is_new = not configuration.config_path(own_workdir).is_file()
@@ -104,7 +104,8 @@ def _train_phase(
     """Runs one phase to its end; returns its final variables, on the host, and its result."""
     config = setup.config
     changes = configuration.check_resume(config, workdir)
-    if read_result(workdir) is not None and not configuration.has_any_checkpoint(workdir):
+    result = read_result(workdir)
+    if result is not None and not configuration.has_any_checkpoint(workdir):
         raise UserError(
             f"{workdir} has the result of a finished run and no checkpoint to continue from; to "
             "train again, give another --workdir"
@@ -112,8 +113,7 @@ def _train_phase(
     identity = begin(workdir, config, setup.dataset)
     with checkpoints.open_checkpoints(workdir) as manager:
         state, progress = restore_or_init(setup, manager, identity, pretrained)
-        found = [dataclasses.asdict(progress), read_result(workdir)]
-        saved_progress, result = processes.gather(found)[0]
+        saved_progress, result = processes.gather([dataclasses.asdict(progress), result])[0]
         state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
         is_done = step == setup.total_steps and progress.evaluated
@@ -158,10 +158,10 @@ def _train_phase(
                 stop=stop,
                 started=time.monotonic() - progress.seconds,
             )
-            state = run_epochs(run, state)
+            state = jax.device_get(run_epochs(run, state))
         result = result_of(setup, progress, state, meter)
         files.write_json(workdir / layout.RESULT_FILE, files.with_digest(result))
-        return jax.device_get(state.variables), processes.gather(result)[0]
+        return state.variables, processes.gather(result)[0]
 
 
 def _is_result_of(result: Mapping[str, Any], state: TrainState, num_epochs: int) -> bool:

@@ -226,7 +226,7 @@ def checkpoint(folder: Path) -> Reader:
 
         with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
             try:
-                restored, progress = checkpoints.restore(manager, 7, state)
+                restored, progress, _ = checkpoints.restore(manager, 7, state)
             except checkpoints.DamagedCheckpoint as error:
                 raise UserError(str(error)) from error
         return [leaf.tobytes() for leaf in jax.tree.leaves(restored)], json.dumps(progress)

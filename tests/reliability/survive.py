@@ -191,7 +191,7 @@ def saved_arrays(workdir: Path, data_dir: Path) -> dict[str, bytes]:
     )
     like = set_up(config, dataset).abstract_state
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
-        state, _ = checkpoints.restore(manager, manager.latest_step(), like)
+        state, *_ = checkpoints.restore(manager, manager.latest_step(), like)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
 

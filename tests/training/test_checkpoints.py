@@ -42,7 +42,7 @@ def biggest_file(folder):
 
 def test_restores_every_array_bit_by_bit_and_the_progress(tmp_path):
     save_all(tmp_path, {7: None})
-    state, progress = restore_latest(tmp_path)
+    state, progress, _ = restore_latest(tmp_path)
     assert progress == {"seconds": 10.5}
     assert int(state.step) == 7
     jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(state_at(7)))
@@ -56,7 +56,7 @@ def test_an_optimizer_state_in_bfloat16_is_restored_as_it_was(tmp_path):
     with checkpoints.open_checkpoints(tmp_path) as manager:
         checkpoints.save(manager, state, {}, run={})
         checkpoints.wait(manager)
-        restored, _ = checkpoints.restore(manager, 7, state)
+        restored, *_ = checkpoints.restore(manager, 7, state)
     assert restored.opt_state[0].mu["pool"]["w_fp"].dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
 
@@ -66,7 +66,7 @@ def test_averaged_parameters_are_the_model_and_training_continues_from_the_other
     with checkpoints.open_checkpoints(tmp_path) as manager:
         checkpoints.save(manager, state, {}, run={})
         checkpoints.wait(manager)
-        restored, _ = checkpoints.restore(manager, 7, state)
+        restored, *_ = checkpoints.restore(manager, 7, state)
         model = checkpoints.restore_model(manager, 7, state)
     jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
     jax.tree.map(np.testing.assert_array_equal, model["params"], state.ema_params)
@@ -120,7 +120,7 @@ def delete_half(folder):
 def test_a_damaged_latest_checkpoint_is_passed_over_and_kept_aside(tmp_path, damage, item, capsys):
     save_all(tmp_path, {1: 0.5, 2: 0.6})
     damage(tmp_path / "checkpoints" / "2" / item)
-    state, _ = restore_latest(tmp_path)
+    state, *_ = restore_latest(tmp_path)
     # What only describes the checkpoint may be lost without loss of the checkpoint.
     if int(state.step) == 2:
         assert item in (".", "progress")
