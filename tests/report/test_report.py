@@ -189,14 +189,6 @@ def test_no_field_of_a_result_is_trusted(write_sweep):
         assert write_report(folder)[1] == []
 
 
-def test_results_that_are_no_text_are_named(write_sweep):
-    folder = write_sweep(
-        small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1)), lambda cell: 0.9
-    )
-    (folder / AVG / "seed-1/result.json").write_bytes(b"\xff\xfe\x00")
-    assert len(write_report(folder)[1]) == 1
-
-
 def test_same_run_twice_counts_once(write_sweep):
     folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), accuracy_of)
     (cell,) = grid.expand(small_sweep(num_epochs=1, columns=("avg",)), CONFIGS_DIR)

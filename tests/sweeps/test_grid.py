@@ -69,11 +69,6 @@ def test_without_a_number_of_epochs_each_data_set_has_its_own():
     assert epochs == {"digits": digits.get_config().num_epochs, "cifar10": 100}
 
 
-def test_seeds_come_outermost():
-    cells = grid.expand(small_sweep(seeds=(5, 2)), CONFIGS_DIR)
-    assert [cell.config.seed for cell in cells] == [5] * 4 + [2] * 4
-
-
 def test_fields_are_narrowed_on_the_command_line():
     config = paper_tables.get_config()
     apply_overrides(
