@@ -152,10 +152,10 @@ def test_a_column_may_name_a_pool_that_the_config_file_registers(tmp_path, monke
         "def get_config(variant):\n"
         "    return digits.get_config(variant)\n"
     )
-    cells = grid.expand(small_sweep(datasets=("mine",), columns=("first+dropout",)), tmp_path)
-    assert [(cell.name, cell.config.pool) for cell in cells] == [
-        ("mine/first+dropout/seed-0", "first")
-    ]
+    (cell,) = grid.expand(small_sweep(datasets=("mine",), columns=("first+dropout",)), tmp_path)
+    assert (cell.name, cell.config.pool) == ("mine/first+dropout/seed-0", "first")
+    # The cell's process runs the file, too.
+    assert cell.arguments[0] == f"--config={tmp_path}/mine.py:first,dropout"
 
 
 MISTAKES = [
