@@ -110,7 +110,8 @@ def _settings(row: Row, folder: Path, slug: str) -> str:
         f"\n\n![{title}: {what}]({name})" for name, what, draw in images if draw(row, folder / name)
     ]
     listed = _table(words.SETTING_HEADS, words.setting_lines(row)) + "".join(drawn)
-    parts = [f"## {title}: every setting", words.recipe(row), listed, _beside_accuracy(row)]
+    recipe = escaped(words.recipe(row))
+    parts = [f"## {title}: every setting", recipe, listed, _beside_accuracy(row)]
     return "\n\n".join(filter(None, parts))
 
 
