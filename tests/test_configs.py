@@ -111,11 +111,6 @@ def test_defaults_are_the_papers():
     assert config.sac.weights == (0.1, 0.2, 0.7)
 
 
-def test_misspelt_field_in_a_config_file_is_an_error():
-    with pytest.raises(AttributeError):
-        default.get_config().lerning_rate = 0.1
-
-
 def test_recipes_take_up_any_data_set():
     for dataset in recipes.DATASET_CONFIGS:
         for recipe in (he_recipe, release_recipe):

@@ -33,26 +33,6 @@ class EvidenceMaps(NamedTuple):
     largest_difference: float
 
 
-def pool_weights(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> Any:
-    """Returns the weights of a pool that is a weighted sum over positions, learned or not.
-
-    Args:
-        pool: one of `flexpool_jax.pools.POOLS`.
-        params: parameters of the pool; ``{}`` if it has none.
-        shape: (H, W, C) of the feature map.
-
-    Returns:
-        The weights [H, W, C]; None for a pool that is not such a sum.
-
-    Example:
-        >>> float(pool_weights("avg", {}, (2, 2, 3))[0, 0, 0]), pool_weights("max", {}, (2, 2, 3))
-        (0.25, None)
-    """
-    if pool == "avg":
-        return np.full(shape, 1 / (shape[0] * shape[1]))
-    return effective_weights(pool, params, shape)
-
-
 def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, int]) -> str:
     """Returns the reason why a head's logits are not sums over positions; "" if they are.
 
@@ -67,7 +47,8 @@ def why_not_exact(pool: str, params: Mapping[str, Any], shape: tuple[int, int, i
     """
     if any(name.startswith("hidden") for name in params):
         return "hidden dense layers between the pool and the classifier mix the positions"
-    if pool != "flatten" and pool_weights(pool, params.get("pool", {}), shape) is None:
+    has_weights = effective_weights(pool, params.get("pool", {}), shape) is not None
+    if pool not in ("avg", "flatten") and not has_weights:
         return f"the pool {pool} is not a weighted sum over positions"
     return ""
 
@@ -108,5 +89,6 @@ def evidence_maps(pool: str, params: Mapping[str, Any], feature_map: np.ndarray)
     kernel = np.asarray(params["classifier"]["kernel"], np.float64)
     if pool == "flatten":
         return np.einsum("bijk,ijkn->bijn", f, kernel.reshape(*shape, -1))
-    w = np.asarray(pool_weights(pool, params.get("pool", {}), shape), np.float64)
-    return (f * w) @ kernel
+    even = 1 / (height * width)
+    w = even if pool == "avg" else effective_weights(pool, params["pool"], shape)
+    return (f * np.asarray(w, np.float64)) @ kernel

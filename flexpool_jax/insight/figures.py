@@ -45,7 +45,9 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
     corners = [(row * (height + 2 * gap) + 2 * gap, col * (width + gap)) for row, col in places]
     for channel, (top, left) in enumerate(corners):
         mosaic[top : top + height, left : left + width] = maps[..., channel]
-    norm = _around(1 / (height * width), maps)
+    even = 1 / (height * width)
+    reach = float(np.abs(maps - even).max()) or even
+    norm = Normalize(even - reach, even + reach)
     size = min(14.0, max(5.0, 0.9 * across))
     style = _NO_GRID | {"savefig.bbox": "tight"}
     with drawn(path, size + 1, size * mosaic.shape[0] / mosaic.shape[1] + 1, style) as figure:
@@ -65,13 +67,7 @@ def draw_weights(w: np.ndarray, path: Path, title: str) -> None:
         channels_text = "one map for all channels" if shared else f"{channels} channels"
         axes.set_title(f"Weights of {title}: {channels_text}, {height} × {width} positions")
         bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=axes, shrink=0.7)
-        bar.set_label(f"weight; the middle is 1/(HW) = {1 / (height * width):.4g}")
-
-
-def _around(centre: float, values: np.ndarray) -> Normalize:
-    """Returns a colour scale that is symmetric about its centre and includes all values."""
-    reach = float(np.abs(values - centre).max()) or abs(centre) or 1.0
-    return Normalize(centre - reach, centre + reach)
+        bar.set_label(f"weight; the middle is 1/(HW) = {even:.4g}")
 
 
 def draw_evidence(evidence: EvidenceMaps, split: Split, names: Sequence[str], path: Path) -> None:

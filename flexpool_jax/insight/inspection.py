@@ -62,15 +62,15 @@ def inspect_workdir(
     folder.mkdir(exist_ok=True)
     setup, variables = restored.setup, restored.variables
     model, test = setup.model, setup.dataset.test
-    logits, mean_maps = run_network(restored)
+    logits, mean_maps = _run_network(restored)
     probabilities, labels = scoring.softmax(logits), test.labels
-    pools = stage_weights(model, variables, mean_maps)
+    pools = _stage_weights(model, variables, mean_maps)
     last_shape = list(mean_maps.values())[-1].shape
     reason = why_not_exact(model.pool, variables["params"]["head"], last_shape)
-    evidence = None if reason else find_evidence(restored, probabilities)
+    evidence = None if reason else _find_evidence(restored, probabilities)
     errors = scoring.confident_errors(labels, probabilities, _MAX_ERRORS)
     confusion = scoring.confusion_matrix(labels, probabilities)
-    summary, flops = summarise_model(model, setup.dataset.image_shape)
+    summary, flops = _summarise_model(model, setup.dataset.image_shape)
     report = {
         **checkpoints.model_reference(restored.step, restored.variables),
         "is_best": step == "best",
@@ -139,13 +139,8 @@ def summarise(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Runs the network over the evaluation split, every example once.
-
-    Returns:
-        The logits, float32 [N, num_classes]; and for each stage the mean feature map over the
-        images, float64 [H, W, C].
-    """
+def _run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The logits [N, num_classes] of the evaluation split, and each stage's mean map [H, W, C]."""
     setup = restored.setup
     forward = _forward(setup)
 
@@ -178,20 +173,10 @@ def _forward(setup: Setup) -> Any:
     return forward
 
 
-def stage_weights(
+def _stage_weights(
     model: nn.Module, variables: Variables, mean_maps: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns the effective weights of every pool with learned weights: with SAC, of every stage.
-
-    Args:
-        model: model from `flexpool_jax.create_model`.
-        variables: variables of the model; only ``params`` are used.
-        mean_maps: one map [H, W, C] for each stage; only the shapes are used.
-
-    Returns:
-        Weights [H, W, C] by the name of the stage, first stage first; empty for pools without
-        learned weights.
-    """
+    """The effective weights [H, W, C] of every stage whose pool has learned weights, in order."""
     params = variables["params"]
     last = list(mean_maps)[-1]
     found = {}
@@ -204,13 +189,8 @@ def stage_weights(
     return found
 
 
-def find_evidence(restored: Restored, probabilities: np.ndarray) -> EvidenceMaps:
-    """Computes evidence maps of up to 24 images: confident errors and correctly classified ones.
-
-    Args:
-        restored: the checkpoint and its data.
-        probabilities: the network's probabilities on the evaluation split, [N, num_classes].
-    """
+def _find_evidence(restored: Restored, probabilities: np.ndarray) -> EvidenceMaps:
+    """Computes evidence maps of up to 24 images: confident errors and correctly classified ones."""
     labels = restored.setup.dataset.test.labels
     positions = _choose_images(labels, probabilities)
     forward = _forward(restored.setup)
@@ -258,12 +238,8 @@ def _choose_images(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def _choose_classes(logits: np.ndarray, labels: np.ndarray, values: int) -> np.ndarray:
     """Returns the classes of each image that get evidence maps, [M, n], most probable first.
 
-    If the true class is not among them, it replaces the last one.
-
-    Args:
-        logits: the images' logits, [M, num_classes].
-        labels: the images' true classes, [M].
-        values: the number of values in the maps of one class, over all images.
+    If the true class is not among them, it replaces the last one. `values` is the number of values
+    in the maps of one class, over all images.
     """
     count = min(_MAX_CLASSES, max(2, _MAX_VALUES // values))
     order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
@@ -273,17 +249,11 @@ def _choose_classes(logits: np.ndarray, labels: np.ndarray, values: int) -> np.n
     return order
 
 
-def summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, int | None]:
-    """Describes a model's layers for one image.
+def _summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, int | None]:
+    """Returns Flax's table of the layers for one image, and the FLOPs of the whole model.
 
-    Args:
-        model: model from `flexpool_jax.create_model`.
-        image_shape: (H, W, C) of the image.
-
-    Returns:
-        Flax's table of the layers with their shapes, parameters and FLOPs; and the FLOPs of the
-        whole model, or None if XLA does not count them. A multiplication and an addition count as
-        two FLOPs. This project's CPU kernels are not used here, since XLA cannot count their FLOPs.
+    A multiplication and an addition count as two FLOPs. The FLOPs are None if XLA does not count
+    them; it cannot count those of this project's CPU kernels, which are therefore not used.
     """
     try:
         cpu = jax.devices("cpu")[0]

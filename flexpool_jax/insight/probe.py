@@ -45,22 +45,7 @@ def probe_workdir(
     Arguments and errors are those of `flexpool_jax.evaluation.restore_workdir`.
 
     Returns:
-        The content of probe.json:
-
-        - ``step``, ``model_digest``, ``split`` ("test" or "validation"), ``examples``, ``pool``,
-          ``config_digest``;
-        - ``baseline``: ``accuracy`` in [0, 1] and ``loss`` (mean cross-entropy in nats) of the
-          network as it is, which are those of ``--mode=eval``;
-        - ``interventions``: changes of the last stage's pool, each with its ``name`` (and
-          ``rank``), ``accuracy``, ``loss`` and ``changed``, the number of examples whose prediction
-          differs from the baseline's. If there are several ``draws``, each draw has these three
-          numbers, and the intervention has their means. The list is empty for pools without
-          learned weights. See `flexpool_jax.insight.weights.interventions`;
-        - ``perturbations``: changes of the images, each with its ``name``, its strength and the
-          same three numbers. See `flexpool_jax.insight.perturbations`;
-        - ``weights``: `flexpool_jax.insight.weights.weight_statistics`, or None for pools without
-          learned weights;
-        - ``seconds`` that the probe took, loading and compiling included.
+        The content of probe.json; see docs/probe.md.
     """
     started = time.monotonic()
     restored = restore_workdir(workdir, step, config)
@@ -89,7 +74,7 @@ def probe(setup: Setup, variables: Variables) -> dict[str, Any]:
         variables: ``params`` and ``batch_stats`` of the network, on the host.
 
     Returns:
-        ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in `probe_workdir`.
+        ``baseline``, ``interventions``, ``perturbations`` and ``weights`` as in docs/probe.md.
     """
     dataset = setup.dataset
     # Even if training streams, the whole split is on the device: it is perturbed all at once.

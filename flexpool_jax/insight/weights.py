@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 RANKS = (1, 2, 4)
 NUM_DRAWS = 5
@@ -133,7 +134,7 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
     correlations = _correlations(np.abs(v), np.asarray(mean_map, np.float64))
     singular_values = np.linalg.svd(v.reshape(-1, v.shape[2]), compute_uv=False)
     sizes = np.abs(w).reshape(-1, w.shape[2])
-    entropies = _entropy(sizes[:, sizes.sum(axis=0) > 0])
+    entropies = stats.entropy(sizes[:, sizes.sum(axis=0) > 0])
     return {
         "mean": float(w.mean()),
         "sd": float(w.std()),
@@ -147,18 +148,12 @@ def weight_statistics(w: np.ndarray, mean_map: np.ndarray) -> dict[str, Any]:
         "negative_share": float(np.mean(w < 0)),
         "deviation_share": _ratio(size, np.sum(w**2)),
         "singular_values": singular_values.tolist(),
-        "effective_rank": float(np.exp(_entropy(singular_values))) if size else None,
+        "effective_rank": float(np.exp(stats.entropy(singular_values))) if size else None,
         "entropy": _ratio(entropies.sum(), len(entropies) * np.log(len(sizes))),
         "mirror_correlation": _ratio(np.sum(v * v[:, ::-1]), size),
         "activation_correlation": _ratio(correlations.sum(), len(correlations)),
         "activation_channels": len(correlations),
     }
-
-
-def _entropy(x: np.ndarray) -> np.ndarray:
-    """Shannon's entropy in nats, along the first axis, of numbers ≥ 0 divided by their sum."""
-    shares = x / x.sum(axis=0)
-    return -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=0)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -9,6 +9,7 @@ from scipy import stats
 import flexpool_jax
 from flexpool_jax import configuration, files, layout
 from flexpool_jax.models.classifier import prediction_params
+from flexpool_jax.pages.markdown import escaped
 from flexpool_jax.trained import Trained
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.steps import parameter_count
@@ -37,7 +38,7 @@ def model_card(trained: Trained, *, is_best: bool = False) -> str:
     height, width, channels = trained.image_shape
     parameters = parameter_count(prediction_params(trained.variables["params"]))
     sac = ", trained with Simple Auxiliary Classifiers" if config.sac.enabled else ""
-    classes = ", ".join(trained.class_names[:20])
+    classes = ", ".join(map(escaped, trained.class_names[:20]))
     if len(trained.class_names) > 20:
         classes += f" and {len(trained.class_names) - 20} more (config.json has all)"
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
@@ -56,7 +57,7 @@ datasets:
 metrics:
 - accuracy
 ---
-# {config.model} with the pool {config.pool} on {trained.dataset_name}
+# {config.model} with the pool {config.pool} on {escaped(trained.dataset_name)}
 
 An image classifier{sac}: {parameters:,} parameters, images of
 {height}×{width} pixels ({colours}), {len(trained.class_names)} classes: {classes}.

@@ -61,7 +61,7 @@ def export_workdir(
     folder.mkdir(exist_ok=True)
     # check.json is deleted first and written last, so that an incomplete folder is not loaded.
     (folder / CHECK).unlink(missing_ok=True)
-    program = export_program(trained)
+    program = _export_program(trained)
     files.write_whole(folder / PROGRAM, program)
     save_weights(
         folder / WEIGHTS,
@@ -72,7 +72,7 @@ def export_workdir(
     )
     files.write_json(folder / CONFIG, hub_config(trained))
     files.write_whole(folder / CARD, model_card(trained, is_best=step == "best").encode())
-    images = probe_images(trained.image_shape)
+    images = _probe_images(trained.image_shape)
     check: dict[str, Any] = {
         "sha256": {name: sha256_of(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},
         "probe": {
@@ -87,14 +87,11 @@ def export_workdir(
     return folder
 
 
-def export_program(trained: Trained) -> bytes:
+def _export_program(trained: Trained) -> bytes:
     """Serializes the function from uint8 images [b, H, W, C] to float32 probabilities [b, K].
 
     Normalisation and softmax are part of the program, the weights are its constants, and b may be
     any number from 1.
-
-    Returns:
-        The program for `jax.export.deserialize`, which needs only jax and flatbuffers.
     """
     predict = functools.partial(trained.probabilities, trained.variables)
     batch = export.symbolic_shape("b")
@@ -152,7 +149,7 @@ def hub_config(trained: Trained) -> dict[str, Any]:
     }
 
 
-def probe_images(image_shape: tuple[int, int, int]) -> np.ndarray:
+def _probe_images(image_shape: tuple[int, int, int]) -> np.ndarray:
     """Makes three images of growing contrast out of noise: uint8 [3, H, W, C]."""
     noise = np.random.default_rng(0).uniform(-1, 1, (3, *image_shape))
     contrast = np.array([16, 64, 127]).reshape(3, 1, 1, 1)

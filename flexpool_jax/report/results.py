@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -270,7 +271,8 @@ class FinishedRun:
                 last_steps[key] = step
         return {
             (split, name): {
-                at: _in_report_unit(name, _weighted_mean(found)) for at, found in by_epoch.items()
+                at: _in_report_unit(name, statistics.fmean(*zip(*found, strict=True)))
+                for at, found in by_epoch.items()
             }
             for (split, name), by_epoch in points.items()
         }
@@ -439,10 +441,6 @@ def _data_key(run: FinishedRun) -> object:
 def _in_report_unit(metric: str, value: float) -> float:
     """Converts a metric whose name ends in "accuracy" to per cent."""
     return 100 * value if metric.endswith("accuracy") else value
-
-
-def _weighted_mean(points: Sequence[tuple[float, float]]) -> float:
-    return math.fsum(v * weight for v, weight in points) / math.fsum(w for _, w in points)
 
 
 def _accuracy(value: object) -> float:

@@ -61,24 +61,8 @@ class Cell:
         return configuration.digest(self.config)
 
 
-def check_sweep(config: ConfigDict) -> None:
-    """Checks a sweep's fields one by one.
-
-    Raises:
-        UserError: The config is not that of a sweep, or a field is unknown, missing or not valid.
-            The message is about the first mistake and names what is allowed.
-
-    Example:
-        >>> from configs import paper_tables
-        >>> config = paper_tables.get_config()
-        >>> check_sweep(config)
-        >>> config.seeds = (0, -1)
-        >>> check_sweep(config)
-        Traceback (most recent call last):
-        ...
-        flexpool_jax.errors.UserError: config.seeds is (0, -1); allowed: whole numbers from 0, \
-e.g. 0,1,2
-    """
+def _check_fields(config: ConfigDict) -> None:
+    """Raises UserError about the first field that is unknown, missing or not valid."""
     if "datasets" not in config or "seeds" not in config:
         raise UserError(
             "--config names a single run; allowed: the config of a sweep, e.g. "
@@ -138,7 +122,7 @@ def expand(
         >>> cells[2].config.pool_reg > 0, cells[2].config.sac.enabled, cells[2].config.seed
         (True, True, 7)
     """
-    check_sweep(config)
+    _check_fields(config)
     names = configuration.config_files(configs_dir)
     for dataset in config.datasets:
         if f"{dataset}.py" not in names:

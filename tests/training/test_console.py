@@ -24,24 +24,6 @@ from flexpool_jax.training.metrics import Meter
 from flexpool_jax.training.setup import set_up
 
 
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("tqdm.std.time", clock)
-    monkeypatch.setattr("time.monotonic", clock)
-    return clock
-
-
 class Training:
     """A run of 40 steps of 100 images in epochs of 10, as the loop reports it."""
 

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from configs import digits
-from flexpool_jax import register_model, train
+from flexpool_jax import train
 from flexpool_jax.errors import Interrupted, TrainingDiverged
 from flexpool_jax.training import checkpoints, loop, metrics
 from flexpool_jax.training import run as whole_run
@@ -26,17 +25,6 @@ from flexpool_jax.training.steps import TrainState, steps_in
 
 STEPS = 11  # Of an epoch of the digits, in batches of 128.
 STEP_SECONDS, EVAL_SECONDS, SAVE_SECONDS = 0.25, 0.1, 0.4
-
-
-class Linear(nn.Module):
-    """The least that can be trained."""
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return {"stage1": nn.Dense(2)(images)}
-
-
-register_model("linear_for_tests", num_stages=1)(lambda **fields: Linear())
 
 
 class Later:

@@ -532,16 +532,6 @@ def test_a_result_of_fewer_epochs_is_replaced(workdir, make_config):
     assert result_of(workdir)["step"] == 2 * STEPS_PER_EPOCH
 
 
-def test_each_evaluation_logs_what_became_of_the_pool(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    tests = [line for line in lines if line["split"] == "test"]
-    assert len(tests) == 2
-    with np.load(workdir / "pool_weights.npz") as file:
-        sums = file["head/pool/w_fp"].sum(axis=(0, 1))
-    assert tests[-1]["head/pool/sum_mean"] == pytest.approx(sums.mean(), abs=1e-5)
-    assert tests[-1]["head/pool/sum_sd"] == pytest.approx(sums.std(), abs=1e-5)
-
-
 @pytest.mark.parametrize(("pool", "drifts"), [("flexpool", True), ("flexpool_softmax", False)])
 def test_the_regularizer_is_logged_of_the_weights_that_are_used(
     make_config, tmp_path, pool, drifts

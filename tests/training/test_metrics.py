@@ -170,23 +170,6 @@ def test_without_tensorboard_there_are_no_event_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(metrics.time, "monotonic", clock)
-    return clock
-
-
 def dispatch(*losses):
     steps = len(losses)
     return {"loss": np.float32(losses), "learning_rate": np.linspace(1.0, 0.5, steps)}

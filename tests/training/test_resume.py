@@ -5,10 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from configs import digits
-from flexpool_jax import configuration, register_model
+from flexpool_jax import configuration
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
 from flexpool_jax.models.weights import save_weights
@@ -18,18 +17,9 @@ from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.setup import set_up
 
 
-class Linear(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        return {"stage1": nn.Dense(2)(images)}
-
-
-register_model("linear_to_resume", num_stages=1)(lambda **fields: Linear())
-
-
 def make(**fields):
     config = digits.get_config("flexpool")
-    config.update_from_flattened_dict({"model": "linear_to_resume", "batch_size": 2, **fields})
+    config.update_from_flattened_dict({"model": "linear_for_tests", "batch_size": 2, **fields})
     split = Split(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32))
     one = np.ones(1, np.float32)
     dataset = Dataset("black", split, split, ("zero", "one"), one, one)

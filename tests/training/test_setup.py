@@ -16,19 +16,10 @@ from flexpool_jax.training import feed, processes, steps
 from flexpool_jax.training.setup import agree_on_compilation_cache, check_training, set_up
 
 
-class Linear(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        return {"stage1": nn.Dense(2)(images)}
-
-
-register_model("linear_for_setup", num_stages=1)(lambda **fields: Linear())
-
-
 def make(num_images, variant="flexpool", side=8, **fields):
     """A set-up for black images: training images of side x side pixels, test images of 8 x 8."""
     config = digits.get_config(variant)
-    config.update_from_flattened_dict({"model": "linear_for_setup", **fields})
+    config.update_from_flattened_dict({"model": "linear_for_tests", **fields})
     train, test = (
         Split(np.zeros((num_images, size, size, 1), np.uint8), np.zeros(num_images, np.int32))
         for size in (side, 8)

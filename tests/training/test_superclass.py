@@ -6,10 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from configs import digits
-from flexpool_jax import configuration, create_model, register_model, train
+from flexpool_jax import configuration, create_model, train
 from flexpool_jax.data import Dataset, Split, Superclasses
 from flexpool_jax.errors import Interrupted, UserError
 from flexpool_jax.models.resnet_cifar import ResNetCifar
@@ -76,20 +75,11 @@ def test_layers_of_a_backbone_are_carried_over_whatever_their_name():
     assert params["head"]["classifier"]["kernel"] is new
 
 
-class Linear(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        return {"stage1": nn.Dense(2)(images)}
-
-
-register_model("linear_for_superclasses", num_stages=1)(lambda **fields: Linear())
-
-
 @pytest.fixture
 def config(tmp_path):
     mapping = tmp_path / "mapping.json"
     mapping.write_text(json.dumps({"insect": ["ant", "bee"], "mammal": ["cat"]}))
-    config = digits.get_config("flexpool,model=linear_for_superclasses,schedule=constant")
+    config = digits.get_config("flexpool,model=linear_for_tests,schedule=constant")
     config.batch_size, config.num_epochs, config.superclass.epochs = 2, 1, 1
     config.superclass.mapping = str(mapping)
     return config
