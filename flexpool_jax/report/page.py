@@ -66,7 +66,9 @@ def write_report(
     for title, csv_name, figure, figure_title, sac in _TABLES:
         tables.write_csv(folder / csv_name, tables.table_records(rows, sac=sac))
         lines = paper_tables[title]
-        text = _table(words.PAPER_HEADS, lines) if lines else "No run belongs to this table."
+        text = (
+            markdown_table(words.PAPER_HEADS, lines) if lines else "No run belongs to this table."
+        )
         if figures.draw_table(rows, folder / figure, title=figure_title, sac=sac):
             text += f"\n\n![{figure_title}: the accuracies of this table]({figure})"
         parts.append(f"## {title}\n\n{text}")
@@ -105,13 +107,13 @@ def _settings(row: Row, folder: Path, slug: str) -> str:
         (f"settings-{slug}.png", "every setting", figures.draw_settings),
         (f"curves-{slug}.png", "training curves", figures.draw_curves),
     ]
-    title = escaped(row.title)
     drawn = [
-        f"\n\n![{title}: {what}]({name})" for name, what, draw in images if draw(row, folder / name)
+        f"\n\n![{row.title}: {what}]({name})"
+        for name, what, draw in images
+        if draw(row, folder / name)
     ]
-    listed = _table(words.SETTING_HEADS, words.setting_lines(row)) + "".join(drawn)
-    recipe = escaped(words.recipe(row))
-    parts = [f"## {title}: every setting", recipe, listed, _beside_accuracy(row)]
+    listed = markdown_table(words.SETTING_HEADS, words.setting_lines(row)) + "".join(drawn)
+    parts = [f"## {row.title}: every setting", words.recipe(row), listed, _beside_accuracy(row)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -120,18 +122,14 @@ def _beside_accuracy(row: Row) -> str:
     parts = []
     heads, lines = words.metric_lines(row)
     if lines:
-        parts.append(f"{words.BESIDE_ACCURACY}\n\n{_table(heads, lines)}")
+        parts.append(f"{words.BESIDE_ACCURACY}\n\n{markdown_table(heads, lines)}")
     classes, lines = words.class_lines(row)
     if len(classes) > _MAX_CLASSES:
         parts.append(f"classes.csv has the accuracy of each of the {len(classes)} classes.")
     elif lines:
-        heads = ["setting", *classes]
-        parts.append(f"{words.OF_EACH_CLASS}\n\n{_table(heads, lines)}")
+        heads = ["setting", *map(escaped, classes)]
+        parts.append(f"{words.OF_EACH_CLASS}\n\n{markdown_table(heads, lines)}")
     return "\n\n".join(parts)
-
-
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return markdown_table([*map(escaped, heads)], ([*map(escaped, line)] for line in lines))
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -143,6 +141,9 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         | --- | --- |
         | 1 | x\\|y |
     """
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in [heads, *rows]]
+    # A title can hold the path of a folder, which can hold any character.
+    lines = [
+        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [heads, *rows]
+    ]
     lines.insert(1, ["---"] * len(heads))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -277,7 +277,7 @@ def test_finished_run_of_a_named_version_is_that_of_the_sweeps_cell(tmp_path):
     assert tables_of(path)["Table 1: one classifier"][0][0] == name
     edit_result(tmp_path / "run", dataset="<b>*mine*")
     path, _ = write_report(tmp_path)
-    assert tables_of(path)["Table 1: one classifier"][0][0] == r"\_b\_\_mine\_"
+    assert tables_of(path)["Table 1: one classifier"][0][0] == "_b__mine_"
 
 
 def test_different_recipes_are_never_averaged(tmp_path):

@@ -280,3 +280,54 @@ def test_told_to_stop_while_it_probes_it_probes_again_the_next_time(sweeps):
     assert sweeps.started() == [(seed, TRAINING), (seed, PROBING)]
     sweeps.run((seed, 0), probe=True)
     assert sweeps.started() == [(seed, PROBING), (0, TRAINING), (0, PROBING)]
+
+
+MINE = """\
+import jax.numpy as jnp
+from flax import linen as nn
+
+from configs import default, digits
+from flexpool_jax import register_model, register_pool
+
+
+@register_pool("middle_value")
+def middle_value(x):
+    return jnp.median(x, axis=(1, 2))
+
+
+class OneConv(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2)(images))}
+
+
+@register_model("one_conv_of_mine", num_stages=1)
+def one_conv(*, dtype, norm_axis_name):
+    return OneConv()
+
+
+def get_config(variant=""):
+    config = digits.get_config()
+    config.model = "one_conv_of_mine"
+    config.dataset.image_size = 8
+    config.num_epochs = 1
+    return default.apply_variant(config, variant)
+"""
+
+
+def test_what_a_config_file_registers_is_there_in_every_cell(tmp_path):
+    configs, workdir = tmp_path / "configs", tmp_path / "sweep"
+    configs.mkdir()
+    (configs / "mine.py").write_text(MINE)
+    sweep = small_sweep(
+        datasets=("mine",),
+        columns=("middle_value",),
+        overrides=f"dataset.data_dir={tmp_path / 'data'} tensorboard=False",
+    )
+    cells = grid.expand(sweep, configs)
+    run_sweep(cells, workdir, (sys.executable, "launch.py"))
+    result = json.loads((workdir / "mine/middle_value/seed-0/result.json").read_text())
+    assert (result["config"]["pool"], result["config"]["model"]) == (
+        "middle_value",
+        "one_conv_of_mine",
+    )
