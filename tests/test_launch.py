@@ -145,7 +145,7 @@ def test_only_modes_that_read_the_data_ask_for_them(mode, words, run_workdir, ca
 
 @pytest.mark.parametrize("mode", ["train", "eval", "export"])
 @pytest.mark.parametrize(
-    ("field", "name"), [("model", "two_convs"), ("pool", "median"), ("dataset.name", "noise")]
+    ("field", "name"), [("model", "my_model"), ("pool", "my_pool"), ("dataset.name", "my_data")]
 )
 def test_a_name_that_a_config_file_registers_is_answered_with_a_hint(
     field, name, mode, run_workdir, capsys
