@@ -231,6 +231,21 @@ def test_images_per_second_leave_out_every_compilation(clock):
     assert meter.images_per_second == pytest.approx(5.0)
 
 
+def test_share_of_waiting_leaves_out_the_compilation_as_the_seconds_do(clock):
+    meter = Meter(batch_size=10)
+
+    def parts():
+        for seconds in (300.0, 1.0, 1.0):
+            clock.now += seconds
+            yield seconds
+
+    for step, _ in enumerate(meter.waiting_for(parts()), start=1):
+        clock.now += 3.0
+        meter.add(step, dispatch(1.0))
+        meter.wait()
+    assert meter.data_wait == pytest.approx(1 / 4)
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_its_step(loss):
     meter = Meter(batch_size=10)
