@@ -112,6 +112,20 @@ def test_total_is_equation_3_plus_the_weighted_regularizer_and_names_its_parts()
     assert float(parts["regularizer"]) == 3.0
 
 
+def test_label_smoothing_acts_on_the_total_and_on_each_of_its_parts():
+    loss, parts = total_loss(
+        STAGE_LOGITS[2],
+        LABELS,
+        aux_logits=STAGE_LOGITS[:2],
+        sac_weights=WEIGHTS,
+        label_smoothing=0.1,
+    )
+    stages = [parts[f"cross_entropy{stage}"] for stage in ("_stage1", "_stage2", "")]
+    expected = [cross_entropy(logits, LABELS, 0.1) for logits in STAGE_LOGITS]
+    np.testing.assert_allclose(stages, expected, rtol=1e-6)
+    np.testing.assert_allclose(loss, np.dot(WEIGHTS, expected), rtol=1e-6)
+
+
 def test_weights_of_sac_without_auxiliary_logits_are_refused():
     with pytest.raises(ValueError, match="1 stages, got 3 weights"):
         total_loss(STAGE_LOGITS[2], LABELS, sac_weights=WEIGHTS)

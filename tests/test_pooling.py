@@ -145,6 +145,17 @@ def test_resampled_weights_keep_each_channels_sum(size):
     )
 
 
+def test_resampled_weights_are_interpolated_linearly_and_shared_out_over_the_new_positions():
+    expected = WEIGHTS
+    for axis, count in enumerate(WEIGHTS.shape[:2]):
+        positions = (np.arange(2 * count) + 0.5) / 2 - 0.5
+        expected = np.apply_along_axis(
+            lambda w, at=positions: np.interp(at, np.arange(len(w)), w), axis, expected
+        )
+    resampled = resample_weights(jnp.asarray(WEIGHTS), (10, 8))
+    np.testing.assert_allclose(resampled, expected / 4, rtol=1e-4, atol=1e-6)
+
+
 TWO_POOLS = {
     "head": {"pool": {"w_fp": jnp.asarray(WEIGHTS)}, "classifier": {"kernel": jnp.ones((6, 2))}},
     "aux_head": {"pool": {"w_fp": jnp.asarray(WEIGHTS[:, :, :1])}},

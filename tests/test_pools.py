@@ -122,6 +122,20 @@ def test_soft_maxima_lie_between_their_limits():
         assert np.all(pooled < maximum)
 
 
+def test_gem_of_small_values_is_not_cut_off():
+    positive = np.abs(FEATURE_MAP)
+    pooled = gem_pool(1e-4 * positive, 3.0)
+    np.testing.assert_allclose(pooled, 1e-4 * numpy_gem(positive), rtol=1e-4)
+
+
+def test_attention_starts_with_the_deviation_that_clip_gives_its_pool():
+    x = jnp.ones((1, 4, 4, 256))
+    params = jax.jit(AttentionPool().init)(jax.random.key(0), x)["params"]
+    kernels = [params["attention"][name]["kernel"] for name in ("query", "key", "value", "out")]
+    for drawn in (params["positions"], *kernels):
+        np.testing.assert_allclose(jnp.std(drawn), 256**-0.5, rtol=0.05)
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_gradients_are_finite_for_constant_maps(name):
     # ReLU leaves whole channels at zero, and a diverging run values whose exp is infinite.

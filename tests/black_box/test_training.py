@@ -112,7 +112,9 @@ def test_cadences_say_what_is_written(launcher, tmp_path):
     workdir = launcher.train(
         tmp_path / "run", "--config.eval_every_epochs=2", "--config.log_every_steps=5"
     )
-    assert column(workdir, "train", "step") == [5, 10, 11, 15, 20, 22, 25, 30, 33]
+    steps = [5, 10, 11, 15, 20, 22, 25, 30, 33]
+    assert column(workdir, "train", "step") == steps
+    assert column(workdir, "train", "epoch") == pytest.approx([step / 11 for step in steps])
     assert column(workdir, "test", "step") == [22, 33]
 
 

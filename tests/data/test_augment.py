@@ -97,6 +97,17 @@ def test_a_shrunken_image_lies_anywhere_in_the_frame_independently_in_each_axis(
     assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.06
 
 
+def test_large_and_small_images_are_mirrored_alike():
+    count, size = 4000, 64
+    ramp = jnp.broadcast_to(jnp.arange(1.0, size + 1)[:, None], (count, size, size, 1))
+    augmented = np.asarray(jitted(flip=True, scale=(0.5, 1.0))(ramp, keys_for(count)))
+    columns = augmented[..., 0].max(axis=1)
+    widths = (columns > 0).sum(axis=1)
+    # The ramp falls in mirrored images, so that their first column is the highest.
+    mirrored = columns.argmax(axis=1) == (columns > 0).argmax(axis=1)
+    assert abs(np.corrcoef(widths, mirrored)[0, 1]) < 4 / np.sqrt(count)
+
+
 def test_an_enlarged_image_fills_the_frame_and_shows_a_window_anywhere():
     size, count = 32, 2000
     ramp = jnp.broadcast_to(jnp.arange(1.0, size + 1)[:, None, None], (count, size, size, 1))
@@ -191,6 +202,19 @@ def test_a_random_resized_crop_is_a_part_of_the_image_of_the_size_that_is_asked_
         free = np.round(limit - side) > 0
         first = (x[:, 7] - 7.5 * side / 16 + 0.5)[free] / np.round(limit - side)[free]
         assert abs(first.mean() - 0.5) < 0.03
+
+
+def test_area_and_ratio_of_a_random_resized_crop_are_independent_and_drawn_until_one_fits():
+    count, side = 2000, 32
+    places = np.stack(np.mgrid[:side, :side], axis=-1).astype(np.float32)
+    images = jnp.broadcast_to(places, (count, side, side, 2))
+    # Of the largest of these areas, a third of the rectangles are too high or too wide.
+    augmented = np.asarray(jitted(area=(0.6, 0.85), size=(16, 16))(images, keys_for(count)))
+    tall = np.diff(augmented[:, 7:9, 0, 0])[:, 0] * 16
+    wide = np.diff(augmented[:, 0, 7:9, 1])[:, 0] * 16
+    shares = tall * wide / side**2
+    assert shares.max() < 0.95
+    assert abs(np.corrcoef(shares, np.log(wide / tall))[0, 1]) < 4 / np.sqrt(count)
 
 
 def test_a_random_resized_crop_reads_linearly_and_never_outside_of_its_part():

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from flexpool_jax.data import DATASETS, load_dataset, prepare_dataset
 from flexpool_jax.data.images import encode_png
+from flexpool_jax.data.load import find_prepared, memory_for_images
 from flexpool_jax.data.stored import StoredImages
 from flexpool_jax.errors import UserError
 
@@ -289,6 +290,21 @@ def test_what_tfds_prepared_is_read_as_it_is(tmp_path):
     assert prepare_dataset("blobs", tmp_path) == tmp_path / "blobs" / "2.0.1"
 
 
+def test_the_newest_version_is_the_highest_number(tmp_path):
+    for version in ("9.1.0", "10.0.0", "2.11.0"):
+        (tmp_path / "blobs" / version).mkdir(parents=True)
+        info = tmp_path / "blobs" / version / "dataset_info.json"
+        info.write_text('{"fileFormat": "array_record"}')
+    assert find_prepared("blobs", tmp_path) == tmp_path / "blobs" / "10.0.0"
+
+
+def test_copies_of_the_images_share_the_memory_of_the_machine(monkeypatch):
+    memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 8000}
+    monkeypatch.setattr("os.sysconf", memory.__getitem__)
+    assert [memory_for_images("auto", copies=copies) for copies in (1, 4)] == [2000, 500]
+    assert memory_for_images("auto", device_bytes=1000, copies=4) == 250
+
+
 def test_what_tfds_prepared_of_a_data_set_of_ours_is_taken(tmp_path):
     prepare_blobs(tmp_path, name="fashion_mnist")
     dataset = load_dataset("fashion_mnist", tmp_path, raw_dir=tmp_path / "nowhere")
@@ -307,9 +323,10 @@ def test_a_validation_split_stands_in_for_a_test_split(tmp_path):
     assert len(load_dataset("blobs", tmp_path).test) == 20
 
 
-def test_a_validation_split_replaces_a_test_split_without_labels(tmp_path):
+@pytest.mark.parametrize("unlabelled", ["test", "validation"])
+def test_a_validation_split_replaces_a_test_split_without_labels(tmp_path, unlabelled):
     splits = ("train", "test", "validation")
-    prepare_blobs(tmp_path, splits=splits, unlabelled=("test",))
+    prepare_blobs(tmp_path, splits=splits, unlabelled=(unlabelled,))
     test = load_dataset("blobs", tmp_path).test
     assert np.bincount(test.labels).tolist() == [10, 10]
 

@@ -155,9 +155,10 @@ def test_equivalence_is_the_ninety_per_cent_interval_within_the_bounds():
 def test_bootstrap_agrees_with_the_error_of_means_over_images_and_seeds():
     rng = np.random.default_rng(6)
     correct = {(c, s): rng.random(500) < p for c, p in (("a", 0.9), ("b", 0.8)) for s in range(8)}
-    contrasts = [difference("a", "b"), difference("a", "absent"), {"a": 1.0}]
-    (low, high), nothing, _ = bootstrap_intervals(correct, contrasts, draws=2000)
-    assert nothing is None
+    one_seed = {("once", 0): correct["b", 0]}
+    contrasts = [difference("a", other) for other in ("b", "absent", "once")]
+    (low, high), *others = bootstrap_intervals(correct | one_seed, contrasts, draws=2000)
+    assert others == [None, None]
     found = np.stack([1.0 * correct["a", s] - correct["b", s] for s in range(8)])
     assert (low + high) / 2 == pytest.approx(100 * found.mean(), abs=0.2)
     # The entries are independent, so each of the three terms estimates the variance of their mean:

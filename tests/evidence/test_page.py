@@ -20,6 +20,7 @@ from evidence.contrasts import (
     Prediction,
     agreement,
     analyse,
+    slope_over_length,
     verdict,
 )
 from evidence.model import Contrast
@@ -196,9 +197,18 @@ def test_page_says_how_many_runs_have_not_been_probed(small):
         np.load(small / f"results/e1/fashion_mnist/flexpool/seed-{seed}/pool_weights.npz")
         for seed in range(6)
     ]
-    sums = [arrays["head/pool/w_fp"].sum((0, 1)).mean() for arrays in found]
-    half = stats.t.ppf(0.975, 5) * stats.sem(sums)
-    assert rows[1][:2] == ["mean of the channel sums", f"{np.mean(sums):+.2f} ± {half:.2f} (n = 6)"]
+    numbers = []
+    for w in (arrays["head/pool/w_fp"].astype(float) for arrays in found):
+        sums, v = w.sum((0, 1)), w - w.mean((0, 1))
+        eigenvalues = np.linalg.eigvalsh(np.einsum("ijk,ijl->kl", v, v))
+        mirror = np.corrcoef(v.ravel(), v[:, ::-1].ravel())[0, 1]
+        share = np.sum(v**2) / np.sum(w**2)
+        rank_one = eigenvalues[-1] / eigenvalues.sum()
+        numbers.append((sums.mean(), sums.std(), np.mean(w < 0), share, mirror, rank_one))
+    assert rows[1][0] == "mean of the channel sums"
+    for row, values in zip(rows[1:7], np.transpose(numbers), strict=True):
+        half = stats.t.ppf(0.975, 5) * stats.sem(values)
+        assert row[1] == f"{np.mean(values):+.2f} ± {half:.2f} (n = 6)", row[0]
     assert rows[-1][1] == "–"  # The simulated mean activation is the same everywhere.
 
 
@@ -213,6 +223,9 @@ def test_contrasts_without_runs_count_in_holms_correction(small):
     smaller, larger = sorted(raw)
     expected = {smaller: min(1, 4 * smaller), larger: min(1, max(4 * smaller, 3 * larger))}
     assert [one.adjusted for one in found] == pytest.approx([*map(expected.get, raw), None, None])
+    # No cell of these columns is missing, so both analyses have the same estimate.
+    for one in found[:2]:
+        assert one.paired.mean == pytest.approx(one.contrast.estimate)
     assert "understates the spread over seeds" in text.partition("### E5")[2]
     assert "understates the spread over seeds" not in text.partition("### E5")[0]
 
@@ -282,6 +295,47 @@ def test_unfinished_experiments_agree_with_no_prediction(small):
     agrees = {row[1]: row[4] for row in rows if row[0] == "M2"}
     assert set(agrees.values()) == {"runs are missing"}
     assert "runs are missing" not in {row[4] for row in whole if row[0] == "M2"}
+
+
+def test_slope_is_for_each_doubling_of_the_epochs_over_the_seeds_of_all_lengths(written):
+    evidence = read_evidence(written / "results")
+    slope, differences = slope_over_length(evidence, "flexpool")
+    found = [
+        accuracies_from_predictions(written / "results" / name)
+        for name in ("e6_2", "e6_5", "e1", "e6_20")
+    ]
+    table = [[one["flexpool"][seed] - one["avg"][seed] for one in found] for seed in range(3)]
+    centred = np.log2([2, 5, 10, 20]) - np.log2([2, 5, 10, 20]).mean()
+    assert slope.estimate == pytest.approx((table @ centred).mean() / (centred @ centred))
+    assert (slope.df, len(differences)) == (8, 12)
+    assert not evidence.missing("e6_2", "e6_5", "e1", "e6_20")
+    del evidence.designs["e6_5"].runs["avg", 2]
+    assert evidence.missing("e6_5")
+
+
+def test_predictions_paired_by_seed_have_the_sign_that_their_titles_say(small):
+    write_evidence(small / "results", ("e6_sgd",), effects={"flexpool": -1.0})
+    for seed in range(6):
+        path = small / f"results/e1/fashion_mnist/flexpool/seed-{seed}/probe.json"
+        probe = json.loads(path.read_text())
+        for entry in probe["perturbations"]:
+            if entry.get("pixels") == 4:
+                entry["accuracy"] -= 0.01 * (1 + seed)
+        path.write_text(json.dumps(probe))
+    text = text_of(small)
+    sgd, adam = (accuracies_from_predictions(small / "results" / e) for e in ("e6_sgd", "e1"))
+    under = [
+        np.array([one["flexpool"][seed] - one["avg"][seed] for seed in range(3)])
+        for one in (sgd, adam)
+    ]
+    rows = {row[1]: row[3:] for row in section(text, "Which part of it")}
+    for title, values in {
+        "`flexpool` − `avg`, under SGD − under Adam": under[0] - under[1],
+        "change by a shift of 4 pixels, `flexpool` − `avg`": -np.arange(1.0, 7.0),
+    }.items():
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        shown = f"{np.mean(values):+.2f} ± {half:.2f} (n = {len(values)})"
+        assert rows[title] == [shown, "yes"]
 
 
 def test_slope_over_some_of_the_lengths_agrees_with_no_prediction(small):
@@ -434,6 +488,21 @@ def test_rate_at_which_a_run_diverged_is_not_selected(small):
     rates = read_evidence(small / "results", [cell]).rates
     assert rates["flexpool"] == 0.01
     assert rates["avg"] in (0.003, 0.03)
+
+
+def test_images_behind_a_rate_are_those_of_all_its_seeds(written):
+    e0 = read_evidence(written / "results").designs["e0"]
+    assert {e0.images(column) for column in e0.columns} == {2 * 6000}
+
+
+def test_seeds_have_the_same_images_unless_they_draw_them(small):
+    for path in (small / "results").glob("e?/*/*/seed-*/result.json"):
+        seed = int(path.parent.name.removeprefix("seed-"))
+        digest = f"{path.parts[-5]} seed {seed}" if path.parts[-5] == "e0" or seed == 4 else "same"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data_digest": digest}))
+    evidence = read_evidence(small / "results")
+    assert evidence.designs["e0"].missing == []
+    assert {seed for _, seed in evidence.designs["e1"].missing} == {4}
 
 
 def test_nothing_counts_before_e0_has_selected_the_rates(small):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flexpool_jax import create_model, pools, register_model, register_pool
 from flexpool_jax.errors import UserError
 from flexpool_jax.models import MODELS, num_stages, registry
+from flexpool_jax.models.classifier import Head
 from flexpool_jax.models.resnet_cifar import ResNetCifar, option_a_shortcut
 from flexpool_jax.training.steps import parameter_count
 from tests.models.conftest import draw_variables
@@ -138,6 +139,39 @@ def test_dropout_acts_on_the_pooled_vector_in_training_only():
     assert np.abs(logits(True, 0) - logits(True, 1)).max() > 1e-4
 
 
+def test_hidden_layers_of_a_head_have_relu_and_in_training_dropout():
+    head = Head(3, "avg", dropout_rate=0.5, hidden_features=(64,))
+    variables = draw_variables(head, IMAGES)
+    hidden, last = (variables["params"][name]["kernel"] for name in ("hidden1", "classifier"))
+    expected = np.maximum(IMAGES.mean(axis=(1, 2)) @ hidden, 0) @ last
+    np.testing.assert_allclose(head.apply(variables, IMAGES), expected, rtol=1e-4, atol=1e-5)
+    # A pooled vector of zeros is the same with and without dropout.
+    variables["params"]["hidden1"]["bias"] = np.ones(64, np.float32)
+    logits = [
+        head.apply(variables, 0 * IMAGES, True, rngs={"dropout": jax.random.key(seed)})
+        for seed in (0, 1)
+    ]
+    assert np.abs(logits[0] - logits[1]).min() > 1e-3
+
+
+def test_gradients_stop_before_a_frozen_backbone(sac_model):
+    model, variables = sac_model
+    frozen = model.clone(freeze_backbone=True)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        logits, updates = frozen.apply(
+            {**variables, "params": params}, IMAGES, train=True, mutable=["aux_logits"]
+        )
+        return sum(jnp.sum(x**2) for x in (logits, *updates["aux_logits"]["logits"]))
+
+    found = gradient(variables["params"])
+    # Its updates are 0 in any case, but its gradients would count in the norm for clipping.
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found.pop("backbone")))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
+
+
 def test_bfloat16_compute_keeps_float32_parameters_statistics_and_logits():
     model = create_model("resnet20", dtype=jnp.bfloat16, sac=True)
     variables = shapes(model, IMAGES.shape[1:])
@@ -163,17 +197,45 @@ def test_parameters_have_the_names_that_checkpoints_hold():
     assert {k: set(v) for k, v in variables["batch_stats"]["backbone"].items()} == statistics
 
 
-def test_release_order_has_biased_convolutions_and_norms_the_blocks_sum():
+def test_release_order_has_biased_convolutions_and_norms_after_each_relu():
     model = create_model("resnet20", norm_after_relu=True)
     params = shapes(model)["params"]["backbone"]
     assert set(params["stem_conv"]) == {"kernel", "bias"}
     backbone = ResNetCifar(blocks_per_stage=1, norm_after_relu=True)
-    variables = draw_variables(backbone, IMAGES)
-    apply = jax.jit(lambda v: backbone.apply(v, IMAGES, train=True, mutable=["batch_stats"]))
-    stages, _ = apply(variables)
-    # After BatchNorm with its initial scale each channel has mean 0: not so after a ReLU.
-    np.testing.assert_allclose(np.mean(stages["stage3"], axis=(0, 1, 2)), 0.0, atol=1e-4)
-    assert np.min(stages["stage3"]) < 0
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.9, leaf.shape).astype(np.float32) - (leaf.ndim == 4) / 2,
+        jax.eval_shape(backbone.init, jax.random.key(0), IMAGES),
+    )
+
+    def conv(x, name, stride=1):
+        layer = variables["params"][f"{name}_conv"]
+        x = jax.lax.conv_general_dilated(
+            x,
+            layer["kernel"],
+            (stride, stride),
+            [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x + layer["bias"]
+
+    def norm(x, name):
+        layer = variables["params"][f"{name}_norm"]
+        stats = variables["batch_stats"][f"{name}_norm"]
+        return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * layer["scale"] + layer["bias"]
+
+    @jax.jit
+    def expected():
+        x = norm(nn.relu(conv(IMAGES, "stem")), "stem")
+        for stage, stride in ((1, 1), (2, 2), (3, 2)):
+            first, second = f"stage{stage}_block1_1", f"stage{stage}_block1_2"
+            y = norm(nn.relu(conv(x, first, stride)), first)
+            shortcut = option_a_shortcut(x, 8 * 2**stage, stride)
+            x = norm(nn.relu(conv(y, second) + shortcut), second)
+        return x
+
+    found = jax.jit(backbone.apply)(variables, IMAGES)["stage3"]
+    np.testing.assert_allclose(found, expected(), rtol=1e-3, atol=1e-4 * np.abs(found).max())
 
 
 def test_unknown_names_are_refused_with_the_closest():

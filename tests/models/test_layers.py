@@ -26,6 +26,11 @@ def test_training_with_constant_statistics_is_an_error(kernels):
         norm.apply(variables, x)
 
 
+def test_kernels_start_with_the_deviation_of_he_et_al_for_their_outputs():
+    kernel = Conv(256).init(jax.random.key(0), random(1, 4, 4, 64))["params"]["kernel"]
+    np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 256)), rtol=0.01)
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_an_empty_batch_gives_empty_logits(train):
     model = Classifier(ResNetCifar(blocks_per_stage=1), num_classes=10)

@@ -19,9 +19,11 @@ from configs import lambda_ablation, paper_tables, pools
 from flexpool_jax import configuration
 from flexpool_jax.errors import UserError
 from flexpool_jax.report import figures
+from flexpool_jax.report.analysis import holm
 from flexpool_jax.report.page import write_report
-from flexpool_jax.report.results import Found, find_runs
+from flexpool_jax.report.results import Arm, Found, find_runs
 from flexpool_jax.report.rows import make_rows
+from flexpool_jax.report.tables import write_csv
 from flexpool_jax.report.words import recipe
 from flexpool_jax.sweeps import grid
 from tests.sweeps.conftest import CONFIGS_DIR, small_sweep, write_run
@@ -80,18 +82,21 @@ def test_table_holds_means_intervals_and_paired_tests(write_sweep):
         assert p_value == ("p < 0.001" if test.pvalue < 0.001 else f"p = {test.pvalue:.3f}")
     assert "No run belongs to this table." in path.read_text()
     assert "This report tests 4 differences" in path.read_text()
+    # Each of the 20 runs took 36 seconds.
+    assert "20 finished runs, 0.2 hours of training" in path.read_text()
     record = read_csv(path.parent / "table1.csv")[1]
     assert float(record["accuracy"]) == pytest.approx(np.mean(accuracies["flexpool"]))
     assert (record["column"], record["paper"], record["n"]) == ("FlexPool", "92.35", "5")
 
 
 def test_headline_is_the_last_epoch_not_the_best(tmp_path):
-    (cell,) = grid.expand(small_sweep(columns=("avg",), num_epochs=1), CONFIGS_DIR)
-    write_run(tmp_path / "run", cell.config, 0.91, best=0.95)
+    cells = grid.expand(small_sweep(columns=("avg",), num_epochs=1, seeds=(0, 1)), CONFIGS_DIR)
+    for cell, best in zip(cells, (0.95, 0.92), strict=True):
+        write_run(tmp_path / cell.name, cell.config, 0.91, best)
     path, _ = write_report(tmp_path)
     tables = tables_of(path)
-    assert tables["Table 1: one classifier"][0][2] == "91.00 (n = 1, no interval)"
-    assert tables["Digits: every setting"][0][2:4] == ["91.00 (n = 1, no interval)", "95.00"]
+    assert tables["Table 1: one classifier"][0][2] == "91.00 (n = 2, all alike)"
+    assert tables["Digits: every setting"][0][2:4] == ["91.00 (n = 2, all alike)", "93.50"]
 
 
 def test_missing_cells_and_seeds_say_so(write_sweep):
@@ -101,11 +106,20 @@ def test_missing_cells_and_seeds_say_so(write_sweep):
     (folder / FLEXPOOL / "seed-1/result.json").unlink()
     here, paper, difference = tables_of(write_report(folder)[0])["Table 1: one classifier"]
     assert here[3].endswith("(n = 2); without seed 1")
-    assert difference[3].endswith("(2 pairs)") or "alike" in difference[3]
+    assert difference[3].endswith("(2 pairs, all alike)")
     assert (here[4], difference[4]) == ("not run", "–")
     assert paper[2:] == ["not in it"] * 4
     text = (folder / "report/report.md").read_text()
     assert "- Begun, not finished: digits/flexpool/seed-1" in text
+
+
+def test_pairs_are_counted_where_the_baseline_lacks_a_seed(write_sweep):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1, 2, 3))
+    accuracies = iter((0.90, 0.92, 0.91, 0.94, 0.90, 0.95, 0.92, 0.93))
+    folder = write_sweep(sweep, lambda cell: next(accuracies))
+    (folder / AVG / "seed-1/result.json").unlink()
+    *_, difference = tables_of(write_report(folder)[0])["Table 1: one classifier"]
+    assert difference[3].endswith(" (3 pairs)")
 
 
 def test_sweep_tells_what_has_not_been_run_at_all(write_sweep):
@@ -474,18 +488,25 @@ def test_numbers_on_training_images_do_not_pass_for_the_papers_kind(write_sweep)
 
 
 def test_asterisks_are_holms(write_sweep):
-    # One clear difference; twelve that there are not.
+    # One clear difference, one that the correction takes away, and twelve that there are not.
     sweep = pools.get_config()
     sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 1, tuple(range(5))
 
     def accuracy(cell):
         noise = np.random.default_rng([*cell.name.encode()]).normal()
-        return 0.8 + 0.1 * ("gem" in cell.name) + 0.002 * noise
+        effect = 0.1 * ("gem" in cell.name) + 0.006 * ("lse" in cell.name)
+        return 0.8 + effect + 0.002 * noise
 
     path, _ = write_report(write_sweep(sweep, accuracy))
-    rows = tables_of(path)["Digits: every setting"]
-    assert [row[1] for row in rows if row[4].endswith("*")] == ["gem"]
+    rows = {row[1]: row[4] for row in tables_of(path)["Digits: every setting"]}
+    assert [name for name, difference in rows.items() if difference.endswith("*")] == ["gem"]
+    assert "p = 0.0" in rows["lse"]
     assert "This report tests 14 differences" in path.read_text()
+    records = read_csv(path.parent / "settings.csv")
+    columns = [f"to_{name}_p" for name in ("avgpool", "control", "one_classifier")]
+    found = [(r[name], r[f"{name}_holm"]) for r in records for name in columns if r[name]]
+    raw, adjusted = np.array(found, float).T
+    assert adjusted == pytest.approx(holm(raw))
 
 
 def test_figures_are_pictures_and_the_same_each_time(write_sweep):
@@ -723,8 +744,31 @@ def test_additions_are_compared_with_what_they_are_added_to(write_sweep):
     assert rows["FlexPool + Reg 0.1"][5].startswith("FlexPool: +4")
     assert rows["FlexPool + Reg 0.1 + Dropout"][5].startswith("AvgPool + Dropout: +7")
     assert [rows[name][5] for name in ("AvgPool", "AvgPool + Dropout", "FlexPool")] == ["–"] * 3
-    record = next(r for r in read_csv(path.parent / "settings.csv") if r["to_control"])
-    assert float(record["to_control_p_holm"]) >= float(record["to_control_p"])
+
+
+def test_arms_with_sac_are_compared_with_average_pooling_with_sac():
+    sac = (0.1, 0.2, 0.7)
+    avg = Arm(sac, "avg", 0.0, 0.0)
+    reg, dropout = Arm(sac, "flexpool", 0.1, 0.0), Arm(sac, "flexpool", 0.1, 0.25)
+    assert avg.baselines == {"one_classifier": Arm((), "avg", 0.0, 0.0)}
+    assert reg.baselines == {
+        "avgpool": avg,
+        "control": Arm(sac, "flexpool", 0.0, 0.0),
+        "one_classifier": Arm((), "flexpool", 0.1, 0.0),
+    }
+    assert dropout.baselines == {
+        "avgpool": avg,
+        "control": Arm(sac, "avg", 0.0, 0.25),
+        "one_classifier": Arm((), "flexpool", 0.1, 0.25),
+    }
+
+
+def test_rounding_errors_are_written_as_zero_and_small_p_values_as_they_are(tmp_path):
+    tiny = 1e-15
+    names = ("accuracy", "to_avgpool", "to_avgpool_p", "to_avgpool_p_holm")
+    write_csv(tmp_path / "a.csv", [dict.fromkeys(names, tiny)])
+    (record,) = read_csv(tmp_path / "a.csv")
+    assert [float(record[name]) for name in names] == [0, 0, tiny, tiny]
 
 
 def test_links_to_folders_are_named_and_not_followed(write_sweep):

@@ -161,9 +161,12 @@ def run(tmp_path_factory, monkeypatch):
     return run
 
 
+def whole_lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def lines_of(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{**line, "images_per_second": None} for line in lines]
+    return [{**line, "images_per_second": None} for line in whole_lines_of(workdir)]
 
 
 def saved_steps(workdir):
@@ -181,6 +184,9 @@ def test_an_accelerator_waits_for_nothing_between_two_epochs(run, tmp_path):
     assert sum(gap > 0.9 * SAVE_SECONDS for gap in cpu.gaps()) == 3
     # Evaluation and compilation are not training; saving beside the steps costs nothing.
     assert result["images_per_second"] == pytest.approx(128 / STEP_SECONDS)
+    for backend in ("gpu", "cpu"):
+        rates = [line["images_per_second"] for line in whole_lines_of(tmp_path / backend)]
+        assert rates[1::2] == pytest.approx([359 / EVAL_SECONDS] * 4)
     assert lines_of(tmp_path / "gpu")[-1] == lines_of(tmp_path / "cpu")[-1]
     for name in ("final_test_accuracy", "best_test_accuracy", "step"):
         assert result[name] == same[name]
@@ -217,6 +223,7 @@ def test_a_stop_at_any_call_loses_nothing(run, tmp_path):
         assert lines_of(workdir) == lines_of(undisturbed), call
         for name in ("final_test_accuracy", "best_test_accuracy", "step"):
             assert again[name] == result[name]
+        assert again["seconds"] >= result["seconds"] - 1e-6, call
         assert saved_steps(workdir)[1] == saved_steps(undisturbed)[1]
 
 
@@ -225,11 +232,13 @@ ACCURACIES = (0.1, 0.5, 0.2, 0.4, 0.3, 0.3)
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_the_best_state_waits_in_memory_for_the_next_checkpoint(run, tmp_path, backend):
-    fields = {"num_epochs": 6, "checkpoint_every_epochs": 3}
+    fields = {"num_epochs": 6, "checkpoint_every_epochs": 4}
     device = Device(ACCURACIES)
-    run(device, backend, tmp_path / "run", **fields)
+    result = run(device, backend, tmp_path / "run", **fields)
+    right = [round(359 * result[f"{which}_test_accuracy"]) for which in ("best", "final")]
+    assert right == [int(0.5 * 359), int(0.3 * 359)]
     # Epoch 1 was better than none before it, and never saved.
-    assert saved_steps(tmp_path / "run") == ([22, 33, 66], 22)
+    assert saved_steps(tmp_path / "run") == ([22, 44, 66], 22)
 
 
 def test_the_best_state_is_saved_when_the_run_stops_or_diverges(run, tmp_path):
@@ -251,7 +260,7 @@ def test_the_best_state_is_saved_when_the_run_stops_or_diverges(run, tmp_path):
         (Device(diverges_at=0), "at step 1 .*none was saved; no update was made before it"),
         (Device(diverges_at=1), "at step 2 .*none was saved; .*learning_rate begins anew"),
         (Device(overflows_at=1), "not finite at step 1 .*none was saved; .* begins anew"),
-        (Device(diverges_at=12), "at step 13 .*is step 11; .* continues from there"),
+        (Device(diverges_at=12), r"at step 13 \(epoch 2\); .*is step 11; .* continues from there"),
     ],
 )
 def test_a_run_that_diverges_says_from_where_it_can_be_trained(run, tmp_path, device, words):

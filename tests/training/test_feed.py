@@ -89,6 +89,17 @@ def test_streamed_batches_are_those_on_the_devices(make_config, steps_per_dispat
     assert_same(batches[-1:], expected[-1:], ("valid",))
 
 
+def test_an_epoch_holds_examples_once_and_in_a_random_order(make_config):
+    config = make_config()
+    setup = set_up(config, load_dataset(**dataset_options(config)))
+    feed = Feed(setup.dataset.train)
+    parts = feed.epoch(setup, 0, 0, Pace(setup.steps_per_epoch, 5).steps_from)
+    order = np.concatenate([part.swapaxes(0, 1).ravel() for part in parts])
+    assert len(np.unique(order)) == len(order) == 96 * (1438 // 96)
+    # The rank correlation with the stored order has the standard error 1/√n.
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 4 / np.sqrt(len(order))
+
+
 def test_a_run_may_change_its_placement_and_stays_the_same(make_config, tmp_path):
     config = make_config()
     device = train(config, tmp_path / "device")

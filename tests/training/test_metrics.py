@@ -237,6 +237,21 @@ def test_a_step_is_timed_in_the_first_dispatch_that_does_not_compile(clock, in_c
     assert meter.is_blocked is (in_call > after)
 
 
+def test_share_of_waiting_leaves_out_the_compilation_as_the_seconds_do(clock):
+    meter = Meter(batch_size=10)
+
+    def parts():
+        for seconds in (300.0, 1.0, 1.0):
+            clock.now += seconds
+            yield seconds
+
+    for step, _ in enumerate(meter.waiting_for(parts()), start=1):
+        clock.now += 3.0
+        meter.add(step, dispatch(1.0))
+        meter.wait()
+    assert meter.data_wait == pytest.approx(1 / 4)
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_its_step(loss):
     meter = Meter(batch_size=10)

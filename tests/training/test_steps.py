@@ -89,19 +89,21 @@ def test_a_step_descends_the_gradient_of_the_total_loss():
             train=True,
             mutable=["batch_stats", "aux_logits"],
         )
-        return total_loss(
+        loss, _ = total_loss(
             logits,
             LABELS[:16],
             aux_logits=updates["aux_logits"]["logits"],
             sac_weights=(0.3, 0.7),
             regularizer=flexpool_regularizer(params),
             pool_reg=0.01,
-        )[0]
+        )
+        return loss, logits
 
-    loss, gradient = jax.value_and_grad(objective)(state.params)
+    (loss, logits), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     expected = jax.tree.map(lambda w, g: w - 0.1 * g, state.params, gradient)
     new, metrics = run(PLAIN, indices)
     np.testing.assert_allclose(metrics["loss"], [loss], rtol=1e-6)
+    assert metrics["accuracy"] == np.mean(logits.argmax(axis=-1) == LABELS[:16])
     assert_trees_close(new.params, expected, rtol=1e-5, atol=1e-6)
     assert int(new.step) == 1
     assert metrics["learning_rate"] == pytest.approx(0.1)
@@ -211,10 +213,10 @@ class Drawing(nn.Module):
         return {"stage1": images}
 
 
-def on_two_devices(model, **fields):
+def on_two_devices(model, augment=lambda images, keys: images, **fields):
     """A step of two devices; `jax.vmap` takes their place, so one is enough."""
     step = steps.make_train_step(
-        model, TX, SCHEDULE, augment=lambda images, keys: images, normalise=normalise, **fields
+        model, TX, SCHEDULE, augment=augment, normalise=normalise, **fields
     )
     state = create_train_state(model, TX, KEY, (4, 4, 3))
     batch = {"image": IMAGES[:16].reshape(2, 8, 4, 4, 3), "label": LABELS[:16].reshape(2, 8)}
@@ -255,6 +257,17 @@ def test_statistics_of_all_devices_are_equal_and_keep_their_dtype():
 def test_parts_hold_the_same_examples_on_any_number_of_devices():
     two = on_two_devices(PLAIN, sac_weights=(0.3, 0.7), grad_accum_steps=2)(0)
     one, _ = run(PLAIN, np.arange(16, dtype=np.int32)[None], grad_accum_steps=2)
+    means = [s.batch_stats["backbone"]["BatchNorm_0"]["mean"] for s in (two, one)]
+    np.testing.assert_allclose(means[0], np.stack([means[1]] * 2), rtol=1e-5)
+
+
+def test_normalised_images_are_augmented_alike_on_any_number_of_devices():
+    def augment(images, keys):
+        assert images.dtype == jnp.float32
+        return images + jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+
+    two = on_two_devices(PLAIN, augment, sac_weights=(0.3, 0.7))(0)
+    one, _ = run(PLAIN, np.arange(16, dtype=np.int32)[None], augment=augment)
     means = [s.batch_stats["backbone"]["BatchNorm_0"]["mean"] for s in (two, one)]
     np.testing.assert_allclose(means[0], np.stack([means[1]] * 2), rtol=1e-5)
 
