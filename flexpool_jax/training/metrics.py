@@ -65,7 +65,8 @@ class Meter:
         """Prepares the timing for a dispatch, which compiles if it is the first of its program.
 
         Call this function right before the dispatch. Before a compilation, the meter waits for all
-        earlier dispatches and stops the timing.
+        earlier dispatches and stops the timing. It also waits until ``seconds_per_step`` is known,
+        so that no earlier dispatch is measured with the one that is timed.
 
         Args:
             program: key of the program: the number of steps of a dispatch, or another value.
@@ -74,9 +75,10 @@ class Meter:
             NotFinite: see `add`.
         """
         self._compiles = program not in self._programs
+        if self._compiles or self.seconds_per_step is None:
+            self.wait()
         if self._compiles:
             self._programs.add(program)
-            self.wait()
             self._is_timed = False
         self._called = time.monotonic()
 

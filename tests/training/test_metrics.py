@@ -227,12 +227,13 @@ class Slow:
 @pytest.mark.parametrize(("in_call", "after"), [(0.25, 7.75), (7.75, 0.25)])
 def test_a_step_is_timed_in_the_first_dispatch_that_does_not_compile(clock, in_call, after):
     meter = Meter(batch_size=10)
-    for step, compilation in ((2, 300.0), (4, 0.0)):
+    # A run that continues within an epoch begins with a dispatch of another length.
+    for step, program, compilation in ((2, "rest", 300.0), (4, "full", 300.0), (6, "full", 0.0)):
         assert meter.seconds_per_step is None
-        meter.expect("program")
+        meter.expect(program)
         clock.now += compilation + in_call
         meter.add(step, {"loss": Slow(clock, after)})
-    assert meter.step == 4
+    assert meter.step == 6
     assert meter.seconds_per_step == pytest.approx(4.0)
     assert meter.is_blocked is (in_call > after)
 
