@@ -93,21 +93,21 @@ def steps_with_unreadable_metrics(workdir: Path) -> list[tuple[int, str]]:
         folder = path.parents[1]
         if not folder.name.isdigit():
             continue
-        accuracy = _accuracy_in(path)
+        accuracy = _accuracy_in(path, None)
         if not isinstance(accuracy, int | float) or not math.isfinite(accuracy):
             damaged.append((int(folder.name), "its metrics cannot be read"))
         # If the progress cannot be read, restoring will report that.
-        elif _accuracy_in(folder / "progress" / "metadata") not in (None, accuracy):
+        elif _accuracy_in(folder / "progress" / "metadata", accuracy) != accuracy:
             damaged.append((int(folder.name), "its accuracy is not what was saved"))
     return sorted(damaged)
 
 
-def _accuracy_in(file: Path) -> Any:
-    """The value of "accuracy" in a JSON file; None if it cannot be read."""
+def _accuracy_in(file: Path, default: float | None) -> Any:
+    """The value of "accuracy" in a JSON file, which may be null; the default if it is damaged."""
     try:
         return json.loads(file.read_bytes())["accuracy"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        return default
 
 
 @contextlib.contextmanager

@@ -222,6 +222,13 @@ def test_an_altered_accuracy_does_not_make_another_checkpoint_the_best(tmp_path)
         assert manager.best_step() == 2
 
 
+def test_a_state_that_was_not_evaluated_has_no_accuracy(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: None})
+    shutil.copytree(tmp_path / "checkpoints/1/metrics", tmp_path / "checkpoints/2/metrics")
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        assert manager.best_step() == 1
+
+
 def test_a_run_is_not_started_over_when_no_accuracy_can_be_read(tmp_path):
     save_all(tmp_path, {1: 0.5, 2: 0.6})
     for step in "12":
