@@ -610,7 +610,7 @@ def edit_result(folder, **fields):
 def measured(seed, **fields):
     return {
         "final_test_metrics": {"calibration_error": 0.02 + 0.001 * seed, "top5_accuracy": 0.99},
-        "class_names": ["cat|dog", "*owl*", "eel"],
+        "class_names": ["cat|dog", "*owl*", "_eel_"],
         "final_test_accuracy_per_class": [0.9 + 0.01 * seed, 1.0, None],
         **fields,
     }
@@ -632,7 +632,7 @@ def test_metrics_beside_accuracy_have_tables_and_columns(write_sweep):
         ["AvgPool", "–", "–"],
         ["FlexPool", f"0.021 ± {half:.2g} (n = 3)", "99.00 (n = 3, all alike)"],
     ]
-    assert rows[6] == ["setting", r"cat\|dog", r"\*owl\*", "eel"]
+    assert rows[6] == ["setting", r"cat\|dog", r"\*owl\*", r"\_eel\_"]
     assert rows[8:] == [["FlexPool", "91.00", "100.00", "–"]]
     setting = read_csv(path.parent / "settings.csv")[1]
     assert float(setting["calibration_error_half_width"]) == pytest.approx(half)
@@ -642,7 +642,7 @@ def test_metrics_beside_accuracy_have_tables_and_columns(write_sweep):
     assert (last["seed"], last["mine"]) == ("2", "0.5")
     first, _, empty = read_csv(path.parent / "classes.csv")
     assert (first["class"], first["n"], first["accuracy"]) == ("cat|dog", "3", "91.0")
-    assert (empty["class"], empty["n"], empty["accuracy"]) == ("eel", "0", "")
+    assert (empty["class"], empty["n"], empty["accuracy"]) == ("_eel_", "0", "")
 
 
 @pytest.mark.parametrize(
