@@ -6,8 +6,8 @@ No accelerator is needed: the device is simulated and only waits. A dispatch tak
 H100 is expected to need for 50 steps of ResNet20 in bfloat16 (see ahead_of_time), or ten times as
 long; its results are available after this time. The host does all of its real work on a real
 state: it evaluates, logs, hashes and saves every epoch. In the order "in turn", it does so before
-the next epoch is dispatched, as on a CPU (and on accelerators before 2026-11-24). In the order
-"next epoch first", it does so afterwards. The first two epochs, which compile, are not counted.
+the next epoch is dispatched, as on a CPU. In the order "next epoch first", it does so afterwards.
+The first two epochs are not counted: the first compiles, and the second is timed.
 """
 
 from __future__ import annotations
