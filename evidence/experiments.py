@@ -102,9 +102,9 @@ def rates_note(evidence: Evidence) -> str:
 def experiment(analysis: Analysis) -> str:
     """The table of accuracies and the table of contrasts of one model."""
     title = f"### {analysis.experiment.title}\n\n"
-    cells = [*analysis.accuracies, *analysis.missing, *analysis.failed]
+    planned = [*analysis.accuracies, *analysis.missing, *analysis.failed]
     rows = []
-    for column in dict.fromkeys(column for column, _ in cells):
+    for column in dict.fromkeys(column for column, _ in planned):
         found = analysis.of_column(column)
         without = [
             ", ".join(str(seed) for c, seed in keys if c == column) or "–"
