@@ -259,6 +259,16 @@ def test_a_data_file_that_was_changed_by_hand_is_refused(workdir, photos, tmp_pa
         predict_files(run, str(photos))
 
 
+def test_a_deviation_of_zero_in_the_data_file_is_refused(workdir, photos, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    data = json.loads((run / layout.DATA_FILE).read_text())
+    del data["sha256"]  # A file without a digest is read as it is.
+    data["std"] = [0.0 for _ in data["std"]]
+    (run / layout.DATA_FILE).write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"data\.json .*do not fit together"):
+        predict_files(run, str(photos))
+
+
 def test_the_class_is_green_in_a_folder_of_its_name_and_red_in_another():
     image = np.zeros((8, 8, 1), np.uint8)
 
