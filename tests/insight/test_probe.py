@@ -233,3 +233,25 @@ def test_probe_of_a_workdir_agrees_with_its_evaluation(dataset, tmp_path, capsys
         check=True,
     )
     assert_same_numbers(json.loads((workdir / "probe.json").read_text()), written)
+
+
+MISTAKES = [
+    (["--mode=probe"], ["--workdir"]),
+    (["--mode=probe", "--workdir={new}"], ["no config.json"]),
+    (["--mode=probe", "--workdir={run}", "--step=last"], ["--step=last", "latest"]),
+    (["--mode=probe", "--workdir={run}", "--config.model=resnet32"], ["resnet32", "resnet20"]),
+    (["--mode=probe", "--workdir={run}"], ["no checkpoint"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
+def test_mistake_costs_one_line(arguments, words, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    shutil.copy(WORKDIR / "config.json", tmp_path / "run")
+    names = {"new": tmp_path / "new", "run": tmp_path / "run"}
+    assert launch.main([argument.format(**names) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 1
+    for word in words:
+        assert word in output.err
