@@ -12,6 +12,7 @@ RNG = np.random.default_rng(0)
 STAGE_LOGITS = [RNG.normal(size=(4, 5)).astype(np.float32) for _ in range(3)]
 LABELS = np.array([0, 4, 2, 2], np.int32)
 WEIGHTS = (0.1, 0.2, 0.7)
+SAC = {"aux_logits": STAGE_LOGITS[:2], "sac_weights": WEIGHTS}
 
 
 def numpy_cross_entropy(logits, labels):
@@ -98,8 +99,7 @@ def test_total_is_equation_3_plus_the_weighted_regularizer_and_names_its_parts()
     loss, parts = total_loss(
         STAGE_LOGITS[2],
         LABELS,
-        aux_logits=STAGE_LOGITS[:2],
-        sac_weights=WEIGHTS,
+        **SAC,
         regularizer=3.0,
         pool_reg=0.5,
     )
@@ -116,8 +116,7 @@ def test_label_smoothing_acts_on_the_total_and_on_each_of_its_parts():
     loss, parts = total_loss(
         STAGE_LOGITS[2],
         LABELS,
-        aux_logits=STAGE_LOGITS[:2],
-        sac_weights=WEIGHTS,
+        **SAC,
         label_smoothing=0.1,
     )
     stages = [parts[f"cross_entropy{stage}"] for stage in ("_stage1", "_stage2", "")]
