@@ -809,7 +809,8 @@ def test_folders_whose_names_are_not_utf8_are_named(write_sweep):
     (folder / FLEXPOOL).rename(os.fsdecode(bytes(folder) + b"/h\xf6here"))
     path, skipped = write_report(folder)
     assert skipped == [r"h\xf6here: its name is not UTF-8"]
-    assert f"- Skipped: {skipped[0]}" in path.read_text()
+    # Markdown shows two backslashes as one.
+    assert r"- Skipped: h\\xf6here: its name is not UTF-8" in path.read_text()
     assert len(read_csv(path.parent / "runs.csv")) == 1
 
 
