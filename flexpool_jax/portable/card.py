@@ -18,11 +18,12 @@ from flexpool_jax.training.steps import parameter_count
 CITATION = """\
 @inproceedings{ali2023flexpooling,
   title = {FlexPooling with Simple Auxiliary Classifiers in Deep Networks},
-  author = {Ali, M. A. and Alsuwaidi, A. and Khan, S.},
+  author = {Ali, Muhammad and Alsuwaidi, Omar and Khan, Salman},
   booktitle = {Proceedings of the 18th International Joint Conference on Computer Vision, Imaging
-               and Computer Graphics Theory and Applications (VISAPP)},
+               and Computer Graphics Theory and Applications (VISIGRAPP), Volume 4: VISAPP},
   year = {2023},
   pages = {497--505},
+  doi = {10.5220/0011894400003417},
   note = {arXiv:2606.14926}
 }"""
 

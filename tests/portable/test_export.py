@@ -260,7 +260,7 @@ def test_citation_is_that_of_citation_cff():
     text = " ".join(card.CITATION.split())
     authors = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
     parts = [paper["title"], paper["collection-title"], str(paper["year"]), " and ".join(authors)]
-    parts += [f"{paper['start']}--{paper['end']}", paper["identifiers"][0]["value"]]
+    parts += [f"{paper['start']}--{paper['end']}", paper["doi"], paper["identifiers"][0]["value"]]
     assert [part for part in parts if part not in text] == []
 
 
