@@ -6,17 +6,23 @@ The argument contains the name of a data set's config and the words of a variant
 recipes.py). The default pool is that of the release, `softmax`. Settings that the release does not
 fix are those of the paper.
 
-With `sac`, this is the release's multi-scale training of ResNet20; without `sac`, it is the
-release's training with one classifier. The differences from the release are:
+With `sac`, this is the release's multi-scale training of ResNet20 (train_softflexpool_mscale.py);
+without `sac`, it is the release's training with one classifier (train_softflexpool.py). The
+differences from these two scripts are:
 
-- The release reads folders of images, normalises with ImageNet's mean and standard deviation, and
-  builds both splits from one folder. Here the data set is prepared as for any other run, with the
-  official splits and its own mean and standard deviation.
-- The release has a weight decay of 1e-4 in some runs and of 5e-4 in others; here it is 5e-4. It
-  acts only on the kernels of convolutions and dense layers; PyTorch's SGD decays all parameters.
-- The momentum is constant. PyTorch's OneCycleLR varies the momentum by default.
-- Batch size and number of epochs are those of the data set's config.
-- The release's VGGs are `model=vgg11` to `vgg19`, and need `norm_after_relu=False`.
+- The release trains on photographs of six kinds of waste, at 244x244 pixels, and normalises with
+  ImageNet's mean and standard deviation. It evaluates on the training images. Here the data set is
+  prepared as for any other run, with the official splits and its own mean and standard deviation.
+- The release trains for 50 epochs in batches of 16. Here batch size and number of epochs are those
+  of the data set's config.
+- Weight decay acts only on the kernels of convolutions and dense layers; PyTorch's SGD decays all
+  parameters.
+- The momentum is 0.9 throughout; the OneCycleLR of the release varies it between 0.95 and 0.9.
+- The initial kernels have a variance of 2 / fan-out (convolutions) or 1 / fan-in (dense layers);
+  in the release, both have 2 / fan-in.
+- In the release's multi-scale network, the second convolution of a block has no bias.
+- The release's VGGs are `model=vgg11` to `vgg19` without their fifth max pool, and need
+  `norm_after_relu=False`. Its script for VGG16 has a weight decay of 5e-4.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """Returns the release's recipe for "DATASET,VARIANT", e.g. "cifar10,dropout,sac"."""
     config, variant = recipes.split_argument(argument)
 
-    # BatchNorm after ReLU, convolutions with biases, Kaiming-normal weights.
+    # BatchNorm after ReLU, and convolutions with biases.
     config.norm_after_relu = True
     # With a softmax over positions, the weights of each channel are positive and sum to 1. The
     # constraint of Eq. 2 then always holds, and the variant `reg` is allowed only with another
@@ -39,7 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4
+    config.optimizer.weight_decay = 1e-4
     config.optimizer.weight_decay_kind = "l2"
     config.learning_rate = 0.05
     config.schedule = "onecycle"

@@ -129,6 +129,15 @@ def test_recipes_have_pools_of_their_own():
             resolve(recipe.get_config("reg"))
 
 
+def test_release_recipe_is_that_of_its_multi_scale_script():
+    config = release_recipe.get_config("cifar10,sac")
+    assert (config.optimizer.name, config.learning_rate, config.schedule) == (
+        *("sgd", 0.05, "onecycle"),
+    )
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+    assert config.sac.weights == (0.01, 0.11, 0.88)
+
+
 def test_he_recipe_trains_for_64k_iterations():
     config = he_recipe.get_config("cifar10")
     iterations = config.num_epochs * 50_000 / config.batch_size
