@@ -204,9 +204,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # dataset.center_crop, or that of the images if center_crop is 0.
     config.augment.random_resized_crop = ()
 
-    # Super classing (section 4.2): number of epochs of training on superclasses. Then the head is
-    # replaced, and training continues for num_epochs on the classes. 0 is off: the paper has 10,
-    # but does not say which of its numbers were trained so.
+    # Super classing: number of epochs of training on superclasses. Then the last dense layer of
+    # every classifier is replaced, and training continues for num_epochs on the classes. 0 is off.
+    # Section 4.2 names two steps, of 10 and of 100 epochs. It says neither what the first step
+    # trains, which is this project's choice, nor which of the paper's numbers were trained so.
     config.superclass = ConfigDict()
     config.superclass.epochs = 0
     # Path of a file that maps classes to superclasses. Empty: the superclasses of the data set,

@@ -5,7 +5,13 @@
 
 The argument contains the name of a data set's config and the words of a variant, in any order (see
 recipes.py). The default pool is `avg`, as in He et al. Their test accuracy of ResNet20 on CIFAR-10
-is 91.25 %.
+is 91.25 %. The differences from He et al. are:
+
+- Images are normalised by the mean and standard deviation of each channel; He et al. subtract the
+  mean of each pixel.
+- Weight decay acts only on the kernels of convolutions and dense layers; He et al. name no
+  exception.
+- 164 epochs of 390 whole batches are 63,960 iterations instead of 64,000.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.weight_decay_kind = "l2"
     config.batch_size = 128
-    # The rate is divided by ten at 32k and 48k of 64k iterations, one half and three quarters.
+    # The rate is divided by ten at 32k and 48k of 64k iterations: one half and three quarters.
     config.learning_rate = 0.1
     config.schedule = "step"
     # 64k iterations of 128 over 50,000 images.

@@ -8,8 +8,10 @@ ILSVRC 2012 unpacks in this way, and the usual script sorts the validation image
 copied unchanged into ArrayRecord shards once (145 GB). FlexPool has 7x7x2048 weights.
 
 The recipe is that of Goyal et al. 2017 (arXiv 1706.02677) for ResNet50 and batches of 256: SGD with
-a rate of 0.1 for 90 epochs. Two things differ: five epochs of warm-up, which they use for larger
-batches only, and the half cosine of He et al. 2019 (arXiv 1812.01187) instead of steps.
+a rate of 0.1 for 90 epochs. These things differ: five epochs of warm-up, which they use for larger
+batches only; the half cosine of He et al. 2019 (arXiv 1812.01187) instead of steps; the last
+BatchNorm of a block starts with the scale 1, theirs with 0; random crops are taken from the middle
+square; and the network computes in bfloat16.
 """
 
 from ml_collections import ConfigDict

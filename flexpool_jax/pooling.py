@@ -288,7 +288,7 @@ class GDConv(nn.Module):
     """Global depthwise convolution: FlexPool's weighted sum with random initial weights.
 
     Chen, Liu, Gao & Han 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face
-    Verification on Mobile Devices" (arXiv 1804.07573), section 3.1: a depthwise convolution whose
+    Verification on Mobile Devices" (arXiv 1804.07573), section 3.2: a depthwise convolution whose
     kernel is as large as the map, without bias, instead of global average pooling. The parameter
     ``w_fp``, float32 ``[H, W, C]``, is initialised as Flax initialises the kernel of such a
     convolution: LeCun-normal with a fan-in of H·W, hence mean 0 and variance 1/(H·W). The

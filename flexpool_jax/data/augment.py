@@ -79,7 +79,7 @@ def make_augment(
     drawn rectangles that fits into the image is used; if none fits, the whole image is used.
 
     Pixels outside the image are 0, which in images from `make_normalise` is the mean colour of the
-    training images, as in He et al.
+    training images.
 
     Args:
         flip: whether images are mirrored at random.

@@ -1,10 +1,10 @@
 """VGG11/13/16/19 with BatchNorm (Simonyan & Zisserman 2015, arXiv 1409.1556, table 1: A, B, D, E).
 
 Five stages of 3×3 convolutions, with a 2×2 max pool between stages. The fifth max pool of Simonyan
-& Zisserman is left out: a global pool is in its place, as in the FlexPool authors' release. From a
-32×32 image, a fifth max pool would leave a single position, where all global pools are equal. The
-head is that of the release, 512→4096→4096→classes (`registry.MODELS`), instead of Simonyan &
-Zisserman's 25088→4096→4096→classes.
+& Zisserman, which the FlexPool authors' release keeps, is left out: from a 32×32 image it would
+leave a single position, where all global pools are equal. The head has the layers of the release,
+512→4096→4096→classes (`registry.MODELS`), instead of Simonyan & Zisserman's
+25088→4096→4096→classes.
 """
 
 from __future__ import annotations

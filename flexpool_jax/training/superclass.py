@@ -1,5 +1,8 @@
 """Super classing (FlexPool paper, section 4.2): first trains on superclasses, then on the classes.
 
+The paper names two steps, of 10 and 100 epochs, and does not say what the first step trains. That
+it trains on superclasses is this project's reading.
+
 The first phase is a run of its own in the folder ``superclass`` of the workdir. The second phase
 starts from the weights of the first, with new classifiers. Each phase resumes by the command of the
 whole run, but the first not by a command with the folder ``superclass`` as its workdir, which would
