@@ -92,7 +92,7 @@ def _summary(primary: Mapping[str, Finding]) -> str:
     ]
     contrasts = {name: f.contrast for name, f in primary.items() if f.contrast is not None}
     reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
-    claimed = "1 point, the smallest gain that the paper claims"
+    claimed = "1 point, the lower end of the paper's claim of 1 to 3"
     size = (
         f"the interval of {'each of ' * (len(reach) > 1)}{_and(reach)} below reaches {claimed}"
         if reach

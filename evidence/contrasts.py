@@ -14,7 +14,7 @@ from flexpool_jax.report.analysis import Estimate, estimate, holm
 Weights = Mapping[str, float]
 
 WHOLE = "flexpool+reg+dropout"
-# The smallest gain that is claimed, and the bound of equivalence, in points.
+# The lower end of the gain that the paper claims, and the bound of equivalence, in points.
 CLAIMED = 1.0
 EQUIVALENT = 0.5
 

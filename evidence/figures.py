@@ -31,7 +31,7 @@ def draw_contrasts(analyses: Sequence[Analysis], path: Path) -> bool:
         bound = EQUIVALENT
         ax.axvspan(-bound, bound, color=FAINT, alpha=0.15, lw=0, label=f"equivalence, ±{bound}")
         ax.axvline(0, color=INK, lw=1)
-        ax.axvline(CLAIMED, color=FAINT, lw=1, ls="--", label="smallest gain that is claimed")
+        ax.axvline(CLAIMED, color=FAINT, lw=1, ls="--", label="lower end of the paper's claim")
         titles = list(dict.fromkeys(analysis.experiment.title for analysis, _ in found))
         for y, (analysis, finding) in enumerate(found):
             contrast = finding.contrast

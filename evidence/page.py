@@ -32,7 +32,7 @@ README_MARKERS = (
 )
 _CAPTIONS = {
     "contrasts": "Differences in test accuracy with their 95 % intervals, beside the bounds of "
-    "equivalence at ±0.5 points and the smallest gain that is claimed, 1 point.",
+    "equivalence at ±0.5 points and the lower end of the paper's claim, 1 point.",
     "weights": "Weights multiplied by H·W, so that average pooling is 1 everywhere: means over "
     "seeds, and their standard deviation over seeds. Each map has its own colour scale.",
     "perturbations": "Change of accuracy on changed test images: means over seeds with 95 % "

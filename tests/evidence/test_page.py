@@ -139,7 +139,7 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
     assert [row[2] for row in rows] == ["+0.97", "+1.13", "not given"]
     answer = " ".join(answer.split())
     assert "Under this recipe a gain is shown for P1 and P3. FlexPool differs from" in answer
-    assert "the interval of P3 below reaches 1 point, the smallest gain" in answer
+    assert "P3 below reaches 1 point, the lower end of the paper's claim of 1 to 3;" in answer
     assert re.search(r" P1 \(\+0\.\d\d\) and P3 \(\+1\.\d\d\) are significant\.\*\* ", answer)
     assert "n = 6 seeds" in answer
     assert (
