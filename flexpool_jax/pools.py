@@ -100,9 +100,8 @@ def lse_pool(x: Array, r: float = 5.0) -> Array:
 
     "From Image-level to Pixel-level Labeling with Convolutional Networks", arXiv 1411.6228: the
     average for r → 0, the maximum for r → ∞, and at most log(H·W)/r below the maximum. With the
-    default r, log(H·W)/r is 0.83 for maps of 8×8. That is less than 1, the standard deviation of a
-    channel after BatchNorm: the result is near enough to the maximum to differ from the average,
-    and still smooth.
+    default r, log(H·W)/r is 0.83 for maps of 8×8: near enough to the maximum to differ from the
+    average, and still smooth.
 
     Example:
         >>> import jax.numpy as jnp

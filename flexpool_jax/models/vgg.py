@@ -4,7 +4,8 @@ Five stages of 3×3 convolutions, with a 2×2 max pool between stages. The fifth
 & Zisserman, which the FlexPool authors' release keeps, is left out: from a 32×32 image it would
 leave a single position, where all global pools are equal. The head has the layers of the release,
 512→4096→4096→classes (`registry.MODELS`), instead of Simonyan & Zisserman's
-25088→4096→4096→classes.
+25088→4096→4096→classes. The release has a dropout of 0.5 after each hidden layer, and none on the
+pooled vector; here ``dropout_rate`` is the rate of both, and its default is 0.
 """
 
 from __future__ import annotations
