@@ -102,7 +102,7 @@ print(json.dumps({"commit": source.commit(), "source_hash": source.source_hash()
 
 setup() {
   local name raw
-  export PYTHONPATH="$WORK/site"
+  export PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
   # Otherwise JAX takes the CPU, with a warning, if it cannot use the GPU.
   [ -n "${TINY:-}" ] || export JAX_PLATFORMS=cuda,cpu
   [ -n "${DRY_RUN:-}" ] || unpack

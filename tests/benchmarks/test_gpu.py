@@ -72,23 +72,26 @@ def test_sources_other_than_the_packed_ones_are_refused(tmp_path):
 
 
 def test_a_benchmark_that_fails_does_not_stop_the_others(tmp_path):
-    packed, python = tmp_path / "packed", tmp_path / "python"
+    packed, python, site = (tmp_path / name for name in ("packed", "python", "site"))
     packed.mkdir()
     (packed / "source.json").write_text(json.dumps({"source_hash": source.source_hash()}))
     python.write_text(
         f"""#!/bin/sh
         case "$*" in
           "-m benchmarks.train_step "*) exit 1 ;;
-          "-m benchmarks."*) echo table ;;
+          "-m benchmarks."*) echo "$PYTHONPATH" ;;
           "launch.py "*) ;;
           *) exec {sys.executable} "$@" ;;
         esac"""
     )
     python.chmod(0o755)
-    done = gpu(tmp_path, "bench", str(packed), PYTHON=str(python), TINY="1")
+    given = {"PYTHON": str(python), "TINY": "1", "PYTHONPATH": str(site)}
+    done = gpu(tmp_path, "bench", str(packed), **given)
     assert done.returncode == 1
-    tables = {path.stem for path in (tmp_path / "work" / "out").glob("*.md")}
-    assert tables == {"evaluation", "epoch", "epoch_bfloat16"}
+    tables = {path.stem: path.read_text() for path in (tmp_path / "work" / "out").glob("*.md")}
+    assert set(tables) == {"evaluation", "epoch", "epoch_bfloat16"}
+    # A wheel that the user installed is found, too.
+    assert str(site) in tables["epoch"].strip().split(":")
 
 
 @pytest.mark.parametrize("arguments", [(), ("benhc",), ("setup", "nowhere")])
