@@ -4,7 +4,7 @@
 
 The first part trains ResNet20 with FlexPool, Eq. 2 of the paper and SAC at batch 128, and measures
 two differences to the CPU: of the gradient of the first step (the norm of the difference divided by
-the norm of the CPU's gradient), and of the first 20 losses (the largest relative difference). The
+the norm of the CPU's gradient), and of the first 10 losses (the largest relative difference). The
 CPU computes in float32; the accelerator in float32 with exact products, in float32 with default
 products (TF32 on NVIDIA GPUs), and in bfloat16.
 
@@ -43,7 +43,8 @@ CONTESTANTS = (
     Contestant("bfloat16", {"dtype": "bfloat16"}),
 )
 # Limits of the differences of the gradient and of the losses. On a CPU, the order of sums alone
-# changes the gradient by 2e-3.
+# changes the gradient by 2e-3, the first ten losses by 1e-4, and the twentieth by 6e-3: differences
+# grow with each step.
 LIMITS = {
     "float32, exact products": (1e-2, 1e-3),
     "float32": (5e-2, 1e-2),
@@ -145,7 +146,7 @@ def main() -> int:
     """Compares, resumes, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
     agrees = compare(arguments.batch, arguments.steps)
     resumes = resume()

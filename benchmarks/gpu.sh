@@ -102,7 +102,7 @@ print(json.dumps({"commit": source.commit(), "source_hash": source.source_hash()
 
 setup() {
   local name raw
-  export PYTHONPATH="$WORK/site"
+  export PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
   # Otherwise JAX takes the CPU, with a warning, if it cannot use the GPU.
   [ -n "${TINY:-}" ] || export JAX_PLATFORMS=cuda,cpu
   [ -n "${DRY_RUN:-}" ] || unpack
@@ -161,15 +161,18 @@ END
 check() { once agreement "$PYTHON" -m benchmarks.agreement "${check[@]}"; }
 
 bench() {
-  local flags="--config.dataset.data_dir=$WORK/datasets"
+  local flags="--config.dataset.data_dir=$WORK/datasets" status=0
   # A benchmark that was stopped starts anew; `epoch` has caches of its own.
   export JAX_COMPILATION_CACHE_DIR="$WORK/xla"
-  once train_step "$PYTHON" -m benchmarks.train_step "${bench[@]}" &&
-    once train_step_float32 "$PYTHON" -m benchmarks.train_step "${bench[@]}" --dtype float32 &&
-    once evaluation "$PYTHON" -m benchmarks.evaluation "${bench[@]}" &&
-    once epoch "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" &&
-    once epoch_bfloat16 "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" \
-      --config.dtype=bfloat16
+  # If one fails, such as PyTorch's compiler, the others still run.
+  once train_step "$PYTHON" -m benchmarks.train_step "${bench[@]}" || status=$?
+  once train_step_float32 "$PYTHON" -m benchmarks.train_step "${bench[@]}" --dtype float32 ||
+    status=$?
+  once evaluation "$PYTHON" -m benchmarks.evaluation "${bench[@]}" || status=$?
+  once epoch "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" || status=$?
+  once epoch_bfloat16 "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" \
+    --config.dtype=bfloat16 || status=$?
+  return $status
 }
 
 tables() {

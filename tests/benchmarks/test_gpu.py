@@ -1,6 +1,7 @@
 """What benchmarks/gpu.sh would run on a borrowed machine is what it says, and can be run."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs import paper_tables
+from flexpool_jax import source
 from flexpool_jax.sweeps import grid
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,29 @@ def test_sources_other_than_the_packed_ones_are_refused(tmp_path):
     done = gpu(tmp_path, "setup", str(packed))
     assert done.returncode == 1
     assert "are not those that were packed" in done.stderr
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others(tmp_path):
+    packed, python, site = (tmp_path / name for name in ("packed", "python", "site"))
+    packed.mkdir()
+    (packed / "source.json").write_text(json.dumps({"source_hash": source.source_hash()}))
+    python.write_text(
+        f"""#!/bin/sh
+        case "$*" in
+          "-m benchmarks.train_step "*) exit 1 ;;
+          "-m benchmarks."*) echo "$PYTHONPATH" ;;
+          "launch.py "*) ;;
+          *) exec {sys.executable} "$@" ;;
+        esac"""
+    )
+    python.chmod(0o755)
+    given = {"PYTHON": str(python), "TINY": "1", "PYTHONPATH": str(site)}
+    done = gpu(tmp_path, "bench", str(packed), **given)
+    assert done.returncode == 1
+    tables = {path.stem: path.read_text() for path in (tmp_path / "work" / "out").glob("*.md")}
+    assert set(tables) == {"evaluation", "epoch", "epoch_bfloat16"}
+    # A wheel that the user installed is found, too.
+    assert str(site) in tables["epoch"].strip().split(":")
 
 
 @pytest.mark.parametrize("arguments", [(), ("benhc",), ("setup", "nowhere")])
