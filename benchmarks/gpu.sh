@@ -18,7 +18,7 @@
 #
 # Variables, with their defaults:
 #   FASHION_MNIST (none)     for `pack`: the folder with the four files
-#   CIFAR10_JPEG (none)      for `pack`: cifar10-jpeg.tar.xz, with train/ and test/ in one folder
+#   CIFAR10_JPEG (none)      for `pack`: cifar10-jpeg.tar.xz, a folder cifar10-jpeg with train/ and test/
 #   PYTHON (python3)
 #   LIMIT (540)              seconds
 #   WORK (/tmp/flexpool_gpu) a folder that stays between parts on one machine
@@ -212,7 +212,7 @@ check | bench | tables)
   exit $status
   ;;
 *)
-  sed -n '2,/^set/{/^#/s/^# \?//p}' "$0" >&2
+  sed -n '2,/^set/{/^#/s/^# \?//p}' benchmarks/gpu.sh >&2
   exit 2
   ;;
 esac
