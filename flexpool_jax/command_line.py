@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from flexpool_jax import configuration, files
 from flexpool_jax.configuration.overrides import is_override
-from flexpool_jax.errors import UserError, one_line, unknown_name
+from flexpool_jax.errors import UserError, closest_name, one_line, unknown_name
 
 # Flag and meaning, in the order in which --help shows them.
 FLAGS = {
@@ -237,8 +237,9 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
         return UserError(f"{argument!r} begins with a dash; write two hyphens: --")
     if argument.startswith("-"):
         name = argument.lstrip("-").partition("=")[0]
-        if name in configuration.FIELDS:
-            return UserError(f"unknown flag '--{name}'; did you mean '--config.{name}'?")
+        match = closest_name(name, [*FLAGS, *configuration.FIELDS])
+        if match in configuration.FIELDS:
+            return UserError(f"unknown flag '--{name}'; did you mean '--config.{match}'?")
         return unknown_name("flag", f"--{name}", names)
     if argument in modes:
         hint = f"did you mean --mode={argument}?"

@@ -112,10 +112,19 @@ def test_the_shell_of_an_allocation_is_one_task(monkeypatch):
     assert command_line.task_count() == 1
 
 
-@pytest.mark.parametrize("field", ["batch_size", "num_epochs", "seed", "pool", "optimizer.name"])
-def test_a_field_given_as_a_flag_is_recognised(field, capsys):
-    assert launch.main([DIGITS, "--workdir=x", f"--{field}=1"]) == 2
-    assert f"unknown flag '--{field}'; did you mean '--config.{field}'?" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [
+        ("batch_size", "batch_size"),
+        ("optimizer.name", "optimizer.name"),
+        ("epochs", "num_epochs"),
+        ("num_epoch", "num_epochs"),
+        ("weight_decay", "optimizer.weight_decay"),
+    ],
+)
+def test_a_field_given_as_a_flag_is_recognised(flag, field, capsys):
+    assert launch.main([DIGITS, "--workdir=x", f"--{flag}=1"]) == 2
+    assert f"unknown flag '--{flag}'; did you mean '--config.{field}'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variables", TASKS)

@@ -171,8 +171,8 @@ evenly; allowed: multiples of 8, e.g. 96 or 104
         nearest = f"{below} or {below + shares}" if below else f"{shares}"
         parts = f" in {accumulated} parts each (grad_accum_steps)" if accumulated > 1 else ""
         raise UserError(
-            f"config.batch_size is {size}, which {device_count} devices cannot share evenly"
-            f"{parts}; allowed: multiples of {shares}, e.g. {nearest}"
+            f"config.batch_size is {size}, which {device_count} device{'s' * (device_count != 1)} "
+            f"cannot share evenly{parts}; allowed: multiples of {shares}, e.g. {nearest}"
         )
     if num_images is not None and size > num_images:
         raise UserError(

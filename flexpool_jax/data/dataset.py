@@ -218,7 +218,7 @@ def stratified_split(
             name = repr(class_names[label]) if class_names else label
             raise UserError(
                 f"class {name} has {len(members)} training image; a split needs at least 2 of "
-                "every class"
+                "every class: add images of this class, or leave it out"
             )
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         is_drawn[generator.permutation(members)[:count]] = True

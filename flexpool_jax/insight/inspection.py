@@ -267,7 +267,7 @@ def _summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tup
             jax.random.key(0),
             compute_flops=True,
             depth=2,
-            console_kwargs={"force_terminal": False, "width": 160},
+            console_kwargs={"force_terminal": False, "width": 200},
         )(images)
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         cost = jax.jit(model.apply).lower(variables, images).cost_analysis()

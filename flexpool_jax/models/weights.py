@@ -173,7 +173,10 @@ def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[WeightsHe
     if not path.exists():
         raise UserError(f"{file}: there is no such file")
     if not path.is_file():
-        raise UserError(f"{file} is not a file; allowed: a safetensors file")
+        raise UserError(
+            f"{file} is not a file; allowed: a safetensors file, such as export/model.safetensors "
+            "in a workdir, which --mode=export writes"
+        )
     try:
         with safe_open(path, framework="numpy") as content:
             names, metadata = list(content.keys()), content.metadata() or {}
@@ -263,11 +266,13 @@ def _load(
             loaded[name] = np.asarray(leaf)
             new[".".join(name.split(".")[1:-1])] = None
         elif array is None:
-            problems["missing"].append(name)
+            remedy = " (variables of model.init, instead of shapes, keep its initial value)"
+            problems["missing"].append(f"{name}{remedy * _is_w_fp(name)}")
         elif array.shape != leaf.shape:
             remedy = " (flexpool_jax.resize_flexpool resamples it)" * name.endswith(".w_fp")
+            found, wanted = (_size(each, in_torch=header.foreign) for each in (array, leaf))
             problems["misshapen"].append(
-                f"{titles[name]} is {_size(array)}, the model's is {_size(leaf)}{remedy}"
+                f"{titles[name]} is {found}, the model's is {wanted}{remedy}"
             )
         elif not _is_finite(array):
             problems["not finite floating-point numbers"].append(titles[name])
@@ -333,9 +338,15 @@ def _is_auxiliary(name: str) -> bool:
     return name.startswith("params.aux_head_")
 
 
-def _size(array: Any) -> str:
-    return "×".join(map(str, array.shape)) or "a scalar"
+def _size(array: Any, *, in_torch: bool = False) -> str:
+    """Returns the shape in words; ``in_torch`` gives that of the array in a PyTorch file."""
+    axes = _TORCH_AXES.get(array.ndim) if in_torch else None
+    shape = [array.shape[axis] for axis in axes] if axes else array.shape
+    return "×".join(map(str, shape)) or "a scalar"
 
+
+# PyTorch's order of the axes of a convolution's and of a dense layer's kernel.
+_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
 
 # PyTorch's names of the leaves of a convolution, a dense layer and a BatchNorm.
 _TORCH_LEAVES = {

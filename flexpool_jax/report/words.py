@@ -229,11 +229,21 @@ def recipe(row: Row) -> str:
         f"crops of {config.augment.crop} pixels of padding" * bool(config.augment.crop),
         f"random parts of {shares[0]:g} to {shares[1]:g} of the area" if shares else "",
     ]
+    extras = [
+        f"gradients averaged over {config.grad_accum_steps} parts" * (config.grad_accum_steps > 1),
+        f"gradients clipped to the norm {config.optimizer.clip_norm:g}"
+        * (config.optimizer.clip_norm > 0),
+        f"label smoothing {config.label_smoothing:g}" * (config.label_smoothing > 0),
+        f"moving average of the weights with decay {config.ema_decay:g}" * (config.ema_decay > 0),
+        "initial weights from a file" * bool(config.init_from),
+        f"frozen {config.freeze}" * bool(config.freeze),
+    ]
     return (
         f"{config.model}, {pixels}, {config.num_epochs} epoch{'s' * (config.num_epochs > 1)}, "
         f"{config.batch_size} images a step, "
         f"{config.optimizer.name} with learning rate {config.learning_rate:g} ({config.schedule}), "
-        f"weight decay {config.optimizer.weight_decay:g}, {config.dtype}; "
+        f"weight decay {config.optimizer.weight_decay:g}, "
+        f"{', '.join([config.dtype, *filter(None, extras)])}; "
         f"augmentation: {', '.join(filter(None, augment)) or 'none'}."
     )
 

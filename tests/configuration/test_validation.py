@@ -352,6 +352,11 @@ def test_batch_that_cannot_be_divided_into_parts():
         check_batch_size(config_with({"batch_size": 104, "grad_accum_steps": 3}), 8)
 
 
+def test_one_device_is_not_several():
+    with pytest.raises(UserError, match=r"which 1 device cannot share evenly in 3 parts each"):
+        check_batch_size(config_with({"batch_size": 64, "grad_accum_steps": 3}), 1)
+
+
 def test_batch_larger_than_the_data_set():
     check_batch_size(config_with({"batch_size": 1347}), 1, 1347)
     with pytest.raises(UserError, match="1347"):

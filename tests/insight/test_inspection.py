@@ -13,7 +13,7 @@ from PIL import Image
 
 import launch
 from configs import digits
-from flexpool_jax import files, layout, register_model, scoring
+from flexpool_jax import create_model, files, layout, register_model, scoring
 from flexpool_jax.configuration import write_config
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.evaluation import Restored, restore_workdir
@@ -178,6 +178,12 @@ def test_every_file_is_written_and_the_pictures_can_be_opened(flexpool):
     for name in pictures:
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 100
+
+
+def test_names_of_layers_are_not_cut_off():
+    summary, _ = inspection._summarise_model(create_model("resnet20", sac=True), (16, 16, 1))
+    assert "stage1_block1_1_conv" in summary
+    assert "…" not in summary
 
 
 def test_flops_count_the_convolutions(flexpool):

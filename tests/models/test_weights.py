@@ -232,7 +232,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path):
             "params.backbone.stem_norm.bias",
             "params.backbone.stage3_block3_2_conv.kernel",
         },
-        {"misshapen", "module.conv1.weight is 3×3×1×16", "the model's is 3×3×3×16"},
+        {"misshapen", "module.conv1.weight is 16×1×3×3", "the model's is 16×3×3×3"},
         {
             "not finite floating-point numbers",
             "module.layer1.0.bn1.weight",
@@ -261,7 +261,7 @@ def test_shapes_are_not_enough_for_a_file_without_w_fp(tmp_path):
             "pool": {"w_fp": jax.ShapeDtypeStruct((3, 3, 2), jnp.float32)},
         }
     }
-    with pytest.raises(UserError, match=r"missing: params\.pool\.w_fp"):
+    with pytest.raises(UserError, match=r"missing: params\.pool\.w_fp \(variables of"):
         load_weights(tmp_path / "f.safetensors", shapes)
 
 
@@ -317,7 +317,7 @@ def test_a_classifier_of_other_features_is_not_replaced(tmp_path):
     arrays = akamaster(classes=100)
     arrays["module.linear.weight"] = np.zeros((100, 128), np.float32)
     save_file(arrays, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=r"misshapen: .*linear.weight is 128×100"):
+    with pytest.raises(UserError, match=r"misshapen: .*linear.weight is 100×128,.* 10×64"):
         start_from(tmp_path / "a.safetensors", variables_of())
 
 
@@ -409,7 +409,7 @@ def test_what_is_not_safetensors_names_the_converter(tmp_path, content):
     for read in (read_header, lambda file: load_weights(file, variables_of())):
         with pytest.raises(UserError, match=r"a.pth is not a safetensors .*convert_torch.py"):
             read(tmp_path / "a.pth")
-        with pytest.raises(UserError, match="is not a file"):
+        with pytest.raises(UserError, match=r"is not a file; .*--mode=export"):
             read(tmp_path)
         with pytest.raises(UserError, match="no such file"):
             read(tmp_path / "b.safetensors")

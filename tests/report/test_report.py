@@ -318,6 +318,29 @@ def test_recipe_says_at_which_size_a_network_was_trained(tmp_path):
     assert said == sizes
 
 
+def test_recipe_names_what_else_was_changed_from_the_defaults(tmp_path):
+    fields = {
+        "grad_accum_steps": 2,
+        "optimizer.clip_norm": 1.0,
+        "label_smoothing": 0.1,
+        "ema_decay": 0.9,
+        "init_from": "weights.safetensors",
+        "freeze": "backbone",
+    }
+    (cell,) = grid.expand(small_sweep(columns=("avg",)), CONFIGS_DIR)
+    write_run(tmp_path / "plain", cell.config, 0.8)
+    cell.config.update_from_flattened_dict(fields)
+    write_run(tmp_path / "changed", cell.config, 0.8)
+    rows = make_rows(find_runs(tmp_path).runs)
+    said = {row.config.grad_accum_steps: recipe(row) for row in rows}
+    before, after = said[1].split("float32")
+    assert said[2] == (
+        f"{before}float32, gradients averaged over 2 parts, gradients clipped to the norm 1, "
+        f"label smoothing 0.1, moving average of the weights with decay 0.9, "
+        f"initial weights from a file, frozen backbone{after}"
+    )
+
+
 def test_fields_that_are_empty_are_named_none(tmp_path):
     for i, fields in enumerate(("", "dataset.mean=0.5 dataset.std=0.25")):
         (cell,) = grid.expand(small_sweep(columns=("avg",), overrides=fields), CONFIGS_DIR)
