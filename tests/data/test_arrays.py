@@ -258,7 +258,9 @@ def test_a_data_set_has_no_more_classes_than_predictions_can_name(tmp_path):
         load_dataset("npz", tmp_path / "data", path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "text", "npy", "folder", "none"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "emptied", "flipped", "header", "text", "npy", "folder", "none"]
+)
 def test_a_damaged_npz_file_costs_one_line(tmp_path, damage):
     path = write_npz(tmp_path / "mine.npz")
     content = path.read_bytes()
@@ -275,6 +277,7 @@ def test_a_damaged_npz_file_costs_one_line(tmp_path, damage):
                 "cut": content[:half],
                 "emptied": b"",
                 "flipped": content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :],
+                "header": content.replace(b"), }", b" , }", 1),
                 "text": b"not an archive",
             }[damage]
         )
