@@ -339,7 +339,11 @@ def given(**changes):
             np.arange(30) % 3,
             "8 channels in train and 3 in test",
         ),
-        (np.zeros((30, 10, 8, 3), np.float32), np.arange(30) % 3, "images are float32"),
+        (
+            np.zeros((30, 10, 8, 3), np.float32),
+            np.arange(30) % 3,
+            r"images are float32 .*; allowed: uint8 \[N, H, W, C\], or",
+        ),
     ],
 )
 def test_arrays_that_a_program_passes_are_checked(images, labels, words):
