@@ -62,9 +62,10 @@ def open_tree(path: Path) -> FileTree:
     """Lists a folder or a zip archive, without hidden files and files made by the system.
 
     Raises:
-        UserError: The path is neither a folder nor a zip archive, or cannot be read; the archive
-            has an entry that is encrypted, too large, a link or outside the archive; or the names
-            of two folders differ only by letter case.
+        UserError: The path is neither a folder nor a zip archive, or cannot be read; the folder has
+            a file that is too large or not regular, or a link to a folder that it is in; the
+            archive has two entries of one name, or an entry that is encrypted, too large, a link or
+            outside the archive; or the names of two folders differ only by letter case.
     """
     try:
         # A named pipe is neither a folder nor a file; opening it would block forever.

@@ -42,7 +42,8 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
             splits then hold `StoredImages`.
 
     Raises:
-        UserError: The folder is damaged, or is not an image classification data set.
+        UserError: The folder is damaged, or is not an image classification data set; its images
+            differ in size and ``fit`` does not change it, or do not fit into memory.
     """
     import tensorflow_datasets as tfds
 
