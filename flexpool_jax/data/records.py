@@ -177,7 +177,11 @@ def _kept_or_read(
     parts = ("labels",) if fit is None else ("images", "labels")
     wanted = [f"{role}_{part}" for role in names for part in parts]
     arrays = _read_kept(kept_in, key, [*wanted, "superclass_of_class"])
-    if arrays is None:
+    # A damaged shape may ask for fewer bytes than the entry has; its CRC-32 is not compared then.
+    shapes: dict[str, tuple[int, ...]] = {}
+    for role, split in stored.items():
+        shapes |= {f"{role}_images": split.shape, f"{role}_labels": split.shape[:1]}
+    if arrays is None or any(arrays[name].shape != shapes[name] for name in wanted):
         arrays = _read_labels(builder, names, stored)
         if fit is not None:
             arrays |= {f"{role}_images": np.asarray(split) for role, split in stored.items()}
