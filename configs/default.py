@@ -146,7 +146,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # l2: the decay is added to the gradient, before momentum or Adam. decoupled: the decay, times
     # the learning rate, is subtracted from the weights apart from the gradient, as in AdamW. This
     # field has no effect on optimizers that have their own weight decay with a mask (adamw, lion,
-    # lamb, ...).
+    # lamb, ..., but not adafactor and muon).
     config.optimizer.weight_decay_kind = "l2"
     # Whether weight decay also acts on w_fp. Decay pulls the weights to 0; Eq. 2 pulls the sums of
     # the weights to 1.

@@ -23,11 +23,17 @@ class UnknownName(UserError):
 
 
 class TrainingDiverged(Exception):
-    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+    """The loss or the weights became NaN or infinite.
+
+    The message names the step and the last good checkpoint; with ``debug_nans``, the line of code.
+    """
 
 
 class SweepFailed(Exception):
-    """Some runs of a sweep failed; the message names them. All other runs are finished."""
+    """Some runs of a sweep failed; the message names them.
+
+    All other runs are finished, or other processes run them.
+    """
 
 
 class Interrupted(Exception):

@@ -49,7 +49,8 @@ def restore_workdir(
 
     Raises:
         UserError: there is no such workdir or step, the checkpoint is damaged or belongs to another
-            run, or the config or the data are not those of the run.
+            run, the config or the data are not those of the run, or JAX cannot use the platform
+            that JAX_PLATFORMS names.
     """
 
     def load(workdir: Path, config: ConfigDict) -> tuple[Dataset, Identity]:

@@ -1,4 +1,4 @@
-"""Names of the files and folders of a workdir; docs/guide.md says what each holds."""
+"""Names of the files and folders of a workdir; docs/guide.md says what most hold."""
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"

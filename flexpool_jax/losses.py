@@ -117,7 +117,7 @@ def sac_loss(
         A scalar in nats.
 
     Raises:
-        ValueError: see `check_sac_weights`.
+        ValueError: see `check_sac_weights` and `cross_entropy`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -158,7 +158,7 @@ def total_loss(
         used) and ``regularizer`` (Eq. 2).
 
     Raises:
-        ValueError: see `check_sac_weights`.
+        ValueError: see `check_sac_weights` and `cross_entropy`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -229,7 +229,7 @@ def make_optimizer(
             ``weight_decay``); ``"decoupled"`` shrinks w by rate·weight_decay apart from the
             gradient (AdamW; Loshchilov & Hutter 2019, arXiv 1711.05101). Optimizers that have a
             weight decay of their own with a mask, such as ``adamw``, ``lion`` and ``lamb``, use
-            their own instead.
+            their own instead, except ``adafactor`` and ``muon``.
         decay_pool: whether weight decay acts on ``w_fp`` as well.
         clip_norm: largest norm of the gradients over all parameters; larger gradients are scaled
             down to this norm before everything else. 0 turns clipping off.

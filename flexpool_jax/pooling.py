@@ -39,8 +39,8 @@ class FlexPool(nn.Module):
             sum to 1); ``"softmax"`` uses ``softmax_weights(w_fp)``.
 
     Raises:
-        ValueError: the constraint is unknown, the input is not ``[B, H, W, C]``, or its H, W, C
-            differ from those for which the weights were created.
+        ValueError: the constraint is unknown, the input is not a floating ``[B, H, W, C]`` with
+            some positions, or its H, W, C differ from those for which the weights were created.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,7 +80,8 @@ def flex_pool(x: Array, w: Array) -> Array:
         ``[B, C]`` of x's dtype.
 
     Raises:
-        ValueError: x is not four-dimensional, or H, W, C of x and w differ.
+        ValueError: x is not a floating ``[B, H, W, C]`` with some positions, or H, W, C of x and w
+            differ.
 
     Example:
         >>> import jax.numpy as jnp

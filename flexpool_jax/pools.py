@@ -192,8 +192,8 @@ class AttentionPool(nn.Module):
     of C that is at most C/64. The result is computed in float32 and returned in x's dtype.
 
     Raises:
-        ValueError: the input is not ``[B, H, W, C]``, or its H, W, C differ from those for which
-            the embeddings were created.
+        ValueError: the input is not a floating ``[B, H, W, C]`` with some positions, or its H, W, C
+            differ from those for which the embeddings were created.
 
     Example:
         >>> import jax, jax.numpy as jnp

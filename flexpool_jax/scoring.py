@@ -27,7 +27,7 @@ METRICS: dict[str, Metric] = {}
 # The other names in metrics.jsonl and evaluation.json, which a metric cannot have.
 _TAKEN = (
     *("step", "epoch", "split", "loss", "accuracy", "accuracy_per_class", "images_per_second"),
-    *("examples", "resize"),
+    *("model_digest", "examples", "resize"),
 )
 
 

@@ -317,7 +317,7 @@ def _check_pool(config: ConfigDict) -> None:
         )
         raise UserError(
             f"config.pool_reg is {config.pool_reg:g} with pool {config.pool!r}, {why}; "
-            "allowed: pool_reg 0 (a variant without reg), or pool 'flexpool'"
+            "allowed: pool_reg 0 (a variant without reg), or another pool, e.g. 'flexpool'"
         )
     if config.pool_learning_rate_scale != 1 and not has_weights:
         raise UserError(

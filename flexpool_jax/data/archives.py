@@ -21,6 +21,11 @@ from typing import IO
 
 from flexpool_jax.errors import UserError
 
+try:
+    from lzma import LZMAError
+except ImportError:  # A Python that was built without it does not read such archives.
+    LZMAError = EOFError  # type: ignore[assignment, misc]
+
 # Largest file that is read into memory; images and the parts of published archives are smaller.
 MAX_FILE_BYTES = 512 * 2**20
 # Files and folders that macOS and Windows create; hidden files, which begin with a dot, are also
@@ -29,8 +34,8 @@ _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini"}
 # Errors that reading a damaged folder or archive may raise. UnicodeDecodeError: zipfile decodes the
 # name of an entry again when it opens the entry.
 DAMAGE = (
-    OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError,
-    UnicodeDecodeError,
+    OSError, EOFError, zlib.error, LZMAError, zipfile.BadZipFile, tarfile.TarError,
+    NotImplementedError, UnicodeDecodeError,
 )  # fmt: skip
 
 
@@ -57,9 +62,10 @@ def open_tree(path: Path) -> FileTree:
     """Lists a folder or a zip archive, without hidden files and files made by the system.
 
     Raises:
-        UserError: The path is neither a folder nor a zip archive, or cannot be read; the archive
-            has an entry that is encrypted, too large, a link or outside the archive; or the names
-            of two folders differ only by letter case.
+        UserError: The path is neither a folder nor a zip archive, or cannot be read; the folder has
+            a file that is too large or not regular, or a link to a folder that it is in; the
+            archive has two entries of one name, or an entry that is encrypted, too large, a link or
+            outside the archive; or the names of two folders differ only by letter case.
     """
     try:
         # A named pipe is neither a folder nor a file; opening it would block forever.

@@ -139,9 +139,10 @@ def _checked_split(
         or 0 in pixels.shape
         or (pixels.shape[-1] not in MODE_OF_CHANNELS and not any_channels)
     ):
+        channels = "" if any_channels else " with C 1, 3 or 4"
         raise UserError(
-            f"{where}: {x} are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, H, W, C] "
-            "with C 1, 3 or 4, or uint8 [N, H, W], none of them 0"
+            f"{where}: {x} are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 "
+            f"[N, H, W, C]{channels}, or uint8 [N, H, W], none of them 0"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != pixels.shape[:1]:
         raise UserError(

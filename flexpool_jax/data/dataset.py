@@ -143,6 +143,9 @@ class Dataset:
         folder: The prepared folder that was read; None for the user's own arrays.
         test_is_drawn: Whether the seed drew `test` from the training images: held-out images, or
             the test split of a data set that has none of its own. It then differs between seeds.
+
+    Raises:
+        UserError: There are more than 32,768 classes.
     """
 
     name: str

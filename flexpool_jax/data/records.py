@@ -14,8 +14,6 @@ import functools
 import hashlib
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,8 @@ def read_prepared(folder: Path, fit: Fit, max_bytes: float = math.inf) -> Arrays
             splits then hold `StoredImages`.
 
     Raises:
-        UserError: The folder is damaged, or is not an image classification data set.
+        UserError: The folder is damaged, or is not an image classification data set; its images
+            differ in size and ``fit`` does not change it, or do not fit into memory.
     """
     import tensorflow_datasets as tfds
 
@@ -178,7 +177,11 @@ def _kept_or_read(
     parts = ("labels",) if fit is None else ("images", "labels")
     wanted = [f"{role}_{part}" for role in names for part in parts]
     arrays = _read_kept(kept_in, key, [*wanted, "superclass_of_class"])
-    if arrays is None:
+    # A damaged shape may ask for fewer bytes than the entry has; its CRC-32 is not compared then.
+    shapes: dict[str, tuple[int, ...]] = {}
+    for role, split in stored.items():
+        shapes |= {f"{role}_images": split.shape, f"{role}_labels": split.shape[:1]}
+    if arrays is None or any(arrays[name].shape != shapes[name] for name in wanted):
         arrays = _read_labels(builder, names, stored)
         if fit is not None:
             arrays |= {f"{role}_images": np.asarray(split) for role, split in stored.items()}
@@ -205,7 +208,7 @@ def _read_kept(path: Path, key: str, names: Iterable[str]) -> dict[str, np.ndarr
             if str(file["key"]) != key:
                 return None
             return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # NumPy raises many types of exceptions for damaged files.
         return None
 
 

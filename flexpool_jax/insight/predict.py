@@ -173,7 +173,7 @@ def predict_files(
     step: str = "latest",
     config: ml_collections.ConfigDict | None = None,
 ) -> Predicted:
-    """Predicts the classes of image files; memory does not grow with their number.
+    """Predicts the classes of image files, of which few are in memory at the same time.
 
     Writes ``predict/predictions.csv`` in the workdir: a line for each file with ``file``, ``label``
     (the class with the name of the file's folder, if any), ``class_1``, ``probability_1``, ... and

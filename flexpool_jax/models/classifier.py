@@ -85,7 +85,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Maps images ``[B, H, W, C]`` to float32 logits ``[B, num_classes]``.
+        """Maps images ``[B, H, W, C]`` to logits ``[B, num_classes]``, float32 at least.
 
         If ``sac`` and ``train`` are true and the collection ``aux_logits`` is mutable, auxiliary
         logits are stored there under the name ``logits``, as a tuple, first stage first.

@@ -187,8 +187,8 @@ def create_model(
     """Creates a classifier: the named backbone, a global pool, dropout and a dense layer.
 
     ``model.apply(variables, images, train=False)`` maps images ``[B, H, W, C]`` (normalised,
-    floating) to logits ``[B, num_classes]`` in float32. With ``sac=True`` and ``train=True`` the
-    logits of the auxiliary classifiers are sown into the collection ``aux_logits``, first stage
+    floating) to logits ``[B, num_classes]``, float32 at least. With ``sac=True`` and ``train=True``
+    the logits of the auxiliary classifiers are sown into the collection ``aux_logits``, first stage
     first; at evaluation they are not computed.
 
     Args:

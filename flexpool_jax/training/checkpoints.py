@@ -324,8 +324,9 @@ def restore_latest(
     are moved to checkpoints_damaged/.
 
     Raises:
-        UserError: every checkpoint is damaged, ``check`` refuses one, or an array of the latest one
-            that is undamaged has another shape or dtype than in ``like``.
+        UserError: every checkpoint is damaged, none holds an optimizer's state, ``check`` refuses
+            one, or an array of the latest one that is undamaged has another shape or dtype than in
+            ``like``.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     damaged: list[int] = []

@@ -183,7 +183,7 @@ def make_train_step(
             devices in any case.
         tx: the optimizer.
         schedule: learning rate as a function of the step, for the log.
-        augment: ``(normalised images [B, H, W, C], keys [B]) -> images`` of the same shape, from
+        augment: ``(normalised images [B, H, W, C], keys [B]) -> images``, from
             `flexpool_jax.data.augment.make_augment`.
         normalise: function from uint8 images to floating-point images of mean 0.
         sac_weights: λ of Eq. 3 of the FlexPool paper; empty without SAC.

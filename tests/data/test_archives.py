@@ -111,6 +111,18 @@ def test_an_entry_that_lies_about_its_size_is_damaged(tmp_path):
         read_file(open_tree(path), "a.png")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_entry_is_refused_whatever_compressed_it(tmp_path, method):
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 4)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*a.png"):
+        read_file(open_tree(path), "a.png")
+
+
 @given(st.data())
 def test_a_damaged_zip_is_refused_or_read_and_nothing_else(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.zip"

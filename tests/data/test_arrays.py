@@ -258,7 +258,9 @@ def test_a_data_set_has_no_more_classes_than_predictions_can_name(tmp_path):
         load_dataset("npz", tmp_path / "data", path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "text", "npy", "folder", "none"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "emptied", "flipped", "header", "text", "npy", "folder", "none"]
+)
 def test_a_damaged_npz_file_costs_one_line(tmp_path, damage):
     path = write_npz(tmp_path / "mine.npz")
     content = path.read_bytes()
@@ -275,6 +277,7 @@ def test_a_damaged_npz_file_costs_one_line(tmp_path, damage):
                 "cut": content[:half],
                 "emptied": b"",
                 "flipped": content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :],
+                "header": content.replace(b"), }", b" , }", 1),
                 "text": b"not an archive",
             }[damage]
         )
@@ -336,7 +339,11 @@ def given(**changes):
             np.arange(30) % 3,
             "8 channels in train and 3 in test",
         ),
-        (np.zeros((30, 10, 8, 3), np.float32), np.arange(30) % 3, "images are float32"),
+        (
+            np.zeros((30, 10, 8, 3), np.float32),
+            np.arange(30) % 3,
+            r"images are float32 .*; allowed: uint8 \[N, H, W, C\], or",
+        ),
     ],
 )
 def test_arrays_that_a_program_passes_are_checked(images, labels, words):

@@ -109,7 +109,7 @@ def test_kept_arrays_serve_without_the_records_being_decoded(data_dir):
     np.testing.assert_array_equal(first.test.labels, again.test.labels)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "stale"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "header", "shape", "stale"])
 def test_damaged_or_stale_kept_arrays_are_made_anew(data_dir, damage):
     first = load_dataset("digits", data_dir)
     kept = data_dir / "digits" / "1.0.0" / "decoded_32.npz"
@@ -119,6 +119,11 @@ def test_damaged_or_stale_kept_arrays_are_made_anew(data_dir, damage):
     elif damage == "flipped":
         middle = len(content) // 2
         kept.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "header":
+        images = content.index(b"train_images.npy")
+        kept.write_bytes(content[:images] + content[images:].replace(b"), }", b" , }", 1))
+    elif damage == "shape":
+        kept.write_bytes(content.replace(b"(1438, 32, 32, 1)", b"(1430, 32, 32, 1)"))
     else:
         os.utime(kept.with_name(RECORDS))
         stale = np.load(kept)

@@ -43,14 +43,14 @@ _SAMPLED_FILES, _SAMPLED_BYTES = 64, 2**16
 
 
 def open_image_folder(raw_dir: Path | None, fit: Fit) -> Source:
-    """Lists a tree and checks its folders; the images are not opened yet.
+    """Lists a tree and checks its folders; the images are not decoded yet.
 
     Args:
         raw_dir: The tree, a folder or a zip archive.
         fit: How the images are resized.
 
     Returns:
-        A source whose ``read`` opens the images.
+        A source whose ``read`` decodes the images.
 
     Raises:
         UserError: The tree cannot be read, there are fewer than two classes, a class name is not

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +42,7 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
                 found[reading] = file[reading]
     except UserError:
         raise
-    except (
-        OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, NotImplementedError,
-        RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except Exception as error:  # NumPy raises many types of exceptions for damaged files.
         raise UserError(
             f"{raw_dir} is not a whole .npz file of plain arrays; cannot read {reading} "
             f"({one_line(error)})"
