@@ -159,8 +159,8 @@ def _train_phase(
                 started=time.monotonic() - progress.seconds,
             )
             state = jax.device_get(run_epochs(run, state))
-        result = result_of(setup, progress, state, meter)
-        files.write_json(workdir / layout.RESULT_FILE, files.with_digest(result))
+        result = files.with_digest(result_of(setup, progress, state, meter))
+        files.write_json(workdir / layout.RESULT_FILE, result)
         return state.variables, processes.gather(result)[0]
 
 

@@ -493,7 +493,9 @@ def test_a_result_that_was_copied_from_another_run_is_replaced(workdir, make_con
     right = result_of(workdir)
     train(make_config(seed=1), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "result.json", workdir)
-    assert train(make_config(), workdir)["final_test_loss"] == right["final_test_loss"]
+    again = train(make_config(), workdir)
+    assert again["final_test_loss"] == right["final_test_loss"]
+    assert again["sha256"] == result_of(workdir)["sha256"]
     assert result_of(workdir)["model_digest"] == right["model_digest"]
 
 
