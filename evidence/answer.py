@@ -16,11 +16,20 @@ from evidence.contrasts import (
     WHOLE,
     Analysis,
     Finding,
+    Slope,
     verdict,
 )
-from evidence.experiments import Slopes
 from evidence.runs import Evidence
-from evidence.words import DETECTABLE, bracket, cells, disagreement, p_number, points, wrapped
+from evidence.words import (
+    DETECTABLE,
+    bracket,
+    cells,
+    disagreement,
+    p_number,
+    points,
+    slope_disagreement,
+    wrapped,
+)
 from flexpool_jax.report import paper
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import p_text, signed
@@ -132,7 +141,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def other_experiments(
-    evidence: Evidence, analyses: Sequence[Analysis], slopes: Slopes
+    evidence: Evidence, analyses: Sequence[Analysis], slopes: Mapping[str, Slope]
 ) -> list[str]:
     """The list of the experiments beside E1 of which all runs are there, and its first line."""
     items = [
@@ -148,10 +157,11 @@ def other_experiments(
             "(M6), the difference falls with longer training."
         )
         changes = [
-            f"`{column}` − `avg` changes by {points(slope)} with each doubling of the epochs, "
-            f"{p_text(slope.p_value)} without correction."
-            for column, (slope, differences) in slopes.items()
-            if slope is not None and len(differences) == 3 * len(LENGTHS)
+            f"`{column}` − `avg` changes by {points(slope.contrast)} with each doubling of the "
+            f"epochs, {p_text(slope.contrast.p_value)} without correction."
+            + slope_disagreement(slope)
+            for column, slope in slopes.items()
+            if slope.contrast is not None and len(slope.differences) == 3 * len(LENGTHS)
         ]
         items.append(_list(head, changes))
     intro = (

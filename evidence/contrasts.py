@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
@@ -217,18 +218,30 @@ def _paired(accuracies: Mapping[Key, float], weights: Weights) -> Estimate | Non
     return estimate(sums) if sums else None
 
 
-def slope_over_length(
-    evidence: Evidence, column: str
-) -> tuple[Contrast | None, dict[tuple[int, int], float]]:
-    """Fits a column's difference to `avg` over log₂(epochs), with seeds as blocks: M6.
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """How a column's difference to `avg` changes with training: prediction M6.
+
+    Attributes:
+        contrast: The slope over log₂(epochs) with seeds as blocks, in points for each doubling of
+            the epochs; None with too few runs.
+        differences: The differences in points by number of epochs and seed (0 to 2).
+        by_seed: The t-test of the seeds' own slopes, of the seeds that have all lengths. It is a
+            check, like the paired t-test of a contrast: the model's slope assumes that the seeds
+            differ as much after two epochs as after twenty.
+    """
+
+    contrast: Contrast | None
+    differences: dict[tuple[int, int], float]
+    by_seed: Estimate | None
+
+
+def slope_over_length(evidence: Evidence, column: str) -> Slope:
+    """Fits a column's difference to `avg` over log₂(epochs), with seeds as blocks.
 
     Args:
         evidence: The runs.
         column: The column whose accuracies are compared with those of `avg`.
-
-    Returns:
-        The slope in points for each doubling of the epochs, or None with too few runs; and the
-        differences in points by number of epochs and seed (0 to 2).
     """
     differences = {
         (epochs, seed): difference
@@ -236,14 +249,20 @@ def slope_over_length(
         for seed, difference in evidence.designs[name].differences(column).items()
         if seed in (0, 1, 2)
     }
-    if len({epochs for epochs, _ in differences}) < 2:
-        return None, differences
-    terms = [{"intercept": 1.0, "slope": float(np.log2(epochs))} for epochs, _ in differences]
-    try:
-        model = BlockModel(list(differences.values()), terms, [seed for _, seed in differences])
-    except ValueError:
-        return None, differences
-    return model.contrast({"slope": 1.0}), differences
+    contrast = None
+    if len({epochs for epochs, _ in differences}) > 1:
+        terms = [{"intercept": 1.0, "slope": float(np.log2(epochs))} for epochs, _ in differences]
+        blocks = [seed for _, seed in differences]
+        with contextlib.suppress(ValueError):  # Too few runs.
+            model = BlockModel(list(differences.values()), terms, blocks)
+            contrast = model.contrast({"slope": 1.0})
+    lengths = list(LENGTHS)
+    slopes = [
+        float(np.polyfit(np.log2(lengths), [differences[epochs, seed] for epochs in lengths], 1)[0])
+        for seed in (0, 1, 2)
+        if all((epochs, seed) in differences for epochs in lengths)
+    ]
+    return Slope(contrast, differences, estimate(slopes) if slopes else None)
 
 
 def verdict(contrast: Contrast, p_value: float) -> str:

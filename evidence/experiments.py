@@ -7,16 +7,20 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 
-from evidence.contrasts import E1, EQUIVALENT, LENGTHS, Analysis
-from evidence.model import Contrast
+from evidence.contrasts import E1, EQUIVALENT, LENGTHS, Analysis, Slope
 from evidence.runs import EXTENSION, FIRST_SEEDS, Evidence, first_deviation
-from evidence.words import DETECTABLE, bracket, cells, disagreement, p_number, points
+from evidence.words import (
+    DETECTABLE,
+    bracket,
+    cells,
+    disagreement,
+    p_number,
+    points,
+    slope_disagreement,
+)
 from flexpool_jax.report.analysis import estimate
 from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import estimate_text, p_text
-
-# By column, what `slope_over_length` returns.
-Slopes = Mapping[str, tuple[Contrast | None, dict[tuple[int, int], float]]]
 
 _ABOUT_THE_BOOTSTRAP = (
     "The bootstrap draws seeds and test images independently of each other, and thereby counts the "
@@ -173,16 +177,18 @@ def _contrasts(analysis: Analysis) -> str:
     return markdown_table(heads, rows)
 
 
-def slopes_in_words(slopes: Slopes) -> list[str]:
+def slopes_in_words(slopes: Mapping[str, Slope]) -> list[str]:
     """Returns a sentence for each column: how its difference to `avg` changes with training."""
     lines = []
-    for column, (slope, differences) in slopes.items():
-        title = f"`{column}` − `avg`, seeds 0 to 2, {len(differences)} of {3 * len(LENGTHS)} pairs"
-        if slope is None:
+    for column, slope in slopes.items():
+        pairs = f"{len(slope.differences)} of {3 * len(LENGTHS)} pairs"
+        title = f"`{column}` − `avg`, seeds 0 to 2, {pairs}"
+        if slope.contrast is None:
             lines.append(f"{title}: too few runs for a slope over log₂(epochs).")
             continue
         lines.append(
-            f"{title}: slope over log₂(epochs) {points(slope)} for each doubling, "
-            f"{p_text(slope.p_value)}, {slope.df} degrees of freedom."
+            f"{title}: slope over log₂(epochs) {points(slope.contrast)} for each doubling, "
+            f"{p_text(slope.contrast.p_value)}, {slope.contrast.df} degrees of freedom."
+            + slope_disagreement(slope)
         )
     return lines

@@ -14,11 +14,11 @@ from evidence.contrasts import (
     PREDICTIONS,
     Analysis,
     Finding,
+    Slope,
     agreement,
 )
-from evidence.model import Contrast
 from evidence.runs import Evidence, Probes
-from evidence.words import points
+from evidence.words import points, slope_disagreement
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.report.analysis import Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
@@ -51,14 +51,14 @@ def changed_accuracies(probes: Probes, runs: int) -> str:
 
 
 def predictions(
-    evidence: Evidence, analyses: Sequence[Analysis], slope: Contrast | None, probes: Probes
+    evidence: Evidence, analyses: Sequence[Analysis], slope: Slope, probes: Probes
 ) -> str:
     """Returns a table of the predictions M1 to M8 with the differences that were found.
 
     Args:
         evidence: The runs.
         analyses: The analyses of all models.
-        slope: The slope of `flexpool` − `avg` over log₂(epochs); None with too few runs.
+        slope: How `flexpool` − `avg` changes with training.
         probes: The probes of E1's networks.
     """
     found = {finding.title: finding for one in analyses for finding in one.findings}
@@ -73,10 +73,12 @@ def predictions(
         if contrast is not None and title in unfinished:
             agrees = "runs are missing"
         rows.append([prediction.name, title, expects, shown, agrees])
-    agrees = "–" if slope is None else agreement("below", slope.interval())
-    if slope is not None and evidence.missing(*LENGTHS.values()):
-        agrees = "runs are missing"
-    shown = "runs are missing" if slope is None else points(slope)
+    agrees, shown = "–", "runs are missing"
+    if slope.contrast is not None:
+        agrees = agreement("below", slope.contrast.interval())
+        shown = points(slope.contrast) + slope_disagreement(slope)
+        if evidence.missing(*LENGTHS.values()):
+            agrees = "runs are missing"
     title = "slope of `flexpool` − `avg` over log₂(epochs)"
     rows.append(["M6", title, "below 0", shown, agrees])
     sgd, adam = (evidence.designs[name].differences("flexpool") for name in ("e6_sgd", "e1"))

@@ -106,8 +106,8 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     e1 = evidence.designs["e1"]
     probes, e1_weights = read_probes(e1), read_weights(e1)
     slopes = {column: slope_over_length(evidence, column) for column in ("flexpool", WHOLE)}
-    has_slope = any(slope for slope, _ in slopes.values())
-    lengths = {column: _by_length(differences) for column, (_, differences) in slopes.items()}
+    has_slope = any(slope.contrast for slope in slopes.values())
+    lengths = {column: _by_length(slope.differences) for column, slope in slopes.items()}
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
 
@@ -127,7 +127,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     # The p-values of least squares agree between machines in ten digits.
     write_csv(folder / "contrasts.csv", _contrast_records(analyses), digits=9)
     changed = mechanism.changed_accuracies(probes, len(e1.runs))
-    predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"][0], probes)
+    predictions = mechanism.predictions(evidence, analyses, slopes["flexpool"], probes)
     weights = mechanism.statistics_of_weights(e1_weights, probes)
     (e1_analysis,) = (one for one in analyses if one.experiment.title == E1)
     answer = "\n\n".join([answer_of(e1_analysis), *other_experiments(evidence, analyses, slopes)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from evidence.contrasts import Finding
+from evidence.contrasts import Finding, Slope
 from evidence.model import Contrast
 from flexpool_jax.report.words import p_text, signed
 
@@ -60,6 +60,26 @@ def disagreement(finding: Finding) -> str:
         return f" (The interval of the {others[0]}, a {check}, {does}s zero.)"
     listed = " and of the ".join(others)
     return f" (The intervals of the {listed}, {check.replace('check', 'checks')}, {does} zero.)"
+
+
+def slope_disagreement(slope: Slope) -> str:
+    """Names the t-test of the seeds' own slopes if it disagrees on whether zero is excluded.
+
+    Example:
+        >>> from flexpool_jax.report.analysis import estimate
+        >>> slope_disagreement(Slope(Contrast(-0.2, 0.07, 8), {}, estimate([-0.1, -0.2, -0.3])))
+        " (The interval of ..., a check, contains zero: -0.45 to +0.05.)"
+    """
+    interval = slope.by_seed.interval if slope.by_seed is not None else None
+    if slope.contrast is None or interval is None:
+        return ""
+    if _excludes_zero(interval) is _excludes_zero(slope.contrast.interval()):
+        return ""
+    does = "excludes" if _excludes_zero(interval) else "contains"
+    return (
+        f" (The interval of the t-test of the seeds' own slopes, a check, {does} zero: "
+        f"{signed(interval[0])} to {signed(interval[1])}.)"
+    )
 
 
 def _excludes_zero(interval: tuple[float, float]) -> bool:

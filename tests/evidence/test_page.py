@@ -302,15 +302,19 @@ def test_unfinished_experiments_agree_with_no_prediction(small):
 
 def test_slope_is_for_each_doubling_of_the_epochs_over_the_seeds_of_all_lengths(written):
     evidence = read_evidence(written / "results")
-    slope, differences = slope_over_length(evidence, "flexpool")
+    slope = slope_over_length(evidence, "flexpool")
     found = [
         accuracies_from_predictions(written / "results" / name)
         for name in ("e6_2", "e6_5", "e1", "e6_20")
     ]
     table = [[one["flexpool"][seed] - one["avg"][seed] for one in found] for seed in range(3)]
     centred = np.log2([2, 5, 10, 20]) - np.log2([2, 5, 10, 20]).mean()
-    assert slope.estimate == pytest.approx((table @ centred).mean() / (centred @ centred))
-    assert (slope.df, len(differences)) == (8, 12)
+    slopes = table @ centred / (centred @ centred)
+    assert slope.contrast.estimate == pytest.approx(slopes.mean())
+    assert (slope.contrast.df, len(slope.differences)) == (8, 12)
+    t_test = stats.ttest_1samp(slopes, 0)
+    assert slope.by_seed.p_value == pytest.approx(t_test.pvalue)
+    assert slope.by_seed.interval == pytest.approx(tuple(t_test.confidence_interval()))
     assert not evidence.missing("e6_2", "e6_5", "e1", "e6_20")
     del evidence.designs["e6_5"].runs["avg", 2]
     assert evidence.missing("e6_5")
