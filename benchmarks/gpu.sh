@@ -164,7 +164,7 @@ bench() {
   local flags="--config.dataset.data_dir=$WORK/datasets" status=0
   # A benchmark that was stopped starts anew; `epoch` has caches of its own.
   export JAX_COMPILATION_CACHE_DIR="$WORK/xla"
-  # If one fails, such as PyTorch's compiler, the others still run.
+  # If one benchmark fails, for example in PyTorch's compiler, the others still run.
   once train_step "$PYTHON" -m benchmarks.train_step "${bench[@]}" || status=$?
   once train_step_float32 "$PYTHON" -m benchmarks.train_step "${bench[@]}" --dtype float32 ||
     status=$?

@@ -20,9 +20,10 @@ differences from these two scripts are:
 - The momentum is 0.9 throughout; the OneCycleLR of the release varies it between 0.95 and 0.9.
 - The initial kernels have a variance of 2 / fan-out (convolutions) or 1 / fan-in (dense layers);
   in the release, both have 2 / fan-in.
-- In the release's multi-scale network, the second convolution of a block has no bias.
-- The release's VGGs are `model=vgg11` to `vgg19` without their fifth max pool, and need
-  `norm_after_relu=False`. Its script for VGG16 has a weight decay of 5e-4.
+- In the release's multi-scale network, the second convolution of a block has no bias; here it has
+  one.
+- The release's VGGs have a fifth max pool, which `model=vgg11` to `vgg19` leave out. They need
+  `norm_after_relu=False`. The release's script for VGG16 has a weight decay of 5e-4.
 """
 
 from ml_collections import ConfigDict

@@ -101,7 +101,7 @@ def _summary(primary: Mapping[str, Finding]) -> str:
     ]
     contrasts = {name: f.contrast for name, f in primary.items() if f.contrast is not None}
     reach = [name for name, contrast in contrasts.items() if contrast.interval()[1] >= CLAIMED]
-    claimed = "1 point, the lower end of the paper's claim of 1 to 3"
+    claimed = "1 point, the lower end of the paper's claim of 1 to 3 points"
     size = (
         f"the interval of {'each of ' * (len(reach) > 1)}{_and(reach)} below reaches {claimed}"
         if reach
@@ -120,7 +120,7 @@ def _summary(primary: Mapping[str, Finding]) -> str:
     verb = "is" if len(significant) < 2 else "are"
     return (
         f"Under this recipe {' and '.join(shown) or 'no gain is shown'}. {first}, and {size}; "
-        f"after Holm's correction {_and(significant) or 'none'} {verb} significant."
+        f"after Holm's correction {_and(significant) or 'none of them'} {verb} significant."
     )
 
 
@@ -153,22 +153,35 @@ def other_experiments(
         *lengths, longest = map(str, LENGTHS)
         head = (
             "**Training length, on Fashion-MNIST (E6)**, n = 3 seeds after each of "
-            f"{', '.join(lengths)} and {longest} epochs. If FlexPool makes early progress faster "
-            "(M6), the difference falls with longer training."
+            f"{', '.join(lengths)} and {longest} epochs. Prediction M6: if FlexPool makes early "
+            "progress faster, the difference falls with longer training."
         )
         changes = [
-            f"`{column}` − `avg` changes by {points(slope.contrast)} with each doubling of the "
-            f"epochs, {p_text(slope.contrast.p_value)} without correction."
-            + slope_disagreement(slope)
+            _change(column, slope)
             for column, slope in slopes.items()
             if slope.contrast is not None and len(slope.differences) == 3 * len(LENGTHS)
         ]
-        items.append(_list(head, changes))
+        if changes:
+            items.append(_list(head, changes))
     intro = (
         "Smaller experiments, which give leads and not claims. Their differences are significant "
         "after Holm's correction where nothing else is said:"
     )
     return [wrapped(intro), *items] if items else []
+
+
+def _change(column: str, slope: Slope) -> str:
+    """A column's mean differences to `avg` after each length, and the slope over the lengths."""
+    assert slope.contrast is not None
+    *means, last = (
+        signed(statistics.fmean(d for (n, _), d in slope.differences.items() if n == epochs))
+        for epochs in LENGTHS
+    )
+    return (
+        f"`{column}` − `avg` is {', '.join(means)} and {last} points. A line over log₂(epochs) "
+        f"changes by {points(slope.contrast)} with each doubling, "
+        f"{p_text(slope.contrast.p_value)} without correction." + slope_disagreement(slope)
+    )
 
 
 def _item(analysis: Analysis) -> str:

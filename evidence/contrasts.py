@@ -227,8 +227,8 @@ class Slope:
             the epochs; None with too few runs.
         differences: The differences in points by number of epochs and seed (0 to 2).
         by_seed: The t-test of the seeds' own slopes, of the seeds that have all lengths. It is a
-            check, like the paired t-test of a contrast: the model's slope assumes that the seeds
-            differ as much after two epochs as after twenty.
+            check, like the paired t-test of a contrast, because the model assumes that the
+            differences scatter as much after two epochs as after twenty.
     """
 
     contrast: Contrast | None

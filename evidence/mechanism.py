@@ -18,7 +18,7 @@ from evidence.contrasts import (
     agreement,
 )
 from evidence.runs import Evidence, Probes
-from evidence.words import points, slope_disagreement
+from evidence.words import disagreement, points, slope_disagreement
 from flexpool_jax.insight.weights import weight_statistics
 from flexpool_jax.report.analysis import Estimate, estimate, paired_difference
 from flexpool_jax.report.page import markdown_table
@@ -68,7 +68,9 @@ def predictions(
         title = Finding(prediction.weights, None).title
         contrast = found[title].contrast if title in found else None
         expects = {"equal": "within ±0.5"}.get(prediction.expects, f"{prediction.expects} 0")
-        shown = "runs are missing" if contrast is None else points(contrast)
+        shown = "runs are missing"
+        if contrast is not None:
+            shown = points(contrast) + disagreement(found[title])
         agrees = "–" if contrast is None else prediction.agrees(contrast)
         if contrast is not None and title in unfinished:
             agrees = "runs are missing"

@@ -237,7 +237,10 @@ def _unexpected(argument: str, modes: Collection[str]) -> UserError:
         return UserError(f"{argument!r} begins with a dash; write two hyphens: --")
     if argument.startswith("-"):
         name = argument.lstrip("-").partition("=")[0]
-        match = closest_name(name, [*FLAGS, *configuration.FIELDS])
+        # Not "superclass.": --epochs means num_epochs.
+        groups = ("", "dataset.", "optimizer.", "augment.")
+        fields = [group + name for group in groups if group + name in configuration.FIELDS]
+        match = fields[0] if fields else closest_name(name, [*FLAGS, *configuration.FIELDS])
         if match in configuration.FIELDS:
             return UserError(f"unknown flag '--{name}'; did you mean '--config.{match}'?")
         return unknown_name("flag", f"--{name}", names)

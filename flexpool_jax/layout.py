@@ -1,4 +1,4 @@
-"""Names of the files and folders of a workdir; docs/guide.md says what most hold."""
+"""Names of the files and folders of a workdir; docs/guide.md describes most of them."""
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"

@@ -120,6 +120,9 @@ def test_the_shell_of_an_allocation_is_one_task(monkeypatch):
         ("epochs", "num_epochs"),
         ("num_epoch", "num_epochs"),
         ("weight_decay", "optimizer.weight_decay"),
+        ("data_dir", "dataset.data_dir"),
+        ("scale", "augment.scale"),
+        ("image_size", "dataset.image_size"),
     ],
 )
 def test_a_field_given_as_a_flag_is_recognised(flag, field, capsys):

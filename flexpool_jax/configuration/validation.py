@@ -169,10 +169,14 @@ evenly; allowed: multiples of 8, e.g. 96 or 104
     if size % shares:
         below = size - size % shares
         nearest = f"{below} or {below + shares}" if below else f"{shares}"
-        parts = f" in {accumulated} parts each (grad_accum_steps)" if accumulated > 1 else ""
+        why = f"{device_count} devices cannot share evenly"
+        if accumulated > 1:
+            why += f" in {accumulated} parts each (grad_accum_steps)"
+        if device_count == 1:
+            why = f"cannot be divided evenly into {accumulated} parts (grad_accum_steps)"
         raise UserError(
-            f"config.batch_size is {size}, which {device_count} device{'s' * (device_count != 1)} "
-            f"cannot share evenly{parts}; allowed: multiples of {shares}, e.g. {nearest}"
+            f"config.batch_size is {size}, which {why}; allowed: multiples of {shares}, e.g. "
+            f"{nearest}"
         )
     if num_images is not None and size > num_images:
         raise UserError(
@@ -317,7 +321,8 @@ def _check_pool(config: ConfigDict) -> None:
         )
         raise UserError(
             f"config.pool_reg is {config.pool_reg:g} with pool {config.pool!r}, {why}; "
-            "allowed: pool_reg 0 (a variant without reg), or another pool, e.g. 'flexpool'"
+            "allowed: pool_reg 0 (a variant without reg), or a pool that Eq. 2 acts on, e.g. "
+            "'flexpool'"
         )
     if config.pool_learning_rate_scale != 1 and not has_weights:
         raise UserError(

@@ -2,9 +2,9 @@
 
 Flip, scale and crop are combined into one resampling: each output pixel is read at one position in
 the input, so each image is gathered and interpolated once along each axis, whichever of them are
-switched on. This takes about 4 µs for an image of 32×32×3 on two CPU cores, where its part of a
-ResNet20 step takes about 900 µs. Multiplying by interpolation matrices instead took three times as
-long at this size, and nine times as long at 224×224.
+switched on. This takes about 4 µs for an image of 32×32×3 on two CPU cores; a training step of
+ResNet20 takes about 900 µs for each image. Multiplying by interpolation matrices instead took three
+times as long at this size, and nine times as long at 224×224.
 
 Each image has its own PRNG key, so its augmentation does not depend on how a batch is split over
 devices.

@@ -177,7 +177,8 @@ def _kept_or_read(
     parts = ("labels",) if fit is None else ("images", "labels")
     wanted = [f"{role}_{part}" for role in names for part in parts]
     arrays = _read_kept(kept_in, key, [*wanted, "superclass_of_class"])
-    # A damaged shape may ask for fewer bytes than the entry has; its CRC-32 is not compared then.
+    # A damaged header may name a smaller shape. NumPy then reads only a part of the entry, and
+    # zipfile compares the CRC-32 only at its end.
     shapes: dict[str, tuple[int, ...]] = {}
     for role, split in stored.items():
         shapes |= {f"{role}_images": split.shape, f"{role}_labels": split.shape[:1]}

@@ -266,7 +266,7 @@ def _load(
             loaded[name] = np.asarray(leaf)
             new[".".join(name.split(".")[1:-1])] = None
         elif array is None:
-            remedy = " (it keeps its initial value if variables holds arrays, not shapes)"
+            remedy = " (to keep its initial value, pass the arrays of model.init instead of shapes)"
             problems["missing"].append(f"{name}{remedy * _is_w_fp(name)}")
         elif array.shape != leaf.shape:
             remedy = " (flexpool_jax.resize_flexpool resamples it)" * name.endswith(".w_fp")

@@ -112,7 +112,7 @@ def _accuracy_in(file: Path, default: float | None) -> Any:
 
 @contextlib.contextmanager
 def naming_folder(folder: Path) -> Iterator[None]:
-    """Turns an error of the disk, an OSError or ValueError, into one that names the folder."""
+    """Turns an OSError or ValueError with a known error number into an OSError with the folder."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -18,17 +18,19 @@ from evidence.contrasts import (
     EXPERIMENTS,
     Finding,
     Prediction,
+    Slope,
     agreement,
     analyse,
     slope_over_length,
     verdict,
 )
+from evidence.experiments import slopes_in_words
 from evidence.model import Contrast
 from evidence.page import MARKER, README_MARKERS, write_page
 from evidence.runs import read_evidence, read_probes
 from evidence.words import disagreement
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import Estimate
+from flexpool_jax.report.analysis import Estimate, estimate
 from tests.evidence.simulated import SOURCE, write_evidence
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +141,9 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
     assert [row[2] for row in rows] == ["+0.97", "+1.13", "not given"]
     answer = " ".join(answer.split())
     assert "Under this recipe a gain is shown for P1 and P3. FlexPool differs from" in answer
-    assert "P3 below reaches 1 point, the lower end of the paper's claim of 1 to 3;" in answer
+    assert (
+        "P3 below reaches 1 point, the lower end of the paper's claim of 1 to 3 points;" in answer
+    )
     assert re.search(r" P1 \(\+0\.\d\d\) and P3 \(\+1\.\d\d\) are significant\.\*\* ", answer)
     assert "n = 6 seeds" in answer
     assert (
@@ -155,7 +159,7 @@ def test_answer_is_the_model_in_the_words_of_the_protocol(written):
             {},
             "no gain is shown.",
             "no interval of the comparisons P1, P2 and P3 below reaches 1 point,",
-            "none is",
+            "none of them is",
         ),
         (
             {"flexpool": 1.2, "flexpool+reg": 3},
@@ -273,7 +277,10 @@ def test_answer_has_the_training_length_once_all_lengths_are_there(written):
     ]
     item = [*items.values()][1]
     assert "n = 3 seeds after each of 2, 5, 10 and 20 epochs." in item
-    change = r"`flexpool` − `avg` changes by [+-]\d\.\d\d points \(95 % interval [^)]*\) with each"
+    change = (
+        r"`flexpool` − `avg` is (.\d\.\d\d, ){2}.\d\.\d\d and .\d\.\d\d points\. A line .* "
+        r"changes by [+-]\d\.\d\d points \(95 % interval [^)]*\) with each doubling, p"
+    )
     assert re.search(change, item)
 
 
@@ -318,6 +325,14 @@ def test_slope_is_for_each_doubling_of_the_epochs_over_the_seeds_of_all_lengths(
     assert not evidence.missing("e6_2", "e6_5", "e1", "e6_20")
     del evidence.designs["e6_5"].runs["avg", 2]
     assert evidence.missing("e6_5")
+
+
+def test_a_check_of_the_slope_that_disagrees_is_named():
+    slopes = {"flexpool": Slope(Contrast(-0.2, 0.07, 8), {}, estimate([-0.1, -0.2, -0.3]))}
+    (sentence,) = slopes_in_words(slopes)
+    assert sentence.endswith("a check, contains zero: -0.45 to +0.05.)")
+    agreeing = {"flexpool": Slope(Contrast(-0.2, 0.07, 8), {}, estimate([-0.19, -0.2, -0.21]))}
+    assert slopes_in_words(agreeing)[0].endswith("8 degrees of freedom.")
 
 
 def test_predictions_paired_by_seed_have_the_sign_that_their_titles_say(small):

@@ -261,7 +261,7 @@ def test_shapes_are_not_enough_for_a_file_without_w_fp(tmp_path):
             "pool": {"w_fp": jax.ShapeDtypeStruct((3, 3, 2), jnp.float32)},
         }
     }
-    with pytest.raises(UserError, match=r"missing: params\.pool\.w_fp \(it keeps"):
+    with pytest.raises(UserError, match=r"missing: params\.pool\.w_fp \(to keep its initial value"):
         load_weights(tmp_path / "f.safetensors", shapes)
 
 
