@@ -165,13 +165,12 @@ bench() {
   # A benchmark that was stopped starts anew; `epoch` has caches of its own.
   export JAX_COMPILATION_CACHE_DIR="$WORK/xla"
   # If one benchmark fails, for example in PyTorch's compiler, the others still run.
-  once train_step "$PYTHON" -m benchmarks.train_step "${bench[@]}" || status=$?
-  once train_step_float32 "$PYTHON" -m benchmarks.train_step "${bench[@]}" --dtype float32 ||
-    status=$?
-  once evaluation "$PYTHON" -m benchmarks.evaluation "${bench[@]}" || status=$?
-  once epoch "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" || status=$?
-  once epoch_bfloat16 "$PYTHON" -m benchmarks.epoch "${run[@]}" -- "$flags" \
-    --config.dtype=bfloat16 || status=$?
+  measure() { once "$1" "$PYTHON" -m "benchmarks.$2" "${@:3}" || status=$?; }
+  measure train_step train_step "${bench[@]}"
+  measure train_step_float32 train_step "${bench[@]}" --dtype float32
+  measure evaluation evaluation "${bench[@]}"
+  measure epoch epoch "${run[@]}" -- "$flags"
+  measure epoch_bfloat16 epoch "${run[@]}" -- "$flags" --config.dtype=bfloat16
   return $status
 }
 

@@ -173,10 +173,7 @@ def other_experiments(
 def _change(column: str, slope: Slope) -> str:
     """A column's mean differences to `avg` after each length, and the slope over the lengths."""
     assert slope.contrast is not None
-    *means, last = (
-        signed(statistics.fmean(d for (n, _), d in slope.differences.items() if n == epochs))
-        for epochs in LENGTHS
-    )
+    *means, last = (signed(found.mean) for found in slope.by_length.values())
     return (
         f"`{column}` − `avg` is {', '.join(means)} and {last} points. A line over log₂(epochs) "
         f"changes by {points(slope.contrast)} with each doubling, "

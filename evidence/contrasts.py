@@ -235,6 +235,14 @@ class Slope:
     differences: dict[tuple[int, int], float]
     by_seed: Estimate | None
 
+    @property
+    def by_length(self) -> dict[int, Estimate]:
+        """The mean difference over the seeds after each number of epochs, with its interval."""
+        found: dict[int, list[float]] = {}
+        for (epochs, _), difference in self.differences.items():
+            found.setdefault(epochs, []).append(difference)
+        return {epochs: estimate(values) for epochs, values in found.items()}
+
 
 def slope_over_length(evidence: Evidence, column: str) -> Slope:
     """Fits a column's difference to `avg` over log₂(epochs), with seeds as blocks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from evidence.contrasts import (
 )
 from evidence.runs import Evidence, read_evidence, read_probes, read_weights
 from flexpool_jax.errors import UserError
-from flexpool_jax.report.analysis import Estimate, estimate
 from flexpool_jax.report.tables import Record, write_csv
 
 MARKER = (
@@ -107,7 +106,7 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     probes, e1_weights = read_probes(e1), read_weights(e1)
     slopes = {column: slope_over_length(evidence, column) for column in ("flexpool", WHOLE)}
     has_slope = any(slope.contrast for slope in slopes.values())
-    lengths = {column: _by_length(slope.differences) for column, slope in slopes.items()}
+    lengths = {column: slope.by_length for column, slope in slopes.items()}
     # The intervals of an unfinished experiment are so wide that they would hide the others.
     complete = [analysis for analysis in analyses if not analysis.missing]
 
@@ -153,13 +152,6 @@ def _write(evidence: Evidence, page: Path, draws: int) -> str:
     text = "\n\n".join([protocol, MARKER, *parts]) + "\n"
     page.write_text(text, encoding="utf-8")
     return answer
-
-
-def _by_length(differences: Mapping[tuple[int, int], float]) -> dict[int, Estimate]:
-    found: dict[int, list[float]] = {}
-    for (epochs, _), difference in differences.items():
-        found.setdefault(epochs, []).append(difference)
-    return {epochs: estimate(values) for epochs, values in found.items()}
 
 
 def _run_records(evidence: Evidence) -> list[Record]:

@@ -115,8 +115,7 @@ def test_the_shell_of_an_allocation_is_one_task(monkeypatch):
 @pytest.mark.parametrize(
     ("flag", "field"),
     [
-        ("batch_size", "batch_size"),
-        ("optimizer.name", "optimizer.name"),
+        *((name, name) for name in ("batch_size", "num_epochs", "seed", "pool", "optimizer.name")),
         ("epochs", "num_epochs"),
         ("num_epoch", "num_epochs"),
         ("weight_decay", "optimizer.weight_decay"),

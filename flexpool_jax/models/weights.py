@@ -269,7 +269,7 @@ def _load(
             remedy = " (to keep its initial value, pass the arrays of model.init instead of shapes)"
             problems["missing"].append(f"{name}{remedy * _is_w_fp(name)}")
         elif array.shape != leaf.shape:
-            remedy = " (flexpool_jax.resize_flexpool resamples it)" * name.endswith(".w_fp")
+            remedy = " (flexpool_jax.resize_flexpool resamples it)" * _is_w_fp(name)
             found, wanted = (_size(each, in_torch=header.foreign) for each in (array, leaf))
             problems["misshapen"].append(
                 f"{titles[name]} is {found}, the model's is {wanted}{remedy}"
@@ -387,10 +387,8 @@ def _from_torch(
     for title, array in arrays.items():
         if title.endswith(".num_batches_tracked"):
             continue  # PyTorch's BatchNorm counts its batches; nothing is computed from it.
-        if array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
-        elif array.ndim == 2:
-            array = array.T
+        if array.ndim in _TORCH_AXES:
+            array = array.transpose(np.argsort(_TORCH_AXES[array.ndim]))
         # The three families differ in the names of shortcuts and of the last layer.
         name = title.removeprefix(prefix).replace(".shortcut.", ".downsample.")
         name = places.get(re.sub(r"^linear\.", "fc.", name), title)
