@@ -102,6 +102,8 @@ DESIGNS: dict[str, dict[str, object]] = {
         "sac": ("on",),
         "seeds": (0, 1, 2),
     },
+    # Added later, because of E5's results: FlexPool there without dropout.
+    "e7": {**_TINY, "columns": ("flexpool+reg",), "seeds": (0, 1, 2)},
     # Does the difference shrink with training? Ten epochs are in E1.
     "e6_2": {**_TRAINING_LENGTH, "num_epochs": 2},
     "e6_5": {**_TRAINING_LENGTH, "num_epochs": 5},

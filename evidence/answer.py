@@ -10,6 +10,7 @@ from evidence.contrasts import (
     CLAIMED,
     E4,
     E5,
+    E7,
     LENGTHS,
     PRIMARY,
     SGD,
@@ -37,6 +38,7 @@ from flexpool_jax.report.words import p_text, signed
 # The experiments beside E1 that are in the answer, in words, and their data set in the paper.
 _ABOUT = {
     E5: ("Tiny ImageNet at 32×32, batch 250 (E5)", "tiny_imagenet"),
+    E7: ("The same without dropout, added after E5's results were known (E7)", "tiny_imagenet"),
     E4: ("Controls that change one property of FlexPool, on Fashion-MNIST (E4)", "fashion_mnist"),
     CIFAR: ("A JPEG copy of CIFAR-10 (E2, E3)", "cifar10"),
     SGD: ("Fashion-MNIST with SGD (E6)", "fashion_mnist"),
@@ -194,8 +196,7 @@ def _item(analysis: Analysis) -> str:
         )
         head += (
             f" Dropout alone changes average pooling by {signed(change - baseline)} points, so a "
-            "difference to a baseline without dropout is about two changes at once. FlexPool "
-            "without dropout was not run."
+            "difference to a baseline without dropout is about two changes at once."
         )
     if title == E4:
         shown = [finding for finding in shown if finding.is_significant]
@@ -216,12 +217,15 @@ def _list(head: str, entries: Iterable[str]) -> str:
 
 def _sentence(finding: Finding, dataset: str) -> str:
     """A difference with its interval, the paper's difference, and whether it is significant."""
-    assert finding.contrast is not None
-    published = _published(finding, dataset)
+    contrast, published = finding.contrast, _published(finding, dataset)
+    assert contrast is not None
     paper_says = "" if published == "not given" else f" The paper: {published}."
-    text = f"{finding.title}: {points(finding.contrast)}.{paper_says}"
-    if not finding.is_significant:
-        text += f" Not significant; detectable difference {finding.contrast.detectable():.2f}."
+    text = f"{finding.title}: {points(contrast)}.{paper_says}"
+    detectable = f"detectable difference {contrast.detectable():.2f}."
+    if finding.adjusted is None:
+        text += f" No claim: {p_text(contrast.p_value)} without correction; {detectable}"
+    elif not finding.is_significant:
+        text += f" Not significant; {detectable}"
     return text + disagreement(finding)
 
 

@@ -34,19 +34,20 @@ class Experiment:
         designs: The designs of configs/evidence.py whose runs form the model.
         family: The contrasts that Holm's correction includes.
         secondary: Contrasts that are estimated without a claim of significance.
-        borrowed: Columns of experiment E1. Their runs with the seeds of the designs are added to
-            the model.
+        borrowed: Columns of another design, and the name of that design. Their runs with the seeds
+            of the experiment's own designs are added to the model.
     """
 
     title: str
     designs: tuple[str, ...]
     family: tuple[Weights, ...]
     secondary: tuple[Weights, ...] = ()
-    borrowed: tuple[str, ...] = ()
+    borrowed: tuple[tuple[str, ...], str] = ((), "")
 
 
 E1 = "E1: Fashion-MNIST, five columns"
 E5 = "E5: Tiny ImageNet at 32×32, without and with SAC"
+E7 = "E7: Tiny ImageNet at 32×32, FlexPool without dropout"
 E4 = "E4: Fashion-MNIST, controls"
 CIFAR = "E2 and E3: CIFAR-10 (JPEG copy), without and with SAC"
 SGD = "E6, SGD: Fashion-MNIST"
@@ -63,6 +64,10 @@ CONTROLS = (
     "flexpool+pool_learning_rate_scale=0.0204",
 )
 _SAC_MINUS_PLAIN = minus(f"{WHOLE}+sac", "avg+sac") | {WHOLE: -1.0, "avg": 1.0}
+_WITH_DROPOUT_MINUS_WITHOUT = {
+    **minus(WHOLE, "avg+dropout"),
+    **{"flexpool+reg": -1.0, "avg": 1.0},
+}
 LENGTHS = {2: "e6_2", 5: "e6_5", 10: "e1", 20: "e6_20"}
 EXPERIMENTS = (
     Experiment(
@@ -83,10 +88,17 @@ EXPERIMENTS = (
         ),
     ),
     Experiment(
+        E7,
+        ("e7",),
+        (),
+        (minus("flexpool+reg", "avg"), _WITH_DROPOUT_MINUS_WITHOUT),
+        borrowed=(("avg", "avg+dropout", WHOLE), "e5"),
+    ),
+    Experiment(
         E4,
         ("e4",),
         tuple(minus(control, pool) for control in CONTROLS for pool in ("flexpool", "avg")),
-        borrowed=POOLS,
+        borrowed=(POOLS, "e1"),
     ),
     Experiment(
         CIFAR,
@@ -176,13 +188,14 @@ def analyse(evidence: Evidence, experiment: Experiment, *, draws: int = 10_000) 
     runs = {key: run for design in designs for key, run in design.runs.items()}
     missing = [key for design in designs for key in design.missing]
     failed = [key for design in designs for key in design.failed]
-    if runs and experiment.borrowed:
+    columns, lender = experiment.borrowed
+    if runs and columns:
         seeds = {seed for design in designs for _, seed in design.expected}
-        e1 = evidence.designs["e1"].runs
-        wanted = [(column, seed) for column in experiment.borrowed for seed in sorted(seeds)]
-        runs = {key: e1[key] for key in wanted if key in e1} | runs
-        failed += [key for key in wanted if key in evidence.designs["e1"].failed]
-        missing += [key for key in wanted if key not in e1 and key not in failed]
+        other = evidence.designs[lender]
+        wanted = [(column, seed) for column in columns for seed in sorted(seeds)]
+        runs = {key: other.runs[key] for key in wanted if key in other.runs} | runs
+        failed += [key for key in wanted if key in other.failed]
+        missing += [key for key in wanted if key not in other.runs and key not in failed]
     accuracies = {key: run.accuracy for key, run in runs.items()}
     try:
         model = BlockModel.of_columns(accuracies)

@@ -259,6 +259,27 @@ def test_answer_has_the_results_on_other_data_once_they_are_whole(small):
     assert not items_of(text_of(small))
 
 
+def test_added_runs_without_dropout_are_compared_with_e5s_and_make_no_claim(small):
+    write_evidence(small / "results", ("e5", "e5_sac", "e7"))
+    text = text_of(small)
+    item = items_of(text)["The same without dropout, added after E5's results were known (E7)"]
+    mean = {
+        column: np.mean(list(values.values()))
+        for name in ("e5", "e7")
+        for column, values in accuracies_from_predictions(small / "results" / name).items()
+    }
+    without = mean["flexpool+reg"] - mean["avg"]
+    assert f"`flexpool+reg` − `avg`: {without:+.2f} points (95 % interval" in item
+    assert "The paper: +1.61. No claim: p " in item
+    (title,) = (one.title for one in EXPERIMENTS if one.designs == ("e7",))
+    with_dropout = mean["flexpool+reg+dropout"] - mean["avg+dropout"]
+    (row,) = (row for row in section(text, title) if row[0].startswith("(`flexpool+reg+dropout`"))
+    assert row[1].startswith(f"{with_dropout - without:+.2f} [")
+    assert row[3] == "not in the family"
+    shutil.rmtree(small / "results/e5/tiny_imagenet/avg/seed-2")
+    assert not items_of(text_of(small))
+
+
 def test_answer_has_the_controls_once_they_are_whole(small):
     write_evidence(small / "results", ("e4",), effects={"flexpool_shared": 2.0}, sd=0.1)
     (item,) = items_of(text_of(small)).values()
@@ -447,7 +468,7 @@ def test_figures_are_pictures(written):
 def test_designs_without_runs_say_so_and_make_no_claim(written):
     text = (written / "evidence.md").read_text()
     for experiment in EXPERIMENTS:
-        without = experiment.designs[0] in ("e2", "e5", "e6_sgd")
+        without = experiment.designs[0] in ("e2", "e5", "e6_sgd", "e7")
         assert (f"\n- {experiment.title}\n" in text) is without
         assert (f"\n### {experiment.title}\n" in text) is not without
     assert "runs are missing" in text.partition("### Which part of it")[2]

@@ -84,7 +84,7 @@ def test_test_images_have_no_say_in_the_rate():
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("e7", "unknown design 'e7'"),
+        ("e9", "unknown design 'e9'"),
         ("e1", "e1,avg=RATE,flexpool=RATE"),
         ("e1,avg=0.01", "e1,avg=RATE,flexpool=RATE"),
         ("e1,avg=0.01,flexpool=fast", "e1,avg=RATE,flexpool=RATE"),
