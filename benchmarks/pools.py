@@ -1,4 +1,4 @@
-"""Claim: what FlexPool costs over average pooling is what the bytes require.
+"""Claim: FlexPool takes at most 1.5 × as long as average pooling, which is what the bytes require.
 
     python -m benchmarks.pools
 

@@ -181,8 +181,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dtype = "float32"
     # False: on a GPU, XLA computes some sums in a varying order, so that two runs differ in the
     # last bits. True: the order is fixed, and kernels are not chosen by measuring their speed; this
-    # is slower, and models with max pooling over windows raise an error. On a CPU, the bits are
-    # always the same.
+    # is slower, and models with max pooling over windows raise an error. On a CPU, two runs on the
+    # same number of cores always have the same bits.
     config.deterministic = False
     # Whether BatchNorm's batch statistics are averaged over the devices. True: a run on eight
     # devices follows the same loss curve as on one device. False saves the communication.

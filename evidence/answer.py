@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from evidence.contrasts import (
@@ -18,6 +17,7 @@ from evidence.contrasts import (
     Analysis,
     Finding,
     Slope,
+    minus,
     verdict,
 )
 from evidence.runs import Evidence
@@ -159,26 +159,42 @@ def other_experiments(
             "progress faster, the difference falls with longer training."
         )
         changes = [
-            _change(column, slope)
+            _change(column, slope, _significant_lengths(analyses, column))
             for column, slope in slopes.items()
             if slope.contrast is not None and len(slope.differences) == 3 * len(LENGTHS)
         ]
         if changes:
             items.append(_list(head, changes))
-    intro = (
-        "Smaller experiments, which give leads and not claims. Their differences are significant "
-        "after Holm's correction where nothing else is said:"
-    )
+    intro = "Smaller experiments. They suggest hypotheses; they do not support claims:"
     return [wrapped(intro), *items] if items else []
 
 
-def _change(column: str, slope: Slope) -> str:
+def _significant_lengths(analyses: Sequence[Analysis], column: str) -> list[str]:
+    """The numbers of epochs after which a column's difference to `avg` is significant.
+
+    Those after 10 epochs are E1's seeds 0 to 2, for which the protocol has no test.
+    """
+    return [
+        str(epochs)
+        for epochs, design in LENGTHS.items()
+        for analysis in analyses
+        for finding in analysis.findings
+        if analysis.experiment.designs == (design,) != ("e1",)
+        and finding.weights == minus(column, "avg")
+        and finding.is_significant
+    ]
+
+
+def _change(column: str, slope: Slope, significant: Sequence[str]) -> str:
     """A column's mean differences to `avg` after each length, and the slope over the lengths."""
     assert slope.contrast is not None
     *means, last = (signed(found.mean) for found in slope.by_length.values())
+    tested = [str(epochs) for epochs, design in LENGTHS.items() if design != "e1"]
     return (
-        f"`{column}` − `avg` is {', '.join(means)} and {last} points. A line over log₂(epochs) "
-        f"changes by {points(slope.contrast)} with each doubling, "
+        f"`{column}` − `avg` is {', '.join(means)} and {last} points. "
+        f"Of those after {_and(tested)} epochs, significant after Holm's correction: "
+        f"{_and(significant) or 'none'}. The slope of a straight line over log₂(epochs) is "
+        f"{points(slope.contrast)} for each doubling of the epochs, "
         f"{p_text(slope.contrast.p_value)} without correction." + slope_disagreement(slope)
     )
 
@@ -191,12 +207,11 @@ def _item(analysis: Analysis) -> str:
     shown = [finding for finding in analysis.findings if len(finding.weights) == 2]
     head = f"**{about}**, n = {len({seed for _, seed in analysis.accuracies})} seeds."
     if title == E5:
-        change, baseline = (
-            statistics.fmean(analysis.of_column(column)) for column in ("avg+dropout", "avg")
-        )
+        dropout = analysis.model.contrast(minus("avg+dropout", "avg")) if analysis.model else None
+        assert dropout is not None
         head += (
-            f" Dropout alone changes average pooling by {signed(change - baseline)} points, so a "
-            "difference to a baseline without dropout is about two changes at once."
+            f" Dropout alone changes average pooling by {points(dropout)}, so a difference to a "
+            "baseline without dropout is about two changes at once."
         )
     if title == E4:
         shown = [finding for finding in shown if finding.is_significant]
@@ -204,8 +219,7 @@ def _item(analysis: Analysis) -> str:
         head += (
             f" Of the {len(analysis.findings)} differences of a control to `flexpool` or `avg`, "
             f"{len(shown) or 'none'} {'is' if len(shown) < 2 else 'are'} significant after Holm's "
-            f"correction; the detectable difference is {power:.2f} points (power 80 %, p without "
-            "correction)."
+            f"correction; the detectable difference is {power:.2f} points."
         )
     return _list(head, [_sentence(finding, dataset) for finding in shown])
 
@@ -219,13 +233,13 @@ def _sentence(finding: Finding, dataset: str) -> str:
     """A difference with its interval, the paper's difference, and whether it is significant."""
     contrast, published = finding.contrast, _published(finding, dataset)
     assert contrast is not None
-    paper_says = "" if published == "not given" else f" The paper: {published}."
-    text = f"{finding.title}: {points(contrast)}.{paper_says}"
-    detectable = f"detectable difference {contrast.detectable():.2f}."
-    if finding.adjusted is None:
-        text += f" No claim: {p_text(contrast.p_value)} without correction; {detectable}"
-    elif not finding.is_significant:
-        text += f" Not significant; {detectable}"
+    p_value, how = contrast.p_value, "without correction"
+    if finding.adjusted is not None:
+        p_value, how = finding.adjusted, "after Holm's correction"
+    text = f"{finding.title}: {points(contrast)}, {p_text(p_value)} {how}"
+    text += "." if published == "not given" else f". The paper: {published}."
+    if not finding.is_significant:
+        text += f" Detectable difference: {contrast.detectable():.2f}."
     return text + disagreement(finding)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping
 
 from evidence.contrasts import E1, EQUIVALENT, LENGTHS, Analysis, Slope
@@ -23,14 +22,15 @@ from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import estimate_text, p_text
 
 _ABOUT_THE_BOOTSTRAP = (
-    "The bootstrap draws seeds and test images independently of each other, and thereby counts the "
-    "noise of single predictions three times (Owen 2007, the pigeonhole bootstrap): its interval "
-    "is too wide where this noise is most of the spread."
+    "The bootstrap below draws seeds and test images independently. It thereby counts the noise "
+    "of single predictions three times (Owen 2007, the pigeonhole bootstrap): its interval is too "
+    "wide where this noise is most of the spread. With three seeds it also understates the spread "
+    "over seeds, since it draws only from them: read the other two intervals first."
 )
 
 
 def progress(evidence: Evidence) -> str:
-    """Returns a table of the designs: how many runs each has, and which cells have none."""
+    """Returns a table of the designs, with the cells that have no run, and says how to read on."""
     rows = [
         [
             *(f"`{name}`", str(len(design.runs)), str(len(design.expected))),
@@ -43,6 +43,7 @@ def progress(evidence: Evidence) -> str:
         f"All runs below have the `source_hash` `{evidence.source or 'unknown'}`. A cell is "
         "without a result if it was not run or is not finished, and failed if it diverged.\n\n"
         + markdown_table(["design", "runs", "planned", "cells without a result", "failed"], rows)
+        + f"\n\n{_ABOUT_THE_BOOTSTRAP}"
     )
 
 
@@ -138,13 +139,7 @@ def experiment(analysis: Analysis) -> str:
             text += f", above {EXTENSION}, so seeds 6 to 9 are added."
         else:
             text += f", not above {EXTENSION}, so seeds 6 to 9 are not added."
-    text = f"{text}\n\n{_contrasts(analysis)}\n\n{_ABOUT_THE_BOOTSTRAP}"
-    if min(Counter(column for column, _ in analysis.accuracies).values()) < 5:
-        text += (
-            " With so few seeds it also understates the spread over seeds, since it draws only "
-            "from them: read the other two intervals first."
-        )
-    return text
+    return f"{text}\n\n{_contrasts(analysis)}"
 
 
 def _contrasts(analysis: Analysis) -> str:

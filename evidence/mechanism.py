@@ -106,10 +106,13 @@ def predictions(
         "No primary contrast of E1 is significant, so there is no effect to explain. This table "
         "says how the pools compare, and not why FlexPool helps.\n\n"
         * nothing_to_explain
-        + 'These are leads and not claims; most rest on three seeds. "Agrees" is yes or no where '
-        'the interval (for ±0.5: TOST) is on one side, else open; "not below 0" is yes where the '
-        "interval is above -0.5. There is no verdict while runs of the row are missing; M8 is "
-        "about the runs that were probed. The table above has what probes say about M2, M3 and M8."
+        + 'Most rows rest on three seeds: they suggest hypotheses and support no claim. "Agrees" '
+        "compares the 95 % interval with the prediction, without correction for the number of "
+        "rows: yes if the whole interval agrees, no if the whole interval contradicts it, else "
+        "open. Within ±0.5, yes means that TOST passes, and no that the whole interval is "
+        'outside. "Not below 0" is yes if the interval is above -0.5, and no if it is below 0. '
+        "A row of which runs are missing has no verdict. M8 is about the runs that were probed; "
+        'the table "What the networks use" has what the probes say about M2, M3 and M8.'
         "\n\n" + markdown_table(heads, sorted(rows, key=lambda row: row[0]))
     )
 

@@ -9,8 +9,8 @@ from evidence.contrasts import Finding, Slope
 from evidence.model import Contrast
 from flexpool_jax.report.words import p_text, signed
 
-# The head of a table's column: the power, and that the test is the one without Holm's correction.
-DETECTABLE = "detectable difference (power 80 %, p without correction)"
+# The head of a table's column.
+DETECTABLE = "detectable difference: what a test without correction finds with 80 % power"
 
 
 def wrapped(text: str, bullet: str = "") -> str:
@@ -55,11 +55,12 @@ def disagreement(finding: Finding) -> str:
     if not others:
         return ""
     # That the checks are not corrected for their number matters only where they exclude zero.
-    check, does = ("check", "contain") if excludes else ("check without correction", "exclude")
+    does = "contain" if excludes else "exclude"
+    correction = "" if excludes else ", without correction"
     if len(others) == 1:
-        return f" (The interval of the {others[0]}, a {check}, {does}s zero.)"
+        return f" (As a check{correction}, the interval of the {others[0]} {does}s zero.)"
     listed = " and of the ".join(others)
-    return f" (The intervals of the {listed}, {check.replace('check', 'checks')}, {does} zero.)"
+    return f" (As checks{correction}, the intervals of the {listed} {does} zero.)"
 
 
 def slope_disagreement(slope: Slope) -> str:
@@ -68,7 +69,7 @@ def slope_disagreement(slope: Slope) -> str:
     Example:
         >>> from flexpool_jax.report.analysis import estimate
         >>> slope_disagreement(Slope(Contrast(-0.2, 0.07, 8), {}, estimate([-0.1, -0.2, -0.3])))
-        " (The interval of ..., a check, contains zero: -0.45 to +0.05.)"
+        " (As a check, the interval of the t-test of ... contains zero: -0.45 to +0.05.)"
     """
     interval = slope.by_seed.interval if slope.by_seed is not None else None
     if slope.contrast is None or interval is None:
@@ -77,7 +78,7 @@ def slope_disagreement(slope: Slope) -> str:
         return ""
     does = "excludes" if _excludes_zero(interval) else "contains"
     return (
-        f" (The interval of the t-test of the seeds' own slopes, a check, {does} zero: "
+        f" (As a check, the interval of the t-test of the seeds' own slopes {does} zero: "
         f"{signed(interval[0])} to {signed(interval[1])}.)"
     )
 

@@ -30,10 +30,10 @@ FLAGS = {
     "top_k": "how many classes to give for each image",
     "profile": "traces a few steps for TensorBoard",
     "debug_nans": "names the operation behind the first NaN; slower",
-    "shard": "I/N: part I of N of a sweep, I from 0; auto: by SLURM's array",
-    "distributed": "one run of all tasks of srun, mpirun, ...",
+    "shard": "I/N: part I of N of a sweep, I from 0; auto: from a SLURM array",
+    "distributed": "all tasks of srun, mpirun, ... train one run",
     "coordinator_address": "HOST:PORT where process 0 of a run listens",
-    "num_processes": "processes of a run; if 1, each task has its own",
+    "num_processes": "processes of this run; 1: a run for each task",
     "process_id": "number of this process, from 0",
 }
 # Flags without a value.

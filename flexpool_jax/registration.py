@@ -1,4 +1,4 @@
-"""What the registries of pools, models, data sets and metrics share."""
+"""Functions that the registries of pools, models, data sets and metrics share."""
 
 from __future__ import annotations
 

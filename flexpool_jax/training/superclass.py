@@ -5,8 +5,7 @@ it trains on superclasses is this project's reading.
 
 The first phase is a run of its own in the folder ``superclass`` of the workdir. The second phase
 starts from the weights of the first, with new classifiers. Each phase resumes by the command of the
-whole run, but the first not by a command with the folder ``superclass`` as its workdir, which would
-train on the classes.
+whole run. Do not give the folder ``superclass`` as --workdir: that would train on the classes.
 """
 
 from __future__ import annotations

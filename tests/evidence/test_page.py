@@ -254,7 +254,8 @@ def test_answer_has_the_results_on_other_data_once_they_are_whole(small):
         difference = mean[f"flexpool+reg+dropout{sac}"] - mean[f"avg{sac}"]
         found = item.partition(f"`flexpool+reg+dropout{sac}` − `avg{sac}`: ")[2]
         assert found.startswith(f"{difference:+.2f} points (95 % interval")
-        assert found.partition("). ")[2].startswith(f"The paper: {published}.")
+        test = r"[^)]*\), p [<=] [\d.]+ after Holm's correction\. "
+        assert re.match(test + re.escape(f"The paper: {published}."), found.partition(" (")[2])
     shutil.rmtree(small / "results/e5_sac/tiny_imagenet/avg+sac/seed-2")
     assert not items_of(text_of(small))
 
@@ -270,7 +271,7 @@ def test_added_runs_without_dropout_are_compared_with_e5s_and_make_no_claim(smal
     }
     without = mean["flexpool+reg"] - mean["avg"]
     assert f"`flexpool+reg` − `avg`: {without:+.2f} points (95 % interval" in item
-    assert "The paper: +1.61. No claim: p " in item
+    assert re.search(r"\), p [<=] [\d.]+ without correction\. The paper: \+1\.61\.", item)
     (title,) = (one.title for one in EXPERIMENTS if one.designs == ("e7",))
     with_dropout = mean["flexpool+reg+dropout"] - mean["avg+dropout"]
     (row,) = (row for row in section(text, title) if row[0].startswith("(`flexpool+reg+dropout`"))
@@ -302,8 +303,9 @@ def test_answer_has_the_training_length_once_all_lengths_are_there(written):
     assert "n = 3 seeds after each of 2, 5, 10 and 20 epochs." in item
     change = (
         r"`flexpool` − `avg` is ([+-]\d\.\d\d, ){2}[+-]\d\.\d\d and [+-]\d\.\d\d points\. "
-        r"A line over log₂\(epochs\) "
-        r"changes by [+-]\d\.\d\d points \(95 % interval [^)]*\) with each doubling, p"
+        r"Of those after 2, 5 and 20 epochs, significant after Holm's correction: [^.]*\. "
+        r"The slope of a straight line over log₂\(epochs\) is "
+        r"[+-]\d\.\d\d points \(95 % interval [^)]*\) for each doubling of the epochs, p"
     )
     assert re.search(change, item)
 
@@ -311,7 +313,10 @@ def test_answer_has_the_training_length_once_all_lengths_are_there(written):
 def test_answer_says_which_differences_are_not_significant(small):
     write_evidence(small / "results", ("e6_sgd",), effects={"flexpool": 0.0}, sd=0.3)
     (item,) = items_of(text_of(small)).values()
-    assert re.search(r"`flexpool` − `avg`: .*? Not significant; detectable difference \d", item)
+    insignificant = (
+        r"p = 0\.\d+ after Holm's correction\. The paper: \+0\.97\. Detectable difference: \d"
+    )
+    assert re.search(r"`flexpool` − `avg`: [^)]*\), " + insignificant, item)
 
 
 def test_page_says_that_there_is_nothing_to_explain_without_a_difference(small):
@@ -354,7 +359,7 @@ def test_slope_is_for_each_doubling_of_the_epochs_over_the_seeds_of_all_lengths(
 def test_a_check_of_the_slope_that_disagrees_is_named():
     slopes = {"flexpool": Slope(Contrast(-0.2, 0.07, 8), {}, estimate([-0.1, -0.2, -0.3]))}
     (sentence,) = slopes_in_words(slopes)
-    assert sentence.endswith("a check, contains zero: -0.45 to +0.05.)")
+    assert sentence.endswith("the seeds' own slopes contains zero: -0.45 to +0.05.)")
     agreeing = {"flexpool": Slope(Contrast(-0.2, 0.07, 8), {}, estimate([-0.19, -0.2, -0.21]))}
     assert slopes_in_words(agreeing)[0].endswith("8 degrees of freedom.")
 
@@ -404,10 +409,10 @@ def test_disagreeing_checks_are_named_next_to_the_estimate():
 
     assert remark(0.1, (-0.1, 0.3), 0.2) == ""
     assert remark(0.1, (-0.1, 0.3), 0.05) == (
-        " (The interval of the paired t-test, a check without correction, excludes zero.)"
+        " (As a check, without correction, the interval of the paired t-test excludes zero.)"
     )
     assert remark(0.9, (-0.1, 0.3), 1) == (
-        " (The intervals of the bootstrap and of the paired t-test, checks, contain zero.)"
+        " (As checks, the intervals of the bootstrap and of the paired t-test contain zero.)"
     )
 
 
