@@ -279,8 +279,9 @@ def resize_flexpool(params: Any, *, like: Any, constraint: Constraint | None = N
             return resample_weights(leaf, new[:2])
         # Not `resample_weights`, whose correction of the sums could make a small weight negative.
         weights = jax.image.resize(softmax_weights(leaf), new, "bilinear")
-        weights = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
-        return jnp.log(weights / jnp.sum(weights, axis=(0, 1))).astype(leaf.dtype)
+        weights = weights / jnp.sum(weights, axis=(0, 1))
+        # Clamped last: a device may compute with 0 in place of numbers smaller than tiny.
+        return jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(resize, _nested(params))
 

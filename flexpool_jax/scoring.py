@@ -97,7 +97,9 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Converts logits [N, K] to float64 probabilities; classes keep their order, including ties.
+    """Converts logits [N, K] to float64 probabilities.
+
+    Equal logits have equal probabilities. So may logits that differ by less than about 1e-16.
 
     Example:
         >>> softmax(np.float32([[0, 0], [800, 0]])).tolist()

@@ -211,6 +211,12 @@ def test_resized_softmax_weights_stay_positive_sum_to_one_and_keep_their_shape(s
     np.testing.assert_allclose(used, shape / shape.sum((0, 1)), rtol=1e-3, atol=1e-7)
 
 
+def test_resized_softmax_weights_are_finite_if_they_were_too_small_for_float32():
+    stored = jnp.full((2, 2, 1), -200.0).at[0, 0].set(0.0)
+    resized = resize_flexpool({"w_fp": stored}, like={"w_fp": (8, 8, 1)}, constraint="softmax")
+    assert np.isfinite(resized["w_fp"]).all()
+
+
 def test_resizing_reads_an_nnx_state_of_shapes():
     state = nnx.State({"pool": {"w_fp": nnx.Param(jnp.asarray(WEIGHTS))}})
     like = jax.eval_shape(lambda: nnx.State({"pool": {"w_fp": nnx.Param(jnp.zeros((3, 3, 6)))}}))

@@ -171,6 +171,8 @@ def wait(manager: ocp.CheckpointManager) -> None:
     """
     with orbax_faults.naming_folder(Path(manager.directory)):
         manager.wait_until_finished()
+        if processes.is_first():
+            orbax_faults.recover_superseded(Path(manager.directory).parent)
 
 
 def check_finite(tree: Any, step: int) -> None:

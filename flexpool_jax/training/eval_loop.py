@@ -119,7 +119,7 @@ def summarise(on_host: Sequence[Any], labels: np.ndarray) -> Evaluation:
     return Evaluation(
         metrics=measure(labels, logits, probabilities),
         accuracy_per_class=scoring.accuracy_per_class(labels, probabilities),
-        predictions=probabilities.argmax(axis=1).astype(np.int16),
+        predictions=logits.argmax(axis=1).astype(np.int16),
         confidences=probabilities.max(axis=1).astype(np.float16),
     )
 

@@ -29,6 +29,7 @@ def save_all(workdir, accuracies):
     with checkpoints.open_checkpoints(workdir) as manager:
         for step, accuracy in accuracies.items():
             checkpoints.save(manager, state_at(step), {"seconds": 1.5 * step}, accuracy)
+        checkpoints.wait(manager)
 
 
 def restore_latest(workdir):
@@ -163,6 +164,7 @@ def test_evaluation_of_a_damaged_step_fails_by_name(tmp_path):
 def test_saving_a_step_again_replaces_it(tmp_path):
     save_all(tmp_path, {1: 0.5, 2: None})
     save_all(tmp_path, {2: 0.9})
+    assert not list((tmp_path / "checkpoints_superseded").iterdir())
     with checkpoints.open_checkpoints(tmp_path) as manager:
         assert manager.best_step() == 2
     assert int(restore_latest(tmp_path)[0].step) == 2
