@@ -46,6 +46,7 @@ from flexpool_jax.errors import (
     TrainingDiverged,
     UnknownName,
     UserError,
+    one_line,
 )
 from flexpool_jax.training.interrupts import EXIT_STATUS as EXIT_INTERRUPTED
 from flexpool_jax.training.interrupts import stop_on_signals
@@ -314,6 +315,15 @@ def main(arguments: Sequence[str]) -> int:
         if error.filename is None or error.errno not in _OF_PATHS:
             raise
         return _report(f"{where}: {error.strerror}", EXIT_USER_ERROR)
+    except RuntimeError as error:
+        if not all(part in str(error) for part in ("RESOURCE_EXHAUSTED", "ut of memory")):
+            raise
+        return _report(
+            f"the memory of the device is full ({one_line(error)}); allowed: a smaller "
+            "--config.batch_size or --config.eval_batch_size, or a larger "
+            "--config.grad_accum_steps",
+            EXIT_FAILED,
+        )
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_KEYBOARD)
 
@@ -371,10 +381,11 @@ def _run(mode: Mode, command: Command) -> None:
 def _config(command: Command) -> ConfigDict:
     """Returns the config; raises UserError if there is none."""
     if command.config is None:
-        raise UserError(
-            f"--mode={command.mode} needs --config=FILE, e.g. --config=configs/digits.py, "
-            "or the --workdir of a run that has begun; see --help"
-        )
+        if command.mode == "sweep":
+            allowed = "e.g. --config=configs/paper_tables.py, also to continue a sweep"
+        else:
+            allowed = "e.g. --config=configs/digits.py, or the --workdir of a run that has begun"
+        raise UserError(f"--mode={command.mode} needs --config=FILE, {allowed}; see --help")
     return command.config
 
 
@@ -431,7 +442,9 @@ if __name__ == "__main__":
     os.environ.setdefault("MPLCONFIGDIR", fonts)
     try:
         status = main(sys.argv[1:])
-    except Exception:
+    except Exception as error:
+        # JAX adds a note about frames. A sweep gives the last line as the reason of a failed run.
+        error.__notes__ = []
         # The process must end after any error, because other processes of the run wait for it.
         traceback.print_exc()
         status = EXIT_FAILED

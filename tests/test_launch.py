@@ -50,6 +50,8 @@ MISTAKES = [
     (["--mode=predict", "--workdir={run}", "--images=x", f"--top_k={'9' * 5000}"], ["--top_k=99"]),
     (["--mode=eval", "--workdir={run}", f"--step={'9' * 5000}"], ["--step=99"]),
     (["--config.seed", "3", "--workdir={new}"], ["needs --config=FILE"]),
+    (["--mode=sweep", "--workdir={new}"], ["--config=configs/paper_tables.py, also to continue"]),
+    ([DIGITS, "--workdir={new}", "--config.dataset.raw_dir=M\udcfc"], ["a path in UTF-8"]),
     (["--mode=report", DIGITS, "--workdir={run}"], ["--mode=report needs no --config"]),
     ([DIGITS, "--workdir={new}", "--num_processes=2"], ["--process_id=I", "--distributed"]),
     ([DIGITS, "--workdir={new}", "--distributed", "--process_id=0"], ["give only one of them"]),
@@ -263,6 +265,7 @@ def stops_with(error):
         (PermissionError(errno.EACCES, "Permission denied", "/run/config.json"), 2),
         (OSError(errno.EROFS, "Read-only file system", "/run/config.json"), 2),
         (OSError(errno.ENOSPC, "No space left on device", "/run/metrics.jsonl"), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."), 1),
     ],
 )
 def test_how_a_run_ends_is_its_exit_status(error, status, monkeypatch, capsys):
@@ -273,7 +276,11 @@ def test_how_a_run_ends_is_its_exit_status(error, status, monkeypatch, capsys):
 
 
 def test_a_mistake_of_the_programs_own_keeps_its_traceback(monkeypatch):
-    for error in (ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "gone", "/run/x")):
+    for error in (
+        ZeroDivisionError(),
+        FileNotFoundError(errno.ENOENT, "gone", "/run/x"),
+        RuntimeError("out of range"),
+    ):
         monkeypatch.setattr(launch, "MODES", {"train": launch.Mode(stops_with(error), "")})
         with pytest.raises(type(error)):
             launch.main([])

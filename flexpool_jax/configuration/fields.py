@@ -171,9 +171,13 @@ def _registry(module: str, name: str, **meaning: Any) -> Field:
 
 def _folder(*, may_be_empty: bool, **meaning: Any) -> Field:
     def accepts(path: str) -> bool:
-        return "\0" not in path and "\n" not in path and (may_be_empty or bool(path.strip()))
+        # The bytes of a path that are not UTF-8 could not be written to result.json.
+        is_utf8 = path == path.encode(errors="replace").decode()
+        return is_utf8 and not {"\0", "\n"} & set(path) and (may_be_empty or bool(path.strip()))
 
-    return Field(str, "a path" + (", or empty" if may_be_empty else ""), accepts, **meaning)
+    return Field(
+        str, "a path in UTF-8" + (", or empty" if may_be_empty else ""), accepts, **meaning
+    )
 
 
 def _numbers(allowed: str, accepts: Callable[[tuple[float, ...]], bool], **meaning: Any) -> Field:

@@ -229,10 +229,15 @@ def recipe(row: Row) -> str:
         f"crops of {config.augment.crop} pixels of padding" * bool(config.augment.crop),
         f"random parts of {shares[0]:g} to {shares[1]:g} of the area" if shares else "",
     ]
+    optimizer = config.optimizer
     extras = [
+        "BatchNorm after ReLU" * bool(config.norm_after_relu),
+        "projection shortcuts" * bool(config.projection_shortcuts),
+        f"momentum {optimizer.momentum:g}" * (optimizer.name == "sgd"),
+        *(f"{name} {value}" for name, value in optimizer.get("kwargs", {}).items()),
+        f"after {config.superclass.epochs} epochs on superclasses" * bool(config.superclass.epochs),
         f"gradients averaged over {config.grad_accum_steps} parts" * (config.grad_accum_steps > 1),
-        f"gradients clipped to the norm {config.optimizer.clip_norm:g}"
-        * (config.optimizer.clip_norm > 0),
+        f"gradients clipped to the norm {optimizer.clip_norm:g}" * (optimizer.clip_norm > 0),
         f"label smoothing {config.label_smoothing:g}" * (config.label_smoothing > 0),
         f"moving average of the weights with decay {config.ema_decay:g}" * (config.ema_decay > 0),
         "initial weights from a file" * bool(config.init_from),
@@ -241,8 +246,8 @@ def recipe(row: Row) -> str:
     return (
         f"{config.model}, {pixels}, {config.num_epochs} epoch{'s' * (config.num_epochs > 1)}, "
         f"{config.batch_size} images a step, "
-        f"{config.optimizer.name} with learning rate {config.learning_rate:g} ({config.schedule}), "
-        f"weight decay {config.optimizer.weight_decay:g}, "
+        f"{optimizer.name} with learning rate {config.learning_rate:g} ({config.schedule}), "
+        f"weight decay {optimizer.weight_decay:g}, "
         f"{', '.join([config.dtype, *filter(None, extras)])}; "
         f"augmentation: {', '.join(filter(None, augment)) or 'none'}."
     )
@@ -265,7 +270,7 @@ def left_out(found: Found, rows: Sequence[Row], workdir: Path) -> list[str]:
             seeds: dict[str, list[str]] = {}
             for seed in sorted(setting.expected - setting.runs.keys()):
                 other = row_of.get((recipe_of(row.config), arm, seed))
-                said = f"In the row {other}, not averaged with others" if other else "Not run"
+                said = f"In the row {other}, not averaged with others" if other else "No result"
                 seeds.setdefault(said, []).append(str(seed))
             lines += [
                 f"{said}: {row.title}, {arm.label}, seed {', '.join(missing)}"

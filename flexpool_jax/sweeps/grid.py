@@ -163,7 +163,10 @@ def expand(
 def take_shard(
     cells: Sequence[Cell], shard: str, environment: Mapping[str, str] = os.environ
 ) -> list[Cell]:
-    """Takes part I of N of a sweep: every N-th run, so that all parts finish a seed together.
+    """Takes part I of N of a sweep, so that all parts finish a seed together.
+
+    Of every N runs, each part takes one. Which one changes, so that no part has the same column of
+    every seed: a comparison of columns is then not one of machines.
 
     Args:
         cells: The cells, from `expand`.
@@ -180,7 +183,7 @@ def take_shard(
         >>> config = paper_tables.get_config()
         >>> config.datasets, config.sac, config.seeds = ("digits",), ("off",), (0, 1)
         >>> [cell.name for cell in take_shard(expand(config, "configs"), "1/4")]
-        ['digits/flexpool/seed-0', 'digits/flexpool/seed-1']
+        ['digits/flexpool/seed-0', 'digits/avg/seed-1']
     """
     if shard == "auto":
         names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
@@ -203,7 +206,7 @@ def take_shard(
         )
     if count > len(cells):
         raise UserError(f"--shard={given}: the sweep has {len(cells)} runs; allowed: N up to that")
-    return list(cells[index::count])
+    return [cell for i, cell in enumerate(cells) if (i + i // count) % count == index]
 
 
 def _folder(column: str, sac: str) -> str:

@@ -133,7 +133,7 @@ def test_sweep_tells_what_has_not_been_run_at_all(write_sweep):
     assert rows[0][3:] == ["not run"] * 3
     assert rows[3][2:] == ["not run"] * 4
     assert rows[4][2:] == ["91.63", "91.91", "91.87", "92.32"]
-    assert "- Not run: Digits, AvgPool, seed 2" in path.read_text()
+    assert "- No result: Digits, AvgPool, seed 2" in path.read_text()
 
 
 def test_report_on_a_sweep_needs_neither_its_weights_nor_its_superclasses(tmp_path):
@@ -148,7 +148,7 @@ def test_report_on_a_sweep_needs_neither_its_weights_nor_its_superclasses(tmp_pa
     found, _ = grid.expand(sweep, CONFIGS_DIR, tmp_path, reads_data=False)
     assert found.config.dataset.mean == (0.5,)
     path, _ = write_report(tmp_path, [found])
-    assert "Not run" not in path.read_text()
+    assert "No result" not in path.read_text()
 
 
 DAMAGE = {
@@ -287,7 +287,7 @@ def test_finished_run_of_a_named_version_is_that_of_the_sweeps_cell(tmp_path):
     write_run(tmp_path / "run", cell.config, 0.9)
     edit_result(tmp_path / "run", dataset=name)
     path, _ = write_report(tmp_path, [cell])
-    assert "Not run" not in path.read_text()
+    assert "No result" not in path.read_text()
     assert tables_of(path)["Table 1: one classifier"][0][0] == name
     edit_result(tmp_path / "run", dataset="<b>*mine*")
     path, _ = write_report(tmp_path)
@@ -326,6 +326,9 @@ def test_recipe_names_what_else_was_changed_from_the_defaults(tmp_path):
         "ema_decay": 0.9,
         "init_from": "weights.safetensors",
         "freeze": "backbone",
+        "norm_after_relu": True,
+        "optimizer.name": "sgd",
+        "superclass.epochs": 10,
     }
     (cell,) = grid.expand(small_sweep(columns=("avg",)), CONFIGS_DIR)
     write_run(tmp_path / "plain", cell.config, 0.8)
@@ -335,8 +338,10 @@ def test_recipe_names_what_else_was_changed_from_the_defaults(tmp_path):
     said = {row.config.grad_accum_steps: recipe(row) for row in rows}
     before, after = said[1].split("float32")
     assert said[2] == (
-        f"{before}float32, gradients averaged over 2 parts, gradients clipped to the norm 1, "
-        f"label smoothing 0.1, moving average of the weights with decay 0.9, "
+        f"{before.replace('adam', 'sgd')}float32, BatchNorm after ReLU, momentum 0.9, "
+        "after 10 epochs on superclasses, gradients averaged over 2 parts, "
+        "gradients clipped to the norm 1, label smoothing 0.1, "
+        "moving average of the weights with decay 0.9, "
         f"initial weights from a file, frozen backbone{after}"
     )
 
@@ -749,7 +754,7 @@ def test_runs_of_a_sweep_that_are_in_another_row_are_not_called_missing(write_sw
     assert listed == [
         f"- In the row Digits (source code new), not averaged with others: {expected} 2",
         f"- In the row Digits (source code old, {changed}), not averaged with others: {expected} 3",
-        f"- Not run: {expected} 4",
+        f"- No result: {expected} 4",
     ]
 
 

@@ -70,7 +70,7 @@ def test_the_page_has_the_numbers_of_the_report(page):
     assert first["curves"]["train loss"]["mean"][-1] == [4, 1.75]
     assert first["curves"]["train loss"]["seeds"]["2"][0] == [1, 3]
     assert first["curves"]["test accuracy in %"]["mean"][0] == [1, 20]
-    assert data["left_out"] == ["Not run: Digits, FlexPool + Reg 0.1, seed 1003"]
+    assert data["left_out"] == ["No result: Digits, FlexPool + Reg 0.1, seed 1003"]
     run = row["runs"][1]
     assert (run["seed"], run["accuracy"]) == (1, pytest.approx(90.1))
     assert all((page.parent / address).is_file() for _, address in run["links"])

@@ -1,6 +1,7 @@
 """A sweep stands for the runs that a user would start by hand, and mistakes in it cost one line."""
 
 import re
+from collections import Counter
 
 import pytest
 
@@ -242,6 +243,15 @@ def test_the_shards_of_a_sweep_are_its_runs_each_once():
     assert sorted(cell.name for shard in shards for cell in shard) == sorted(
         cell.name for cell in cells
     )
+
+
+def test_each_shard_has_every_column():
+    columns = ("avg", "flexpool", "flexpool+reg", "avg+dropout")
+    cells = grid.expand(small_sweep(columns=columns, seeds=tuple(range(8))), CONFIGS_DIR)
+    for index in range(4):
+        shard = grid.take_shard(cells, f"{index}/4")
+        assert sorted(cell.config.seed for cell in shard) == list(range(8))
+        assert Counter(cell.name.split("/")[1] for cell in shard) == dict.fromkeys(columns, 2)
 
 
 def test_a_task_of_an_array_takes_its_shard():

@@ -31,7 +31,7 @@ from flexpool_jax.data.images import Fit
 from flexpool_jax.data.registry import Contents, Example, Source
 from flexpool_jax.errors import UserError
 
-_TRAIN, _TEST = "train", ("test", "val", "validation")
+_TRAIN, _TEST = "train", ("test", "val", "valid", "validation")
 # Parts of other names that folders of splits have, such as Training and Testing.
 _SPLIT_WORDS = ("train", "test|val")
 # Endings of text files, such as descriptions and annotations, which are ignored.

@@ -42,6 +42,11 @@ def open_npz(raw_dir: Path | None, fit: Fit) -> Arrays:
                 found[reading] = file[reading]
     except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(
+            f"{raw_dir}: {reading} does not fit into memory ({one_line(error)}); allowed: smaller "
+            "arrays, or the images as files (configs/image_folder.py)"
+        ) from error
     except Exception as error:  # NumPy raises many types of exceptions for damaged files.
         raise UserError(
             f"{raw_dir} is not a whole .npz file of plain arrays; cannot read {reading} "

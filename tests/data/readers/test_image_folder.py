@@ -68,7 +68,7 @@ def test_two_splits_and_their_classes_are_read(tree, tmp_path):
         assert set(bright[dataset.train.labels == label].tolist()) == values
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "Test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Test"])
 def test_the_second_split_has_several_names(tmp_path, name):
     tree = write_tree(tmp_path / "tree", ("train/", f"{name}/"))
     assert len(load(tree, tmp_path).test) == 12
