@@ -211,7 +211,8 @@ def _item(analysis: Analysis) -> str:
         assert dropout is not None
         head += (
             f" Dropout alone changes average pooling by {points(dropout)}, so a difference to a "
-            "baseline without dropout is about two changes at once."
+            "baseline without dropout is about two changes at once. FlexPool without dropout is "
+            "E7."
         )
     if title == E4:
         shown = [finding for finding in shown if finding.is_significant]

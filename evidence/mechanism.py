@@ -66,38 +66,29 @@ def predictions(
     rows = []
     for prediction in PREDICTIONS:
         title = Finding(prediction.weights, None).title
-        contrast = found[title].contrast if title in found else None
-        expects = {"equal": "within ±0.5"}.get(prediction.expects, f"{prediction.expects} 0")
-        shown = "runs are missing"
-        if contrast is not None:
+        shown = agrees = ""
+        if title in found and (contrast := found[title].contrast) is not None:
             shown = points(contrast) + disagreement(found[title])
-        agrees = "–" if contrast is None else prediction.agrees(contrast)
-        if contrast is not None and title in unfinished:
-            agrees = "runs are missing"
-        rows.append([prediction.name, title, expects, shown, agrees])
-    agrees, shown = "–", "runs are missing"
+            agrees = prediction.agrees(contrast)
+        expects = {"equal": "within ±0.5"}.get(prediction.expects, f"{prediction.expects} 0")
+        rows.append([prediction.name, title, expects, *_ends(shown, agrees, title in unfinished)])
+    shown = agrees = ""
     if slope.contrast is not None:
-        agrees = agreement("below", slope.contrast.interval())
         shown = points(slope.contrast) + slope_disagreement(slope)
-        if evidence.missing(*LENGTHS.values()):
-            agrees = "runs are missing"
+        agrees = agreement("below", slope.contrast.interval())
+    is_unfinished = evidence.missing(*LENGTHS.values())
     title = "slope of `flexpool` − `avg` over log₂(epochs)"
-    rows.append(["M6", title, "below 0", shown, agrees])
+    rows.append(["M6", title, "below 0", *_ends(shown, agrees, is_unfinished)])
     sgd, adam = (evidence.designs[name].differences("flexpool") for name in ("e6_sgd", "e1"))
-    costs = {
-        column: {seed: figures.changes(probe)["shift 4"] for seed, probe in found.items()}
-        for column, found in probes.items()
-    }
-    rows += [
-        _paired_row(
-            *("M1", "`flexpool` − `avg`, under SGD − under Adam", sgd, adam),
-            unfinished=evidence.missing("e6_sgd", "e1"),
-        ),
-        _paired_row(
-            *("M8", "change by a shift of 4 pixels, `flexpool` − `avg`"),
-            *(costs.get("flexpool", {}), costs.get("avg", {})),
-        ),
-    ]
+    is_unfinished = evidence.missing("e6_sgd", "e1")
+    title = "`flexpool` − `avg`, under SGD − under Adam"
+    rows.append(["M1", title, "below 0", *_ends(*_paired(sgd, adam), is_unfinished)])
+    flexpool, avg = (
+        {seed: figures.changes(probe)["shift 4"] for seed, probe in probes.get(pool, {}).items()}
+        for pool in ("flexpool", "avg")
+    )
+    title = "change by a shift of 4 pixels, `flexpool` − `avg`"
+    rows.append(["M8", title, "below 0", *_ends(*_paired(flexpool, avg))])
     heads = ["", "difference", "predicted", "found", "agrees"]
     (e1,) = (one for one in analyses if one.experiment.title == E1)
     differs = any(finding.is_significant for finding in e1.findings)
@@ -117,22 +108,19 @@ def predictions(
     )
 
 
-def _paired_row(
-    name: str,
-    title: str,
-    values: Mapping[int, float],
-    baseline: Mapping[int, float],
-    *,
-    unfinished: bool = False,
-) -> list[str]:
-    """The row of a prediction that a difference is below zero, paired by seed."""
+def _ends(shown: str, agrees: str, is_unfinished: bool = False) -> tuple[str, str]:
+    """The last two cells of a prediction's row; ``shown`` is "" if no difference was found."""
+    if not shown:
+        return "runs are missing", "–"
+    return shown, "runs are missing" if is_unfinished else agrees
+
+
+def _paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[str, str]:
+    """A difference paired by seed, and whether it is below zero; both "" without pairs."""
     if not values.keys() & baseline.keys():
-        return [name, title, "below 0", "runs are missing", "–"]
+        return "", ""
     found = paired_difference(values, baseline)
-    agrees = "open" if found.interval is None else agreement("below", found.interval)
-    if unfinished:
-        agrees = "runs are missing"
-    return [name, title, "below 0", _text(found), agrees]
+    return _text(found), "open" if found.interval is None else agreement("below", found.interval)
 
 
 def _mean(values: Iterable[float | None]) -> str:

@@ -119,16 +119,7 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
     from configs import evidence as sweeps
 
     found = {name: find_runs(folder / name) for name in sweeps.DESIGNS}
-    # A run whose code changed midway has several hashes, and never counts.
-    sources = Counter(
-        run.source for one in found.values() for run in one.runs if "," not in run.source
-    )
-    source = sources.most_common(1)[0][0] if sources else ""
-    digests: dict[Key, Counter[str]] = defaultdict(Counter)
-    for one in found.values():
-        for run in one.runs:
-            digests[_data_key(run)][run.data_digest] += 1
-    data = {name: counts.most_common(1)[0][0] for name, counts in digests.items()}
+    source, data = _usual([run for one in found.values() for run in one.runs])
     left_out = [line for one in found.values() for line in one.skipped]
     known: list[str] = []
 
@@ -182,6 +173,17 @@ def read_evidence(folder: Path, failed: Sequence[str] = ()) -> Evidence:
             raise UserError(f"--failed={cell} is not a cell of the protocol; did you mean {match}?")
     left_out = [line.replace(f"{folder}/", "") for line in left_out]
     return Evidence({name: designs[name] for name in sweeps.DESIGNS}, rates, source, left_out)
+
+
+def _usual(runs: Sequence[FinishedRun]) -> tuple[str, dict[Key, str]]:
+    """The source_hash of most runs, and the digest of most runs' images by `_data_key`."""
+    # A run whose code changed midway has several hashes, and never counts.
+    sources = Counter(run.source for run in runs if "," not in run.source)
+    digests: dict[Key, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        digests[_data_key(run)][run.data_digest] += 1
+    data = {key: counts.most_common(1)[0][0] for key, counts in digests.items()}
+    return sources.most_common(1)[0][0] if sources else "", data
 
 
 def _is_extended(e1: Design, runs: Mapping[Key, FinishedRun]) -> bool:

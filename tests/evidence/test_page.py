@@ -230,8 +230,9 @@ def test_contrasts_without_runs_count_in_holms_correction(small):
     # No cell of these columns is missing, so both analyses have the same estimate.
     for one in found[:2]:
         assert one.paired.mean == pytest.approx(one.contrast.estimate)
-    assert "understates the spread over seeds" in text.partition("### E5")[2]
-    assert "understates the spread over seeds" not in text.partition("### E5")[0]
+    remark = "With three seeds it also understates the spread over seeds"
+    assert text.count(remark) == 1
+    assert remark in text.partition("### E0")[0]  # Before the first table of contrasts.
 
 
 def items_of(text):
@@ -314,7 +315,7 @@ def test_answer_says_which_differences_are_not_significant(small):
     write_evidence(small / "results", ("e6_sgd",), effects={"flexpool": 0.0}, sd=0.3)
     (item,) = items_of(text_of(small)).values()
     insignificant = (
-        r"p = 0\.\d+ after Holm's correction\. The paper: \+0\.97\. Detectable difference: \d"
+        r"p = [01]\.\d+ after Holm's correction\. The paper: \+0\.97\. Detectable difference: \d"
     )
     assert re.search(r"`flexpool` − `avg`: [^)]*\), " + insignificant, item)
 
