@@ -104,8 +104,8 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
     with _explaining_divergence(run), contextlib.closing(train_feed):
         try:
             for epoch in range(first_epoch, num_epochs):
-                start = step - epoch * steps_per_epoch
-                parts = train_feed.epoch(setup, epoch, start, pace.steps_from)
+                spans = pace.spans(step - epoch * steps_per_epoch)
+                parts = train_feed.epoch(setup, epoch, spans)
                 for part in meter.waiting_for(parts) if setup.is_streamed else parts:
                     if ended is None:
                         stop.check()
