@@ -127,15 +127,9 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         warmup_steps=config.warmup_epochs * steps_per_epoch,
     )
     tx = make_optimizer(
-        config.optimizer.name,
-        schedule,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        weight_decay_kind=config.optimizer.weight_decay_kind,
-        decay_pool=config.optimizer.decay_pool,
-        clip_norm=config.optimizer.clip_norm,
+        schedule=schedule,
         pool_learning_rate_scale=config.pool_learning_rate_scale,
-        kwargs=config.optimizer.get("kwargs", {}),
+        **config.optimizer,
     )
     model = create_configured_model(config, dataset)
     normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
