@@ -22,21 +22,19 @@ from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
-from flexpool_jax.training.environment import check_platform, check_random_numbers
+from flexpool_jax.training.environment import (
+    agree_on_compilation_cache,
+    check_platform,
+    check_random_numbers,
+    use_compilation_cache,
+)
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.loop import Run, run_epochs
 from flexpool_jax.training.result import read_result, result_of
 from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.saving import Saver
-from flexpool_jax.training.setup import (
-    Setup,
-    agree_on_compilation_cache,
-    check_training,
-    load_configured_dataset,
-    set_up,
-    use_compilation_cache,
-)
+from flexpool_jax.training.setup import Setup, check_training, load_configured_dataset, set_up
 from flexpool_jax.training.steps import TrainState, parameter_count
 
 
