@@ -409,7 +409,7 @@ def _checkpoint(command: Command, *, reads_data: bool = True) -> tuple[str, str,
     workdir = _workdir(command)
     config = configuration.config_of_run(workdir, command.config, reads_data=reads_data)
 
-    from flexpool_jax.training.setup import use_compilation_cache
+    from flexpool_jax.training.environment import use_compilation_cache
 
     use_compilation_cache(config.compilation_cache)
     return workdir, command.step or command_line.DEFAULT_STEP, config

@@ -31,8 +31,8 @@ from evidence.words import (
     slope_disagreement,
     wrapped,
 )
+from flexpool_jax.pages.markdown import markdown_table
 from flexpool_jax.report import paper
-from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import p_text, signed
 
 # The experiments beside E1 that are in the answer, in words, and their data set in the paper.

@@ -17,8 +17,8 @@ from evidence.words import (
     points,
     slope_disagreement,
 )
+from flexpool_jax.pages.markdown import markdown_table
 from flexpool_jax.report.analysis import estimate
-from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import estimate_text, p_text
 
 _ABOUT_THE_BOOTSTRAP = (

@@ -20,8 +20,8 @@ from evidence.contrasts import (
 from evidence.runs import Evidence, Probes
 from evidence.words import disagreement, points, slope_disagreement
 from flexpool_jax.insight.weights import weight_statistics
+from flexpool_jax.pages.markdown import markdown_table
 from flexpool_jax.report.analysis import Estimate, estimate, paired_difference
-from flexpool_jax.report.page import markdown_table
 from flexpool_jax.report.words import signed
 
 

@@ -21,15 +21,11 @@ from flexpool_jax.pooling import resize_flexpool
 from flexpool_jax.pools import constraint_of
 from flexpool_jax.trained import Restored, restore
 from flexpool_jax.training import checkpoints, processes
+from flexpool_jax.training.environment import agree_on_compilation_cache
 from flexpool_jax.training.eval_loop import evaluate_split
 from flexpool_jax.training.feed import Feed
 from flexpool_jax.training.identity import Identity, facts, recall
-from flexpool_jax.training.setup import (
-    agree_on_compilation_cache,
-    load_configured_dataset,
-    replicate,
-    set_up,
-)
+from flexpool_jax.training.setup import load_configured_dataset, replicate, set_up
 
 
 def restore_workdir(

@@ -82,21 +82,19 @@ def _restore(
             use_deterministic_ops()
     check_platform()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
-        found = setup = None
+        number = checkpoints.choose_step(manager, step)
+        dataset, identity = identify(workdir, config)
+        setup = set_up(config, dataset)
+        like = setup.abstract_state
         while True:
-            number = checkpoints.choose_step(manager, step)
             try:
-                run = checkpoints.read_run(manager, number)
-                found = found or identify(workdir, config)  # Reads the data only once.
-                dataset, identity = found
-                identity.check(number, run)
-                setup = setup or set_up(config, dataset)
-                variables = checkpoints.restore_model(manager, number, setup.abstract_state)
+                variables = checkpoints.restore_model(manager, number, like, identity.check)
                 break
             except checkpoints.DamagedCheckpoint as error:
                 # A run that is in training may have saved another checkpoint and deleted this one.
                 manager.reload()
-                if checkpoints.choose_step(manager, step) == number:
+                damaged, number = number, checkpoints.choose_step(manager, step)
+                if number == damaged:
                     raise UserError(f"cannot use {manager.directory}: {error}") from error
     return Restored(workdir, number, setup, variables)
 

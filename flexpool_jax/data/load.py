@@ -20,7 +20,7 @@ from flexpool_jax.data.description import describe
 from flexpool_jax.data.images import RESIZES, Fit
 from flexpool_jax.data.prepare import VERSION, prepare
 from flexpool_jax.data.records import read_prepared
-from flexpool_jax.data.registry import DATASETS, READERS, RawDir, Registered, Source
+from flexpool_jax.data.registry import DATASETS, READERS, RawDir, Source
 from flexpool_jax.errors import UnknownName, UserError, closest_name
 from flexpool_jax.registration import resolve
 
@@ -192,8 +192,6 @@ def _host_bytes() -> int:
 def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: float) -> Arrays:
     """Reads a data set, and prepares it if needed; the user's own arrays are only resized."""
     match DATASETS.get(name):
-        case Registered(load):
-            return load_registered(name, load).resize(fit)
         case RawDir(function):
             opened = resolve(function, READERS)(raw_dir, fit)
             if isinstance(opened, Arrays):
@@ -210,6 +208,8 @@ def _read(name: str, data_dir: Path, raw_dir: Path | None, fit: Fit, max_bytes: 
             if found is None:
                 raise unknown_dataset(name, data_dir)
             folder = found
+        case load:
+            return load_registered(name, load).resize(fit)
     return read_prepared(folder, fit, max_bytes)
 
 

@@ -135,13 +135,6 @@ class RawDir:
     check: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Registered:
-    """A data set of arrays that a user's function returns; see `register_dataset`."""
-
-    load: Callable[[], Any]
-
-
 _FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 _TINY_IMAGENET = "tiny-imagenet-200"
@@ -243,8 +236,8 @@ _SOURCES = (
     ),
 )
 
-#: All data sets by name, those of `register_dataset` included.
-DATASETS: dict[str, Source | RawDir | Registered] = {
+#: All data sets by name; for those of `register_dataset`, the user's function.
+DATASETS: dict[str, Source | RawDir | Callable[[], Any]] = {
     **{source.name: source for source in _SOURCES},
     "image_folder": RawDir("image_folder:open_image_folder", "image_folder:check_tree"),
     "npz": RawDir("npz:open_npz", "npz:check_file"),
@@ -292,12 +285,9 @@ def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], An
     def register(load: Callable[[], Any]) -> Callable[[], Any]:
         if not callable(load):
             raise UserError(f"data set {name!r} needs a function; got {load!r}")
-        known = DATASETS.get(name)
-        if known is not None and not (
-            isinstance(known, Registered) and is_same_definition(known.load, load)
-        ):
+        if name in DATASETS and not is_same_definition(DATASETS[name], load):
             raise UserError(f"a data set named {name!r} is registered already")
-        DATASETS[name] = Registered(load)
+        DATASETS[name] = load
         return load
 
     return register

@@ -142,12 +142,10 @@ def summarise(report: Mapping[str, Any]) -> str:
 def _run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The logits [N, num_classes] of the evaluation split, and each stage's mean map [H, W, C]."""
     setup = restored.setup
-    forward = _forward(setup)
-
     names: list[str] = []
 
     def step(variables: Variables, batch: steps.Batch) -> tuple[steps.Metrics, steps.Metrics]:
-        logits, stages = forward(variables, batch["image"])
+        logits, stages = _forward(setup, variables, batch["image"])
         names[:] = stages  # A compiled function returns a dict with its keys sorted.
         sums = {
             name: jnp.einsum("b,b...->...", batch["valid"], stage.astype(jnp.float32))
@@ -160,17 +158,13 @@ def _run_network(restored: Restored) -> tuple[np.ndarray, dict[str, np.ndarray]]
     return outputs["logits"], {name: sums[name] / len(feed) for name in names}
 
 
-def _forward(setup: Setup) -> Any:
-    """Returns a function of variables and uint8 images that returns logits and all stage maps."""
-
-    def forward(variables: Variables, block: Array) -> tuple[Array, dict[str, Array]]:
-        images = setup.normalise(block)
-        stages: Any = setup.model.apply(variables, images, method="stage_maps")
-        # XLA computes the backbone once for both.
-        logits: Any = setup.model.apply(variables, images, train=False)
-        return logits, dict(stages)
-
-    return forward
+def _forward(setup: Setup, variables: Variables, images: Array) -> tuple[Array, dict[str, Array]]:
+    """Returns the logits and all stage maps of uint8 images; for use inside a compiled function."""
+    images = setup.normalise(images)
+    stages: Any = setup.model.apply(variables, images, method="stage_maps")
+    # XLA computes the backbone once for both.
+    logits: Any = setup.model.apply(variables, images, train=False)
+    return logits, dict(stages)
 
 
 def _stage_weights(
@@ -193,11 +187,10 @@ def _find_evidence(restored: Restored, probabilities: np.ndarray) -> EvidenceMap
     """Computes evidence maps of up to 24 images: confident errors and correctly classified ones."""
     labels = restored.setup.dataset.test.labels
     positions = _choose_images(labels, probabilities)
-    forward = _forward(restored.setup)
 
     @jax.jit
     def last_map(variables: Variables, images: Array) -> tuple[Array, Array]:
-        logits, stages = forward(variables, images)
+        logits, stages = _forward(restored.setup, variables, images)
         return logits, list(stages.values())[-1]
 
     logits, feature_map = jax.device_get(

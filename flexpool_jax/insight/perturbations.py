@@ -52,20 +52,15 @@ def perturbations() -> list[tuple[dict[str, Any], Callable[[Array], Array]]]:
         for pixels in SHIFTS
         for direction, (down, right) in DIRECTIONS.items()
     ]
-    return [
-        *shifts,
-        *(
-            ({"name": "gaussian_noise", "sd": sd}, functools.partial(gaussian_noise, sd=sd))
-            for sd in NOISE_DEVIATIONS
-        ),
-        *(
-            ({"name": "gaussian_blur", "sigma": sigma}, functools.partial(blur, sigma=sigma))
-            for sigma in BLUR_SIGMAS
-        ),
-        *(
-            ({"name": "contrast", "factor": factor}, functools.partial(contrast, factor=factor))
-            for factor in CONTRASTS
-        ),
+    changes = (
+        ("gaussian_noise", gaussian_noise, "sd", NOISE_DEVIATIONS),
+        ("gaussian_blur", blur, "sigma", BLUR_SIGMAS),
+        ("contrast", contrast, "factor", CONTRASTS),
+    )
+    return shifts + [
+        ({"name": name, key: strength}, functools.partial(change, **{key: strength}))
+        for name, change, key, strengths in changes
+        for strength in strengths
     ]
 
 
@@ -92,11 +87,9 @@ def shift(images: Array, *, down: ArrayLike, right: ArrayLike) -> Array:
     for axis, distance in ((1, down), (2, right)):
         size = images.shape[axis]
         source = jnp.arange(size) - distance
-        shape = [1, 1, 1, 1]
-        shape[axis] = size
-        inside = jnp.reshape((source >= 0) & (source < size), shape)
-        moved = jnp.take(images, jnp.clip(source, 0, size - 1), axis=axis)
-        images = jnp.where(inside, moved, 0).astype(images.dtype)
+        # `take` counts negative indices from the end; those from `size` on are outside.
+        source = jnp.where(source < 0, size, source)
+        images = jnp.take(images, source, axis=axis, mode="fill", fill_value=0)
     return images
 
 

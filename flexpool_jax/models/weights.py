@@ -181,7 +181,7 @@ def _read(file: str | os.PathLike[str], *, with_arrays: bool) -> tuple[WeightsHe
         with safe_open(path, framework="numpy") as content:
             names, metadata = list(content.keys()), content.metadata() or {}
             arrays = {name: content.get_tensor(name) for name in names} if with_arrays else {}
-        if _is_foreign(names):
+        if not any(name.startswith("params.") for name in names):
             return WeightsHeader(path, foreign=True), arrays
         mean, std = (tuple(map(float, metadata.get(key, "").split())) for key in ("mean", "std"))
     except Exception as error:  # safetensors raises many types of exceptions for damaged files.
@@ -221,10 +221,6 @@ def _check_pool(header: WeightsHeader, pool: str, for_training: bool) -> None:
             f"another meaning in the model's pool {pool!r} (constraint {expected}); allowed: a "
             f"model with the pool {header.pool!r}, or a file of a pool with the model's constraint"
         )
-
-
-def _is_foreign(names: Iterable[str]) -> bool:
-    return not any(name.startswith("params.") for name in names)
 
 
 def _load(
@@ -278,16 +274,24 @@ def _load(
             problems["not finite floating-point numbers"].append(titles[name])
         else:
             loaded[name] = np.asarray(array, leaf.dtype, order="C")
-    listed = [f"{kind}: {_first_of(names)}" for kind, names in problems.items() if names]
-    if listed:
-        named = [name for names in problems.values() for name in names]
-        if pool and header.pool not in ("", pool) and any(".pool." in name for name in named):
-            listed.append(f"the file is of the pool {header.pool!r}, the model has {pool!r}")
-        if max(map(len, problems.values())) > _MAX_NAMED:
-            listed.append("the file may be of another model")
-        raise UserError(f"{header.path} does not fit the model; {'; '.join(listed)}")
+    _refuse_problems(header, pool, problems)
     # Not by the names, because a module's name may contain a dot.
     return unflatten_dict({path: loaded[".".join(path)] for path in leaves}), list(new), resized
+
+
+def _refuse_problems(
+    header: WeightsHeader, pool: str, problems: Mapping[str, Sequence[str]]
+) -> None:
+    """Raises UserError if there are problems: arrays that do not fit, by the kind of problem."""
+    listed = [f"{kind}: {_first_of(names)}" for kind, names in problems.items() if names]
+    if not listed:
+        return
+    named = [name for names in problems.values() for name in names]
+    if pool and header.pool not in ("", pool) and any(".pool." in name for name in named):
+        listed.append(f"the file is of the pool {header.pool!r}, the model has {pool!r}")
+    if max(map(len, problems.values())) > _MAX_NAMED:
+        listed.append("the file may be of another model")
+    raise UserError(f"{header.path} does not fit the model; {'; '.join(listed)}")
 
 
 def _resize_pools(arrays: Arrays, expected: Mapping[str, Any], pool: str) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flexpool_jax import layout
 from flexpool_jax.errors import UserError
-from flexpool_jax.pages.markdown import escaped
+from flexpool_jax.pages.markdown import escaped, markdown_table
 from flexpool_jax.report import figures, sweep_page, tables, words
 from flexpool_jax.report.results import find_runs
 from flexpool_jax.report.rows import Row, make_rows
@@ -130,20 +130,3 @@ def _beside_accuracy(row: Row) -> str:
         heads = ["setting", *map(escaped, classes)]
         parts.append(f"{words.OF_EACH_CLASS}\n\n{markdown_table(heads, lines)}")
     return "\n\n".join(parts)
-
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown.
-
-    Example:
-        >>> print(markdown_table(["a", "b"], [["1", "x|y"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | x\\|y |
-    """
-    # A title can hold the path of a folder, which can hold any character.
-    lines = [
-        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [heads, *rows]
-    ]
-    lines.insert(1, ["---"] * len(heads))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

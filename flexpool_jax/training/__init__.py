@@ -11,7 +11,7 @@ The modules, in the order in which to read them:
 - metrics: numbers for files. console: output for people.
 - interrupts: signals. processes: several hosts. pace: the number of steps in a dispatch.
 - superclass, debugging, determinism: options of a config or a command.
-- environment: checks of JAX's settings.
+- environment: checks of JAX's settings, and the cache of compiled programs.
 """
 
 from __future__ import annotations

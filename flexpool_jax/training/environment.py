@@ -1,9 +1,15 @@
-"""Checks of JAX's settings that come from the environment, such as JAX_PLATFORMS."""
+"""Settings of JAX: checks of those from the environment, and the cache of compiled programs."""
 
 from __future__ import annotations
 
-import jax
+import hashlib
+import sys
+from pathlib import Path
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from flexpool_jax import files
 from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.training import processes
 
@@ -50,3 +56,37 @@ def check_platform() -> None:
         raise UserError(
             f"JAX_PLATFORMS={platforms}: {reason}; name another platform, such as cpu, or unset it"
         ) from error
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Stores compiled programs in a folder, so that later runs need not compile them again.
+
+    Call this function before the first array is made: later, JAX would not use the folder.
+
+    Args:
+        folder: path of the folder; empty for no change. A folder that the user's environment
+            chooses is not replaced.
+    """
+    if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def agree_on_compilation_cache() -> None:
+    """Turns the cache of compiled programs off unless all processes find the same programs in it.
+
+    When a program is compiled for GPUs, the processes of a run share the work of autotuning. A
+    process that finds the program in its cache takes no part in that, so the others would wait for
+    its share for up to a day, XLA's limit. The cache stays off until this process ends.
+    """
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    programs = sorted(path.name for path in Path(folder).glob("*-cache")) if folder else []
+    found = hashlib.sha256("\n".join(programs).encode()).hexdigest()
+    if any(other != found for other in processes.gather(found)):
+        print(
+            "the processes find different programs in their compilation caches, so this run does "
+            "not use them; let compilation_cache be a folder that all machines share",
+            file=sys.stderr,
+        )
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -56,37 +56,25 @@ class Feed:
         """The labels of all examples in order, int32 [N]."""
         return self._split.labels
 
-    def epoch(
-        self, setup: Setup, epoch: int, start: int, steps_from: Callable[[int], int]
-    ) -> Iterator[Part]:
+    def epoch(self, setup: Setup, epoch: int, spans: Iterable[slice]) -> Iterator[Part]:
         """Yields the parts of a training epoch in order, one for each call of `Setup.train_steps`.
 
         Args:
             setup: set-up that holds the seed and the sizes.
             epoch: number of the epoch, from 0.
-            start: number of steps of the epoch that are already done.
-            steps_from: function from the number of steps that are done to the number of steps in
-                the next part, see `Pace.steps_from`.
+            spans: the steps of each part, see `Pace.spans`; the next one is asked for when its part
+                is.
 
         Yields:
             The part of this process. For data on the devices, indices int32 [local devices, steps,
             batch size / devices]. For streamed data, ``image`` uint8 and ``label`` int32 with the
             same leading axes.
         """
-        count = setup.steps_per_epoch
-
-        def spans() -> Iterator[slice]:
-            first = start
-            while first < count:
-                end = first + steps_from(first)
-                yield slice(first, end)
-                first = end
-
         if self.data is None:
-            yield from _uploaded(self._streamed(setup, epoch * count + start, spans()))
+            yield from _uploaded(self._streamed(setup, epoch, spans))
             return
         indices = _epoch_indices(setup, len(self), epoch)
-        for span in spans():
+        for span in spans:
             yield indices[span].swapaxes(0, 1)
 
     def once(self, batch_size: int) -> Iterator[Part]:
@@ -112,21 +100,21 @@ class Feed:
             self._ahead.close()
             self._ahead = None
 
-    def _streamed(self, setup: Setup, step: int, spans: Iterable[slice]) -> Iterator[HostBatch]:
-        """Yields the parts of these steps of an epoch; the first begins at ``step`` of the run."""
-        if self._ahead is None or self._next_step != step:
-            self.close()
-            count = setup.steps_per_epoch
+    def _streamed(self, setup: Setup, epoch: int, spans: Iterable[slice]) -> Iterator[HostBatch]:
+        count = setup.steps_per_epoch
 
-            def read(step: int) -> HostBatch:
-                indices = _epoch_indices(setup, len(self), step // count)[step % count]
-                batch = _read(self._split, indices)
-                return {"image": batch["image"], "label": batch["label"]}
+        def read(step: int) -> HostBatch:
+            indices = _epoch_indices(setup, len(self), step // count)[step % count]
+            batch = _read(self._split, indices)
+            return {"image": batch["image"], "label": batch["label"]}
 
-            self._ahead, self._next_step = read_ahead(read, setup.total_steps, step), step
         for span in spans:
+            step = epoch * count + span.start
+            if self._ahead is None or self._next_step != step:
+                self.close()
+                self._ahead = read_ahead(read, setup.total_steps, step)
             batches = [next(self._ahead) for _ in range(span.start, span.stop)]
-            self._next_step += len(batches)
+            self._next_step = step + len(batches)
             yield jax.tree.map(_stacked, *batches)
 
 

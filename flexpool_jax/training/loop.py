@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -104,8 +104,8 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
     with _explaining_divergence(run), contextlib.closing(train_feed):
         try:
             for epoch in range(first_epoch, num_epochs):
-                start = step - epoch * steps_per_epoch
-                parts = train_feed.epoch(setup, epoch, start, pace.steps_from)
+                spans = pace.spans(step - epoch * steps_per_epoch)
+                parts = train_feed.epoch(setup, epoch, spans)
                 for part in meter.waiting_for(parts) if setup.is_streamed else parts:
                     if ended is None:
                         stop.check()
@@ -143,18 +143,23 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
             else:
                 # The steps after the end of this epoch will be computed again.
                 state = ended.state
-            run.write_steps()
-            snapshot = run.snapshot(state)
-            run.saver.save(snapshot)
-            run.saver.wait()
-            processes.gather(snapshot.step)  # Other processes wait until process 0 has saved.
-            run.bar.close()
-            raise Interrupted(
-                f"told to stop at step {snapshot.step} of {setup.total_steps}; "
-                "the same command continues from there"
-            ) from None
+            _save_and_stop(run, state)
     progress.seconds = time.monotonic() - run.started
     return state
+
+
+def _save_and_stop(run: Run, state: TrainState) -> NoReturn:
+    """Saves the state from which the run will continue, and raises `Interrupted` with its step."""
+    run.write_steps()
+    snapshot = run.snapshot(state)
+    run.saver.save(snapshot)
+    run.saver.wait()
+    processes.gather(snapshot.step)  # Other processes wait until process 0 has saved.
+    run.bar.close()
+    raise Interrupted(
+        f"told to stop at step {snapshot.step} of {run.setup.total_steps}; "
+        "the same command continues from there"
+    ) from None
 
 
 @contextlib.contextmanager

@@ -13,12 +13,16 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import jax
 
 from flexpool_jax import files, layout
 from flexpool_jax.training.steps import NotFinite
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
 
 T = TypeVar("T")
 
@@ -202,7 +206,7 @@ class MetricsWriter:
         # Unbuffered, so that closing does not try again to write what could not be written.
         self._file = path.open("ab", buffering=0)
         self._path = path
-        self._events = _Events(workdir, purge_step) if tensorboard else None
+        self._events = _open_events(workdir, purge_step) if tensorboard else None
 
     def write(self, *, step: int, epoch: float, split: str, **values: float | None) -> None:
         """Writes one line, and each value to TensorBoard as ``split/name``.
@@ -225,9 +229,12 @@ class MetricsWriter:
             while rest:
                 rest = rest[self._file.write(rest) :]
             if self._events is not None:
+                from tensorboardX.summary import scalar
+
                 for name, value in values.items():
                     if value is not None and math.isfinite(value):
-                        self._events.write(f"{split}/{name}", float(value), step)
+                        summary = scalar(f"{split}/{name}", float(value))
+                        self._events.write_event(_event(step, summary=summary))
         self._last = (step, split)
 
     def position(self) -> int:
@@ -256,40 +263,32 @@ class MetricsWriter:
                 raise
 
 
-class _Events:
-    """A TensorBoard file, written in the calling thread.
+def _open_events(workdir: Path, purge_step: int | None) -> EventsWriter:
+    """Opens a TensorBoard file that is written in the calling thread.
 
     tensorboardX's SummaryWriter writes in another thread, and its flush misses events that are
     still in the queue. With it, a process that is killed after a checkpoint could lose events from
     before the checkpoint.
     """
+    # Imported here because it takes a third of a second.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import SessionLog
 
-    def __init__(self, workdir: Path, purge_step: int | None) -> None:
-        # Imported here because it takes a third of a second.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
+    folder = workdir / layout.TENSORBOARD_FOLDER
+    folder.mkdir(exist_ok=True)
+    # The default names differ by the second only, and a file of the same name is replaced.
+    writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+    if purge_step is not None:
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(_event(purge_step, session_log=start))
+    return writer
 
-        self._event, self._scalar = Event, scalar
-        folder = workdir / layout.TENSORBOARD_FOLDER
-        folder.mkdir(exist_ok=True)
-        # The default names differ by the second only, and a file of the same name is replaced.
-        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(
-                Event(wall_time=time.time(), step=purge_step, session_log=start)
-            )
 
-    def write(self, tag: str, value: float, step: int) -> None:
-        summary = self._scalar(tag, value)
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+def _event(step: int, **content: Any) -> Event:
+    """Makes a TensorBoard event of the present time that holds a summary or a session log."""
+    from tensorboardX.proto.event_pb2 import Event
 
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
+    return Event(wall_time=time.time(), step=step, **content)
 
 
 def _step_and_split(lines: bytes) -> tuple[int, str] | None:

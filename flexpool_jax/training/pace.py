@@ -6,6 +6,7 @@ A program is compiled for each number of steps, so only a few different numbers 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 # A request to stop, or a loss that is NaN, is seen after two dispatches at most.
 LONGEST_SECONDS = 3.0
@@ -46,19 +47,25 @@ class Pace:
 
     Example:
         >>> pace = Pace(steps_per_epoch=97, steps=50)
-        >>> pace.steps_from(0), pace.steps_from(50)
-        (50, 47)
+        >>> [(span.start, span.stop) for span in pace.spans(0)]
+        [(0, 50), (50, 97)]
         >>> pace.slow_down(seconds_per_step=0.2)
-        >>> pace.steps_from(50), pace.steps_from(90)
-        (10, 7)
+        >>> [(span.start, span.stop) for span in pace.spans(75)]
+        [(75, 80), (80, 90), (90, 97)]
     """
 
     steps_per_epoch: int
     steps: int
 
-    def steps_from(self, start: int) -> int:
-        """The number of steps in the dispatch that begins after ``start`` steps of its epoch."""
-        return min(self.steps - start % self.steps, self.steps_per_epoch - start)
+    def spans(self, start: int) -> Iterator[slice]:
+        """Yields the steps of each dispatch of an epoch whose first ``start`` steps are done.
+
+        Each span is computed when it is asked for, so `slow_down` acts within an epoch too.
+        """
+        while start < self.steps_per_epoch:
+            stop = min(start - start % self.steps + self.steps, self.steps_per_epoch)
+            yield slice(start, stop)
+            start = stop
 
     def slow_down(self, seconds_per_step: float) -> None:
         """Shortens dispatches that would take longer than `LONGEST_SECONDS`.

@@ -22,21 +22,19 @@ from flexpool_jax.source import source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
-from flexpool_jax.training.environment import check_platform, check_random_numbers
+from flexpool_jax.training.environment import (
+    agree_on_compilation_cache,
+    check_platform,
+    check_random_numbers,
+    use_compilation_cache,
+)
 from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.loop import Run, run_epochs
 from flexpool_jax.training.result import read_result, result_of
 from flexpool_jax.training.resume import Progress, restore_or_init
 from flexpool_jax.training.saving import Saver
-from flexpool_jax.training.setup import (
-    Setup,
-    agree_on_compilation_cache,
-    check_training,
-    load_configured_dataset,
-    set_up,
-    use_compilation_cache,
-)
+from flexpool_jax.training.setup import Setup, check_training, load_configured_dataset, set_up
 from flexpool_jax.training.steps import TrainState, parameter_count
 
 
@@ -61,41 +59,41 @@ def train(
         dataset = check_dataset(dataset) if dataset else load_configured_dataset(config)
         processes.check_alike(facts(config, dataset))
         agree_on_compilation_cache()
-        phases = [("", set_up(config, dataset))]
+        setup = set_up(config, dataset)
+        first_setup = None
         # Only process 0 sees the files of the workdir.
         is_in_last = processes.gather(configuration.has_saved_state(workdir))[0]
         if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
-            first = set_up(superclass.superclass_config(config), coarse)
-            phases.insert(0, (layout.SUPERCLASS_FOLDER, first))
-        for _, setup in phases:
-            check_training(setup)
+            first_setup = set_up(superclass.superclass_config(config), coarse)
+            check_training(first_setup)
+        check_training(setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
             processes.check_shared(workdir / layout.LOCK_FILE)
-            result: dict[str, Any] = {}
-            trained = None
-            if len(phases) > 1:
-                name, setup = phases[0]
-                configuration.check_resume(setup.config, own_workdir / name)
-                # Written before the first phase: --workdir alone continues it, and reports know
-                # that this is the folder of a run.
-                is_new = not configuration.config_path(own_workdir).is_file()
-                if is_new or configuration.check_resume(config, own_workdir):
-                    configuration.write_config(config, own_workdir)
-            for name, setup in phases:
-                folder = own_workdir / name
-                folder.mkdir(exist_ok=True)
-                if len(phases) > 1:
-                    kind = "superclasses" if name else "classes"
-                    print(f"phase: {setup.dataset.num_classes} {kind}", file=sys.stderr)
-                with (
-                    profiling(setup, folder)
-                    if profile and not name
-                    else contextlib.nullcontext(setup)
-                ) as watched:
-                    trained, result = _train_phase(watched, folder, stop, trained)
-            return result
+            pretrained = None
+            if first_setup is not None:
+                pretrained = _train_superclasses(first_setup, config, own_workdir, stop)
+                print(f"phase: {dataset.num_classes} classes", file=sys.stderr)
+            watching = profiling(setup, own_workdir) if profile else contextlib.nullcontext(setup)
+            with watching as watched:
+                return _train_phase(watched, own_workdir, stop, pretrained)[1]
+
+
+def _train_superclasses(
+    setup: Setup, config: ml_collections.ConfigDict, workdir: Path, stop: StopRequest
+) -> Mapping[str, Any]:
+    """Runs the first phase of the run of this config; returns its final variables, on the host."""
+    folder = workdir / layout.SUPERCLASS_FOLDER
+    configuration.check_resume(setup.config, folder)
+    # Written before the first phase: --workdir alone continues it, and reports know that this is
+    # the folder of a run.
+    is_new = not configuration.config_path(workdir).is_file()
+    if is_new or configuration.check_resume(config, workdir):
+        configuration.write_config(config, workdir)
+    folder.mkdir(exist_ok=True)
+    print(f"phase: {setup.dataset.num_classes} superclasses", file=sys.stderr)
+    return _train_phase(setup, folder, stop, None)[0]
 
 
 def _train_phase(
@@ -135,33 +133,47 @@ def _train_phase(
             progress.source_hashes.append(source_hash())
         lines = console.first_lines(setup, step, parameter_count(state.params))
         print(*lines, sep="\n", file=sys.stderr, flush=True)
-        with (
-            metrics.MetricsWriter(
-                workdir,
-                tensorboard=config.tensorboard,
-                resume_bytes=progress.metrics_position,
-                purge_step=step + 1,
-            ) as log,
-            contextlib.closing(
-                console.ProgressBar(setup.total_steps, setup.steps_per_epoch, step)
-            ) as bar,
-        ):
-            meter = metrics.Meter(config.batch_size)
-            run = Run(
-                setup=setup,
-                workdir=workdir,
-                progress=progress,
-                meter=meter,
-                saver=Saver(manager, identity, step, progress.evaluated),
-                log=log,
-                bar=bar,
-                stop=stop,
-                started=time.monotonic() - progress.seconds,
-            )
-            state = jax.device_get(run_epochs(run, state))
+        saver = Saver(manager, identity, step, progress.evaluated)
+        state, meter = _train_to_end(setup, workdir, stop, saver, state, progress)
         result = files.with_digest(result_of(setup, progress, state, meter))
         files.write_json(workdir / layout.RESULT_FILE, result)
         return state.variables, processes.gather(result)[0]
+
+
+def _train_to_end(
+    setup: Setup,
+    workdir: Path,
+    stop: StopRequest,
+    saver: Saver,
+    state: TrainState,
+    progress: Progress,
+) -> tuple[TrainState, metrics.Meter]:
+    """Trains to the last epoch, and updates the progress; returns the state on the host."""
+    step = int(state.step)
+    meter = metrics.Meter(setup.config.batch_size)
+    with (
+        metrics.MetricsWriter(
+            workdir,
+            tensorboard=setup.config.tensorboard,
+            resume_bytes=progress.metrics_position,
+            purge_step=step + 1,
+        ) as log,
+        contextlib.closing(
+            console.ProgressBar(setup.total_steps, setup.steps_per_epoch, step)
+        ) as bar,
+    ):
+        run = Run(
+            setup=setup,
+            workdir=workdir,
+            progress=progress,
+            meter=meter,
+            saver=saver,
+            log=log,
+            bar=bar,
+            stop=stop,
+            started=time.monotonic() - progress.seconds,
+        )
+        return jax.device_get(run_epochs(run, state)), meter
 
 
 def _is_result_of(result: Mapping[str, Any], state: TrainState, num_epochs: int) -> bool:

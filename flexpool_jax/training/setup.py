@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,9 +18,8 @@ import ml_collections
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.experimental.compilation_cache import compilation_cache
 
-from flexpool_jax import configuration, cpu, files
+from flexpool_jax import configuration, cpu
 from flexpool_jax.data import Dataset, load_dataset, memory_for_images
 from flexpool_jax.data.augment import make_augment, make_normalise
 from flexpool_jax.errors import UserError
@@ -127,15 +123,9 @@ def set_up(config: ml_collections.ConfigDict, dataset: Dataset) -> Setup:
         warmup_steps=config.warmup_epochs * steps_per_epoch,
     )
     tx = make_optimizer(
-        config.optimizer.name,
-        schedule,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        weight_decay_kind=config.optimizer.weight_decay_kind,
-        decay_pool=config.optimizer.decay_pool,
-        clip_norm=config.optimizer.clip_norm,
+        schedule=schedule,
         pool_learning_rate_scale=config.pool_learning_rate_scale,
-        kwargs=config.optimizer.get("kwargs", {}),
+        **config.optimizer,
     )
     model = create_configured_model(config, dataset)
     normalise = make_normalise(dataset.mean, dataset.std, jnp.dtype(config.dtype))
@@ -288,37 +278,3 @@ def replicate(tree: Any) -> Any:
     """Copies a whole tree to every local device, where the compiled steps expect it."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (steps.AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Stores compiled programs in a folder, so that later runs need not compile them again.
-
-    Call this function before the first array is made: later, JAX would not use the folder.
-
-    Args:
-        folder: path of the folder; empty for no change. A folder that the user's environment
-            chooses is not replaced.
-    """
-    if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(files.expanded(folder)))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def agree_on_compilation_cache() -> None:
-    """Turns the cache of compiled programs off unless all processes find the same programs in it.
-
-    When a program is compiled for GPUs, the processes of a run share the work of autotuning. A
-    process that finds the program in its cache takes no part in that, so the others would wait for
-    its share for up to a day, XLA's limit. The cache stays off until this process ends.
-    """
-    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    programs = sorted(path.name for path in Path(folder).glob("*-cache")) if folder else []
-    found = hashlib.sha256("\n".join(programs).encode()).hexdigest()
-    if any(other != found for other in processes.gather(found)):
-        print(
-            "the processes find different programs in their compilation caches, so this run does "
-            "not use them; let compilation_cache be a folder that all machines share",
-            file=sys.stderr,
-        )
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()

@@ -206,39 +206,15 @@ def make_train_step(
     """
     if freeze_backbone:
         model = model.clone(freeze_backbone=True)
-
-    def loss_fn(
-        params: Any, batch_stats: Any, images: Array, labels: Array, key: Array
-    ) -> tuple[Array, tuple[Metrics, Any]]:
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            # Flax draws from "params" for the streams of a user's model that have no key here.
-            rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
-            mutable=["batch_stats", "aux_logits"],
-        )
-        loss, parts = losses.total_loss(
-            logits,
-            labels,
-            aux_logits=updates.get("aux_logits", {}).get("logits", ()),
-            sac_weights=sac_weights,
-            label_smoothing=label_smoothing,
-            regularizer=regularizer(params),
-            pool_reg=pool_reg,
-        )
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
-        metrics = {"loss": loss, **parts, "accuracy": accuracy}
-        return loss, (metrics, updates.get("batch_stats", {}))
-
-    def gradient(
-        params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
-    ) -> tuple[Any, Metrics, Any]:
-        images = augment(normalise(batch["image"]), example_keys)
-        grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-            params, batch_stats, images, batch["label"], dropout_key
-        )
-        return grads, metrics, batch_stats
+    objective = functools.partial(
+        losses.total_loss,
+        sac_weights=sac_weights,
+        label_smoothing=label_smoothing,
+        pool_reg=pool_reg,
+    )
+    gradient = _make_gradient(model, objective, regularizer, augment, normalise)
+    if grad_accum_steps != 1:
+        gradient = _in_parts(gradient, grad_accum_steps)
 
     def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         count = batch["label"].shape[0]
@@ -246,8 +222,7 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         positions = device * count + jnp.arange(count)
         example_keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions)
-        compute = gradient if grad_accum_steps == 1 else _in_parts(gradient, grad_accum_steps)
-        grads, metrics, batch_stats = compute(
+        grads, metrics, batch_stats = gradient(
             state.params,
             state.batch_stats,
             batch,
@@ -274,6 +249,46 @@ def make_train_step(
 # A function of parameters, batch statistics, a batch, its examples' keys and dropout's key, which
 # returns gradients, metrics and new batch statistics.
 Gradient = Callable[[Any, Any, Batch, Array, Array], tuple[Any, Metrics, Any]]
+
+
+def _make_gradient(
+    model: nn.Module,
+    objective: Callable[..., tuple[Array, Metrics]],
+    regularizer: Callable[[Any], Array],
+    augment: Callable[[Array, Array], Array],
+    normalise: Callable[[Array], Array],
+) -> Gradient:
+    """Returns the gradient of an objective, which is `losses.total_loss` with its coefficients."""
+
+    def loss_fn(
+        params: Any, batch_stats: Any, images: Array, labels: Array, key: Array
+    ) -> tuple[Array, tuple[Metrics, Any]]:
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            # Flax draws from "params" for the streams of a user's model that have no key here.
+            rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
+            mutable=["batch_stats", "aux_logits"],
+        )
+        aux_logits = updates.get("aux_logits", {}).get("logits", ())
+        loss, parts = objective(
+            logits, labels, aux_logits=aux_logits, regularizer=regularizer(params)
+        )
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+        metrics = {"loss": loss, **parts, "accuracy": accuracy}
+        return loss, (metrics, updates.get("batch_stats", {}))
+
+    def gradient(
+        params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
+    ) -> tuple[Any, Metrics, Any]:
+        images = augment(normalise(batch["image"]), example_keys)
+        grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+            params, batch_stats, images, batch["label"], dropout_key
+        )
+        return grads, metrics, batch_stats
+
+    return gradient
 
 
 def _in_parts(gradient: Gradient, count: int) -> Gradient:

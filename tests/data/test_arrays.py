@@ -178,7 +178,7 @@ def test_an_error_in_the_users_function_arrives_as_it_is(monkeypatch):
     def load():
         raise ZeroDivisionError("mine")
 
-    monkeypatch.setitem(DATASETS, "broken", flexpool_jax.data.registry.Registered(load))
+    monkeypatch.setitem(DATASETS, "broken", load)
     with pytest.raises(ZeroDivisionError, match="mine"):
         load_dataset("broken", "data")
 

@@ -74,10 +74,11 @@ def test_streamed_batches_are_those_on_the_devices(make_config, steps_per_dispat
     setup = set_up(config, load_dataset(**dataset_options(config)))
     device, stream = Feed(setup.dataset.train), Feed(stored.train, is_streamed=True)
     # The second epoch is read ahead during the first; then a run resumes in the middle of one.
-    for place in ((0, 0), (1, 0), (0, 7)):
-        pace = Pace(setup.steps_per_epoch, steps_per_dispatch).steps_from
-        expected = picked(device, device.epoch(setup, *place, pace))
-        assert_same(picked(stream, stream.epoch(setup, *place, pace)), expected, ("image", "label"))
+    pace = Pace(setup.steps_per_epoch, steps_per_dispatch)
+    for epoch, start in ((0, 0), (1, 0), (0, 7)):
+        expected = picked(device, device.epoch(setup, epoch, pace.spans(start)))
+        found = picked(stream, stream.epoch(setup, epoch, pace.spans(start)))
+        assert_same(found, expected, ("image", "label"))
     stream.close()
 
     device, stream = Feed(setup.dataset.test), Feed(stored.test, is_streamed=True)
@@ -93,7 +94,7 @@ def test_an_epoch_holds_examples_once_and_in_a_random_order(make_config):
     config = make_config()
     setup = set_up(config, load_dataset(**dataset_options(config)))
     feed = Feed(setup.dataset.train)
-    parts = feed.epoch(setup, 0, 0, Pace(setup.steps_per_epoch, 5).steps_from)
+    parts = feed.epoch(setup, 0, Pace(setup.steps_per_epoch, 5).spans(0))
     order = np.concatenate([part.swapaxes(0, 1).ravel() for part in parts])
     assert len(np.unique(order)) == len(order) == 96 * (1438 // 96)
     # The rank correlation with the stored order has the standard error 1/√n.

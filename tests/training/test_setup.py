@@ -13,7 +13,8 @@ from flexpool_jax import configuration, register_model
 from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import feed, processes, steps
-from flexpool_jax.training.setup import agree_on_compilation_cache, check_training, set_up
+from flexpool_jax.training.environment import agree_on_compilation_cache
+from flexpool_jax.training.setup import check_training, set_up
 
 
 def make(num_images, variant="flexpool", side=8, **fields):
