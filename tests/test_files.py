@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever happens while they are written."""
 
+import functools
 import json
 import math
 
@@ -65,3 +66,8 @@ def test_a_json_file_may_be_missing_and_a_folder_is_not_one(tmp_path):
     assert files.read_json(tmp_path / "absent" / "config.json") is None
     with pytest.raises(UserError, match="is not a file"):
         files.read_json(tmp_path)
+
+
+def test_an_object_of_a_depth_that_no_run_writes_does_not_match():
+    deep = functools.reduce(lambda inner, _: [inner], range(700), 0)
+    assert not files.digest_matches({"accuracy": deep, "sha256": "0" * 64})

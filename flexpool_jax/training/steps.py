@@ -258,7 +258,12 @@ def _make_gradient(
     augment: Callable[[Array, Array], Array],
     normalise: Callable[[Array], Array],
 ) -> Gradient:
-    """Returns the gradient of an objective, which is `losses.total_loss` with its coefficients."""
+    """Returns the function that computes gradients, metrics and statistics of one batch.
+
+    Args:
+        objective: `losses.total_loss` with its coefficients.
+        model, regularizer, augment, normalise: see `make_train_step`.
+    """
 
     def loss_fn(
         params: Any, batch_stats: Any, images: Array, labels: Array, key: Array
