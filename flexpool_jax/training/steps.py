@@ -260,9 +260,8 @@ def _make_gradient(
 ) -> Gradient:
     """Returns the function that computes gradients, metrics and statistics of one batch.
 
-    Args:
-        objective: `losses.total_loss` with its coefficients.
-        model, regularizer, augment, normalise: see `make_train_step`.
+    The objective is `losses.total_loss` with its coefficients. `make_train_step` describes the
+    other arguments.
     """
 
     def loss_fn(
