@@ -82,19 +82,21 @@ def _restore(
             use_deterministic_ops()
     check_platform()
     with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
-        number = checkpoints.choose_step(manager, step)
-        dataset, identity = identify(workdir, config)
-        setup = set_up(config, dataset)
-        like = setup.abstract_state
+        found = setup = None
         while True:
+            number = checkpoints.choose_step(manager, step)
             try:
-                variables = checkpoints.restore_model(manager, number, like, identity.check)
+                run = checkpoints.read_run(manager, number)
+                found = found or identify(workdir, config)  # Reads the data only once.
+                dataset, identity = found
+                identity.check(number, run)
+                setup = setup or set_up(config, dataset)
+                variables = checkpoints.restore_model(manager, number, setup.abstract_state)
                 break
             except checkpoints.DamagedCheckpoint as error:
                 # A run that is in training may have saved another checkpoint and deleted this one.
                 manager.reload()
-                damaged, number = number, checkpoints.choose_step(manager, step)
-                if number == damaged:
+                if checkpoints.choose_step(manager, step) == number:
                     raise UserError(f"cannot use {manager.directory}: {error}") from error
     return Restored(workdir, number, setup, variables)
 

@@ -183,9 +183,20 @@ def check_finite(tree: Any, step: int) -> None:
             raise NotFinite(step, what, updates=step)
 
 
-# A function of the step and the run of a checkpoint, which raises a UserError to refuse it. The run
-# is the argument ``run`` of `save` with ``step`` added; None for a checkpoint of release 0.1, which
-# does not hold it.
+def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """Reads which run a checkpoint belongs to.
+
+    Returns:
+        The argument ``run`` of `save`, with ``step`` added; None for a checkpoint of release 0.1,
+        which does not hold it.
+
+    Raises:
+        DamagedCheckpoint: the checkpoint cannot be read, or its content is not what was saved.
+        UserError: the name of the checkpoint's folder is not the step that the checkpoint holds.
+    """
+    return _read_progress(manager, step)[1]
+
+
 Check = Callable[[int, Mapping[str, Any] | None], object]
 
 
@@ -201,11 +212,12 @@ def restore(
         manager: result of `open_checkpoints`.
         step: step of the checkpoint, one of ``manager.all_steps()``.
         like: a state, or its `jax.eval_shape`, of the same structure, shapes and dtypes.
-        check: function that is called with the step and the checkpoint's run, before the arrays
-            are read, see `Check`.
+        check: function that is called with the step and the result of `read_run`, before the
+            arrays are read. It raises a UserError to refuse the checkpoint.
 
     Returns:
-        The state, as NumPy arrays, the progress that was saved with it, and the checkpoint's run.
+        The state, as NumPy arrays, the progress that was saved with it, and the result of
+        `read_run`.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read, or its content is not what was saved.
@@ -227,15 +239,9 @@ def restore(
     return state, progress, run
 
 
-def restore_model(
-    manager: ocp.CheckpointManager,
-    step: int,
-    like: TrainState,
-    check: Check = lambda step, run: None,
-) -> dict[str, Any]:
+def restore_model(manager: ocp.CheckpointManager, step: int, like: TrainState) -> dict[str, Any]:
     """Restores only ``params`` and ``batch_stats``; arguments and errors are those of `restore`."""
     _, run, sha256 = _read_progress(manager, step)
-    check(step, run)
     if run is None:
         # In release 0.1 only the item of the optimizer holds the step, which `restore` checks.
         return restore(manager, step, like)[0].variables

@@ -510,15 +510,15 @@ def test_a_finished_run_says_that_another_value_has_no_effect(workdir, make_conf
 def test_a_checkpoint_that_training_deletes_meanwhile_is_passed_over(workdir, monkeypatch):
     checkpoint, later = workdir / "checkpoints" / "22", workdir.parent / "22"
     checkpoint.rename(later)
-    restore_model = checkpoints.restore_model
+    read_run = checkpoints.read_run
 
-    def restore_after_training_has_saved(*arguments):
+    def read_after_training_has_saved(manager, step):
         if later.exists():
             shutil.rmtree(workdir / "checkpoints" / "11")
             later.rename(checkpoint)
-        return restore_model(*arguments)
+        return read_run(manager, step)
 
-    monkeypatch.setattr(checkpoints, "restore_model", restore_after_training_has_saved)
+    monkeypatch.setattr(checkpoints, "read_run", read_after_training_has_saved)
     assert load_trained(workdir).step == 22
 
 
