@@ -159,7 +159,7 @@ def other_experiments(
             "progress faster, the difference falls with longer training."
         )
         changes = [
-            _change(column, slope, _significant_lengths(analyses, column))
+            _change(column, slope, analyses)
             for column, slope in slopes.items()
             if slope.contrast is not None and len(slope.differences) == 3 * len(LENGTHS)
         ]
@@ -169,30 +169,22 @@ def other_experiments(
     return [wrapped(intro), *items] if items else []
 
 
-def _significant_lengths(analyses: Sequence[Analysis], column: str) -> list[str]:
-    """The numbers of epochs after which a column's difference to `avg` is significant.
-
-    Those after 10 epochs are E1's seeds 0 to 2, for which the protocol has no test.
-    """
-    return [
-        str(epochs)
-        for epochs, design in LENGTHS.items()
-        for analysis in analyses
-        for finding in analysis.findings
-        if analysis.experiment.designs == (design,) != ("e1",)
-        and finding.weights == minus(column, "avg")
-        and finding.is_significant
-    ]
-
-
-def _change(column: str, slope: Slope, significant: Sequence[str]) -> str:
+def _change(column: str, slope: Slope, analyses: Sequence[Analysis]) -> str:
     """A column's mean differences to `avg` after each length, and the slope over the lengths."""
     assert slope.contrast is not None
     *means, last = (signed(found.mean) for found in slope.by_length.values())
-    tested = [str(epochs) for epochs, design in LENGTHS.items() if design != "e1"]
+    # Those after 10 epochs are of E1's seeds 0 to 2, for which the protocol has no test.
+    tested = {design: str(epochs) for epochs, design in LENGTHS.items() if design != "e1"}
+    significant = [
+        tested[design]
+        for analysis in analyses
+        for design in analysis.experiment.designs
+        for finding in analysis.findings
+        if design in tested and finding.weights == minus(column, "avg") and finding.is_significant
+    ]
     return (
         f"`{column}` − `avg` is {', '.join(means)} and {last} points. "
-        f"Of those after {_and(tested)} epochs, significant after Holm's correction: "
+        f"Of those after {_and([*tested.values()])} epochs, significant after Holm's correction: "
         f"{_and(significant) or 'none'}. The slope of a straight line over log₂(epochs) is "
         f"{points(slope.contrast)} for each doubling of the epochs, "
         f"{p_text(slope.contrast.p_value)} without correction." + slope_disagreement(slope)

@@ -64,10 +64,7 @@ CONTROLS = (
     "flexpool+pool_learning_rate_scale=0.0204",
 )
 _SAC_MINUS_PLAIN = minus(f"{WHOLE}+sac", "avg+sac") | {WHOLE: -1.0, "avg": 1.0}
-_WITH_DROPOUT_MINUS_WITHOUT = {
-    **minus(WHOLE, "avg+dropout"),
-    **{"flexpool+reg": -1.0, "avg": 1.0},
-}
+_WITH_DROPOUT_MINUS_WITHOUT = minus(WHOLE, "avg+dropout") | {"flexpool+reg": -1.0, "avg": 1.0}
 LENGTHS = {2: "e6_2", 5: "e6_5", 10: "e1", 20: "e6_20"}
 EXPERIMENTS = (
     Experiment(
