@@ -95,6 +95,12 @@ def restore_or_init(
     return state, progress
 
 
+def check_initial_weights(setup: Setup) -> None:
+    """Checks that the file of ``config.init_from`` fits the model, before anything is written."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.abstract_state.variables)
+    start_from(setup.config.init_from, zeros, pool=setup.config.pool)
+
+
 def _thawed(setup: Setup, state: TrainState) -> TrainState:
     """Restarts the optimizer if possible, because the backbone's moments are 0; says so."""
     opt_state = restart(setup.tx, state.params, state.opt_state)

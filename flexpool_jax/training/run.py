@@ -32,7 +32,7 @@ from flexpool_jax.training.identity import begin, facts
 from flexpool_jax.training.interrupts import StopRequest, stop_on_signals
 from flexpool_jax.training.loop import Run, run_epochs
 from flexpool_jax.training.result import read_result, result_of
-from flexpool_jax.training.resume import Progress, restore_or_init
+from flexpool_jax.training.resume import Progress, check_initial_weights, restore_or_init
 from flexpool_jax.training.saving import Saver
 from flexpool_jax.training.setup import Setup, check_training, load_configured_dataset, set_up
 from flexpool_jax.training.steps import TrainState, parameter_count
@@ -62,12 +62,17 @@ def train(
         setup = set_up(config, dataset)
         first_setup = None
         # Only process 0 sees the files of the workdir.
-        is_in_last = processes.gather(configuration.has_saved_state(workdir))[0]
+        phases = workdir / layout.SUPERCLASS_FOLDER, workdir
+        is_in_first, is_in_last = processes.gather(
+            [configuration.has_saved_state(folder) for folder in phases]
+        )[0]
         if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first_setup = set_up(superclass.superclass_config(config), coarse)
             check_training(first_setup)
         check_training(setup)
+        if config.init_from and not (is_in_first or is_in_last):
+            check_initial_weights(first_setup or setup)
         stop.agree = processes.shared_flag()
         with processes.writable(workdir) as own_workdir, hold_workdir(own_workdir):
             processes.check_shared(workdir / layout.LOCK_FILE)

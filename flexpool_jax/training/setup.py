@@ -232,6 +232,8 @@ def create_configured_model(config: ml_collections.ConfigDict, dataset: Dataset)
     shape = dataset.image_shape
     try:
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"model {config.model!r} cannot take images of {shape}: {error}") from error
     others = sorted(variables.keys() - {"params", "batch_stats"})
