@@ -144,20 +144,36 @@ def run_epochs(run: Run, state: TrainState) -> TrainState:
                 # The steps after the end of this epoch will be computed again.
                 state = ended.state
             _save_and_stop(run, state)
+        except (NotFinite, FloatingPointError, OSError):
+            raise
+        except Exception:
+            # An evaluation may fail, for example in a metric of the user's own.
+            is_whole = not progress.evaluated and step % steps_per_epoch == 0
+            if jax.process_count() == 1 and (ended is not None or is_whole):
+                with contextlib.suppress(Exception):
+                    _save(run, state if ended is None else ended.state)
+                run.bar.close()
+            raise
     progress.seconds = time.monotonic() - run.started
     return state
 
 
-def _save_and_stop(run: Run, state: TrainState) -> NoReturn:
-    """Saves the state from which the run will continue, and raises `Interrupted` with its step."""
+def _save(run: Run, state: TrainState) -> int:
+    """Saves a state that is not evaluated, with the metrics up to it; returns its step."""
     run.write_steps()
     snapshot = run.snapshot(state)
     run.saver.save(snapshot)
     run.saver.wait()
-    processes.gather(snapshot.step)  # Other processes wait until process 0 has saved.
+    return snapshot.step
+
+
+def _save_and_stop(run: Run, state: TrainState) -> NoReturn:
+    """Saves the state from which the run will continue, and raises `Interrupted` with its step."""
+    step = _save(run, state)
+    processes.gather(step)  # Other processes wait until process 0 has saved.
     run.bar.close()
     raise Interrupted(
-        f"told to stop at step {snapshot.step} of {run.setup.total_steps}; "
+        f"told to stop at step {step} of {run.setup.total_steps}; "
         "the same command continues from there"
     ) from None
 

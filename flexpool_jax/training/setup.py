@@ -6,10 +6,14 @@ that training used.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,11 +22,12 @@ import ml_collections
 import numpy as np
 import optax
 from flax import linen as nn
+from flax.errors import FlaxError
 
 from flexpool_jax import configuration, cpu
 from flexpool_jax.data import Dataset, load_dataset, memory_for_images
 from flexpool_jax.data.augment import make_augment, make_normalise
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, one_line
 from flexpool_jax.models import create_model
 from flexpool_jax.models.registry import CIFAR_OPTIONS
 from flexpool_jax.optimizer import make_optimizer, make_schedule
@@ -184,6 +189,8 @@ def check_training(setup: Setup) -> None:
             f"the training images have {train[0]} x {train[1]} pixels and the test images "
             f"{test[0]} x {test[1]}; allowed: the same size, or config.augment.random_resized_crop"
         )
+    with _tracing_model(setup.config, setup.dataset) as images:
+        jax.eval_shape(setup.model.apply, setup.abstract_state.variables, images)
     configuration.check_batch_size(setup.config, jax.device_count(), len(setup.dataset.train))
     pooled = [w.shape[:2] for _, w in named_w_fp(setup.abstract_state.params)]
     configuration.check_pool_reg_stability(setup.config, pooled)
@@ -229,13 +236,9 @@ def create_configured_model(config: ml_collections.ConfigDict, dataset: Dataset)
         norm_axis_name=steps.AXIS if config.sync_batch_norm else None,
         **options,
     )
-    shape = dataset.image_shape
-    try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"model {config.model!r} cannot take images of {shape}: {error}") from error
+    with _tracing_model(config, dataset) as images:
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        named_w_fp(variables["params"])
     others = sorted(variables.keys() - {"params", "batch_stats"})
     if others:
         raise UserError(
@@ -243,8 +246,28 @@ def create_configured_model(config: ml_collections.ConfigDict, dataset: Dataset)
             "keep; allowed: params and batch_stats"
         )
     if config.deterministic:
-        check_deterministic(model, variables, shape)
+        check_deterministic(model, variables, dataset.image_shape)
     return model
+
+
+@contextlib.contextmanager
+def _tracing_model(
+    config: ml_collections.ConfigDict, dataset: Dataset
+) -> Iterator[jax.ShapeDtypeStruct]:
+    """Yields the shape of an image; an error becomes a UserError with the line of a user's code."""
+    try:
+        yield jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    except UserError:
+        raise
+    except (FlaxError, TypeError, ValueError) as error:
+        others = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not frame.filename.startswith(others)]
+        where = f"{own[-1].filename}:{own[-1].lineno}: {type(error).__name__}: " if own else ""
+        raise UserError(
+            f"model {config.model!r} with the pool {config.pool!r} cannot take images of "
+            f"{dataset.image_shape}: {where}{one_line(error, limit=None)}"
+        ) from error
 
 
 def _steps_per_dispatch(

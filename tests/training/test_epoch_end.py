@@ -6,6 +6,7 @@ the host reads as well. So the gaps between its steps are exact.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import types
@@ -25,6 +26,15 @@ from flexpool_jax.training.steps import TrainState, steps_in
 
 STEPS = 11  # Of an epoch of the digits, in batches of 128.
 STEP_SECONDS, EVAL_SECONDS, SAVE_SECONDS = 0.25, 0.1, 0.4
+
+
+class MemoryIsFull(RuntimeError):
+    """What JAX raises, when a program is dispatched or when its result is read."""
+
+
+class Full:
+    def __array__(self, dtype=None, copy=None):
+        raise MemoryIsFull
 
 
 class Later:
@@ -50,11 +60,14 @@ class Device:
         stop_at=None,
         diverges_at=None,
         overflows_at=None,
+        fails_at=None,
         step_seconds=STEP_SECONDS,
         is_blocking=False,
     ):
         self.accuracies, self.stop_at = accuracies, stop_at
         self.diverges_at, self.overflows_at = diverges_at, overflows_at
+        self.fails_at = fails_at  # The number of an evaluation, and whether its call fails.
+        self.evaluations = 0
         self.step_seconds, self.is_blocking = step_seconds, is_blocking
         self.now = self.free = 0.0
         self.calls = 0
@@ -87,6 +100,11 @@ class Device:
     def eval_step(self, variables, data, part):
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
         self.work("evaluate", EVAL_SECONDS)
+        self.evaluations += 1
+        if self.fails_at == (self.evaluations, True):
+            raise MemoryIsFull
+        if self.fails_at == (self.evaluations, False):
+            return {}, {"logits": Full()}
         weight = float(jax.tree.leaves(variables)[0].mean())
         epoch = int(weight) // STEPS if math.isfinite(weight) else 0
         accuracy = self.accuracies[epoch - 1] if self.accuracies else epoch / 100
@@ -224,6 +242,20 @@ def test_a_stop_at_any_call_loses_nothing(run, tmp_path):
             assert again[name] == result[name]
         assert again["seconds"] >= result["seconds"] - 1e-6, call
         assert saved_steps(workdir)[1] == saved_steps(undisturbed)[1]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_an_evaluation_that_fails_loses_nothing(run, tmp_path, backend):
+    fields = {"num_epochs": 3, "checkpoint_every_epochs": 3}
+    undisturbed = tmp_path / "undisturbed"
+    run(Device(), backend, undisturbed, **fields)
+    for epoch, is_call in itertools.product((1, 2, 3), (True, False)):
+        workdir = tmp_path / f"{epoch}_{is_call}"
+        with pytest.raises(MemoryIsFull):
+            run(Device(fails_at=(epoch, is_call)), backend, workdir, **fields)
+        assert saved_steps(workdir)[0][-1] == epoch * STEPS
+        run(Device(), backend, workdir, **fields)
+        assert lines_of(workdir) == lines_of(undisturbed), (epoch, is_call)
 
 
 ACCURACIES = (0.1, 0.5, 0.2, 0.4, 0.3, 0.3)

@@ -1,5 +1,7 @@
 """What a user's model may and may not do in training."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,17 @@ class Partitioned(nn.Module):
         return {"stage1": nn.relu(nn.Conv(4, (3, 3), strides=2, kernel_init=kernel_init)(images))}
 
 
+class DrawsAlways(nn.Module):
+    """Draws random numbers in evaluation too, where there is no stream of them."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2)(images))
+        return {"stage1": x + jax.random.normal(self.make_rng("noise"), x.shape)}
+
+
 for name, module in (
+    ("draws_always", DrawsAlways),
     ("noisy", Noisy),
     ("counting", Counting),
     ("broken", Broken),
@@ -82,6 +94,13 @@ def test_a_stream_of_random_numbers_of_its_own_works(run):
 def test_partitioned_parameters_are_trained(run, tmp_path):
     assert run("partitioned_for_tests")["epochs"] == 1
     assert np.load(tmp_path / "run/pool_weights.npz")["head/pool/w_fp"].shape == (4, 4, 4)
+
+
+def test_a_line_that_fails_is_named_before_training(run, tmp_path):
+    line = inspect.getsourcelines(DrawsAlways.__call__)[1] + 3
+    with pytest.raises(UserError, match=rf"test_user_models.py:{line}: InvalidRngError: .*noise"):
+        run("draws_always_for_tests")
+    assert not (tmp_path / "run").exists()
 
 
 def test_variables_that_training_does_not_keep_are_named(run):
