@@ -24,9 +24,9 @@ def resolve(entry: str | Callable[..., Any], package: str) -> Callable[..., Any]
 def is_same_definition(one: Any, other: Any) -> bool:
     """Whether two functions come from the same definition, as when a notebook's cell runs twice.
 
-    The name of a module's function says enough, so that a cell may be edited and run again. Lambdas
-    and local functions must also agree in their code, default arguments and enclosed values, as far
-    as these can be compared: a cell that runs twice makes its arrays anew.
+    Functions at the top of a module are compared by their names alone, so that a cell may be edited
+    and run again. Lambdas and local functions must also agree in their code, default arguments and
+    enclosed values, as far as these can be compared: a cell that runs twice makes its arrays anew.
 
     Example:
         >>> def define(number):

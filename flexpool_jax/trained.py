@@ -193,17 +193,17 @@ def load_trained(
     alone = ml_collections.ConfigDict(restored.setup.config)
     alone.sync_batch_norm = False
     return Trained(
-        restored.workdir,
-        restored.step,
-        restored.setup.config,
-        create_configured_model(alone, dataset),
-        restored.variables,
-        dataset.class_names,
-        dataset.image_shape,
-        dataset.mean,
-        dataset.std,
-        dataset.name,
-        len(dataset.test),
+        workdir=restored.workdir,
+        step=restored.step,
+        config=restored.setup.config,
+        model=create_configured_model(alone, dataset),
+        variables=restored.variables,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        dataset_name=dataset.name,
+        test_images=len(dataset.test),
     )
 
 

@@ -3,7 +3,7 @@
 A part is the argument of a compiled step that selects its examples. It holds indices into
 `Feed.data`, the split on the devices; if the split is streamed, it holds the images themselves.
 Only the seed, the epoch and the step determine which examples a part selects. So a resumed run sees
-the same batches, and both placements of the data do.
+the same batches, and so does a run with the other placement of the data.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Feed:
         self.data: DeviceSplit | None = None
         if not is_streamed:
             self.data = DeviceSplit(*replicate((np.asarray(split.images), split.labels)))
-        # Reads the batches of training ahead, across the ends of epochs. Its next batch is that of
-        # the step below.
+        # Reads the batches of training ahead, across the ends of epochs; it yields that of
+        # `_next_step` next.
         self._ahead: Generator[HostBatch] | None = None
         self._next_step = 0
 
@@ -62,8 +62,8 @@ class Feed:
         Args:
             setup: set-up that holds the seed and the sizes.
             epoch: number of the epoch, from 0.
-            spans: the steps of each part, see `Pace.spans`; the next one is asked for when its part
-                is.
+            spans: the steps of each part, see `Pace.spans`; each is computed only when its part is
+                requested.
 
         Yields:
             The part of this process. For data on the devices, indices int32 [local devices, steps,

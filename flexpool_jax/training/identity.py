@@ -23,7 +23,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.source import source_hash, versions
 
-# What other modes measured of a checkpoint.
+# Files in which other modes report measurements of a checkpoint.
 _MEASURED_FILES = (layout.EVALUATION_FILE, layout.PROBE_FILE)
 
 # Fields of data.json, with the words that name them in a message about different data.
@@ -146,7 +146,7 @@ def recall(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
     data = files.read_json(workdir / layout.DATA_FILE, ("digest", *_DATA_TITLES))
-    # If the file was changed by hand, the digest in the checkpoints still tells other data.
+    # If the file was changed by hand, the digest in the checkpoints still detects other data.
     if data is not None and files.digest_matches(data):
         _check_data(data, _describe(dataset), workdir)
         if not config.dataset.mean:

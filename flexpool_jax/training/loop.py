@@ -4,8 +4,8 @@ The loop depends only on the training state and the `Progress`, which each check
 run that was stopped at any step continues as if it had not been stopped.
 
 On an accelerator the next epoch's first steps are dispatched between `end_epoch` and
-`finish_epoch`, so that the device does not wait for the host. This needs calls that return before
-their steps are done, which is measured first.
+`finish_epoch`, so that the device does not wait for the host. This works only if a call returns
+before its steps are done, which the first dispatches show.
 """
 
 from __future__ import annotations
@@ -275,7 +275,8 @@ def finish_epoch(run: Run, ended: EpochEnd, feed: Feed) -> None:
     accuracy, is_best, results = None, False, None
     # The device begins to evaluate after the epoch's steps.
     started = max(ended.started, run.meter.returned)
-    # Several processes agree to stop through their devices, which first compute other steps.
+    # To agree to stop, several processes run a program on their devices. It would wait for the next
+    # epoch's steps, which are dispatched already.
     check = run.stop.check if jax.process_count() == 1 else lambda: None
     if ended.evaluation is not None:
         results = eval_loop.collect(ended.evaluation, check)

@@ -32,9 +32,9 @@ class Meter:
     """Collects the metrics of dispatched steps, and times them.
 
     The meter waits for a dispatch only after the next one was added, so that the devices are busy
-    while the host reads the metrics. Two dispatches are waited for at once: the first of all, and
-    the first that does not compile, to measure how long it takes. A dispatch or a step has come
-    back when its metrics are on the host.
+    while the host reads the metrics. It waits immediately for two dispatches only: the first one,
+    and the first that does not compile, to measure how long that takes. A dispatch or a step has
+    come back when its metrics are on the host.
 
     Args:
         batch_size: images per step.

@@ -21,7 +21,7 @@ def longest_dispatch(steps_per_epoch: int, limit: int) -> int:
 
     Returns:
         The largest divisor of steps_per_epoch up to the limit, so that one compiled program is
-        enough. If this divisor is less than half of the limit, the limit itself; then the last
+        enough. If this divisor is less than half of the limit, returns the limit; then the last
         dispatch of each epoch has fewer steps.
 
     Example:
@@ -70,8 +70,8 @@ class Pace:
     def slow_down(self, seconds_per_step: float) -> None:
         """Shortens dispatches that would take longer than `LONGEST_SECONDS`.
 
-        The new number of steps divides the old one, so that a dispatch also begins at each step
-        where a longer one would have begun.
+        The new number of steps divides the old one, so that each step at which a longer dispatch
+        begins is also one at which a shorter one begins.
         """
         if self.steps * seconds_per_step > LONGEST_SECONDS:
             limit = int(LONGEST_SECONDS / seconds_per_step)

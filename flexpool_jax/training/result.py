@@ -81,7 +81,7 @@ def result_of(setup: Setup, progress: Progress, state: TrainState, meter: Meter)
         **checkpoints.model_reference(step, state.variables),
         "epochs": step // setup.steps_per_epoch,
         "split": setup.split_name,
-        # If the seed drew the images of the split, those of another seed are not the same.
+        # If the seed drew the images of the split, another seed has other ones.
         "test_split": "drawn" if setup.dataset.test_is_drawn else "official",
         "test_images": len(setup.dataset.test),
         "parameters": parameter_count(state.params),

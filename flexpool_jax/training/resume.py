@@ -28,8 +28,8 @@ class Progress:
     """The progress of a run besides its `TrainState`; saved as JSON with each checkpoint.
 
     Attributes:
-        evaluated: whether the epoch that ends at this step has been evaluated or need not be; False
-            within an epoch.
+        evaluated: True at step 0, and at the end of an epoch if its evaluation is done or was not
+            due; else False.
         best_accuracy: best accuracy of the evaluations so far, in [0, 1].
         test: result of the last evaluation: ``loss``, ``accuracy``, further metrics, and
             ``accuracy_per_class``; release 0.1 saved only the first two.

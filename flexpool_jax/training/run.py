@@ -120,7 +120,8 @@ def _train_phase(
         state, progress = processes.broadcast(state), Progress(**saved_progress)
         step = int(state.step)
         is_done = step == setup.total_steps and progress.evaluated
-        # Another result is there if that of the last epoch could not be written, or was replaced.
+        # result.json may be of another state: that of the last epoch could not be written, or the
+        # file was replaced.
         if is_done and result is not None and _is_result_of(result, state, config.num_epochs):
             print(f"this run is finished: {workdir / layout.RESULT_FILE}", file=sys.stderr)
             for change in changes:

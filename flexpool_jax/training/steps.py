@@ -296,7 +296,10 @@ def _make_gradient(
 
 
 def _in_parts(gradient: Gradient, count: int) -> Gradient:
-    """Splits batches into ``count`` parts: averages the results; each part updates statistics."""
+    """Computes a batch in ``count`` parts: averages gradients and metrics over the parts.
+
+    Each part updates BatchNorm's running statistics.
+    """
 
     def in_parts(
         params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
