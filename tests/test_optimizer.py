@@ -68,6 +68,18 @@ def test_l2_adds_the_weight_to_the_gradient_of_kernels_only():
     )
 
 
+def test_sgd_takes_nesterovs_momentum_as_a_keyword():
+    tx = make_optimizer("sgd", optax.constant_schedule(0.1), kwargs={"nesterov": True})
+    params, state = PARAMS, tx.init(PARAMS)
+    kernel, velocity, gradient = np.array([1.0, -2.0]), np.zeros(2), np.array([0.1, 0.3])
+    for _ in range(2):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + gradient
+        kernel = kernel - 0.1 * (gradient + 0.9 * velocity)
+    np.testing.assert_allclose(params["conv"]["kernel"], kernel, rtol=1e-6)
+
+
 def test_decoupled_decay_shrinks_weights_beside_adams_step():
     with_decay, without = (
         make_optimizer(
@@ -270,6 +282,19 @@ def test_clipping_scales_all_gradients_by_one_factor():
     small = jax.tree.map(lambda leaf: 0.1 * leaf, GRADS)
     updates, _ = tx.update(small, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["conv"]["kernel"], [-0.01, -0.03], rtol=1e-6)
+
+
+def test_gradients_are_clipped_before_decay_momentum_and_rate():
+    tx = make_optimizer("sgd", optax.constant_schedule(0.5), weight_decay=0.01, clip_norm=0.1)
+    params, state = PARAMS, tx.init(PARAMS)
+    kernel, velocity = np.array([1.0, -2.0]), np.zeros(2)
+    clipped = 0.1 / np.linalg.norm([0.1, 0.3, 0.2, -0.4]) * np.array([0.1, 0.3])
+    for _ in range(2):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + clipped + 0.01 * kernel
+        kernel = kernel - 0.5 * velocity
+    np.testing.assert_allclose(params["conv"]["kernel"], kernel, rtol=1e-6)
 
 
 def test_only_whole_optimizers_are_offered():
