@@ -378,6 +378,9 @@ def test_slope_is_for_each_doubling_of_the_epochs_over_the_seeds_of_all_lengths(
     t_test = stats.ttest_1samp(slopes, 0)
     assert slope.by_seed.p_value == pytest.approx(t_test.pvalue)
     assert slope.by_seed.interval == pytest.approx(tuple(t_test.confidence_interval()))
+    assert list(slope.by_length) == [2, 5, 10, 20]
+    means = [one.mean for one in slope.by_length.values()]
+    assert means == pytest.approx(np.mean(table, axis=0))
     assert not evidence.missing("e6_2", "e6_5", "e1", "e6_20")
     del evidence.designs["e6_5"].runs["avg", 2]
     assert evidence.missing("e6_5")
