@@ -7,6 +7,7 @@ import pytest
 from configs import default, he_recipe, recipes, release_recipe
 from flexpool_jax import pools, register_pool
 from flexpool_jax.configuration import load_config, resolve
+from flexpool_jax.configuration.fields import get_field
 from flexpool_jax.errors import UserError
 
 # The columns of Tables 1 and 2: the variant, and what it makes of pool, pool_reg and dropout_rate.
@@ -135,6 +136,37 @@ def test_release_recipe_is_that_of_its_multi_scale_script():
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
     assert config.sac.weights == (0.01, 0.11, 0.88)
+
+
+HE_ET_AL = {
+    **{"model": "resnet20", "pool": "avg", "dropout_rate": 0.0, "dtype": "float32"},
+    **{"optimizer.name": "sgd", "optimizer.momentum": 0.9},
+    **{"optimizer.weight_decay": 1e-4, "optimizer.weight_decay_kind": "l2"},
+    **{"optimizer.clip_norm": 0.0, "label_smoothing": 0.0, "ema_decay": 0.0},
+    **{"batch_size": 128, "num_epochs": 164, "learning_rate": 0.1, "schedule": "step"},
+    **{"augment.flip": True, "augment.crop": 4, "augment.scale": (1.0, 1.0)},
+    "augment.random_resized_crop": (),
+}
+GOYAL_ET_AL = {
+    **{"model": "resnet50", "dropout_rate": 0.0, "dtype": "bfloat16"},
+    **{"optimizer.name": "sgd", "optimizer.momentum": 0.9},
+    **{"optimizer.weight_decay": 1e-4, "optimizer.weight_decay_kind": "l2"},
+    **{"optimizer.clip_norm": 0.0, "label_smoothing": 0.0, "ema_decay": 0.0},
+    **{"batch_size": 256, "num_epochs": 90, "learning_rate": 0.1},
+    **{"schedule": "warmup_cosine", "warmup_epochs": 5},
+    **{"augment.flip": True, "augment.crop": 0, "augment.scale": (1.0, 1.0)},
+    "augment.random_resized_crop": (0.08, 1.0),
+    **{"dataset.image_size": 256, "dataset.resize": "crop", "dataset.center_crop": 224},
+    **{"dataset.mean": (0.485, 0.456, 0.406), "dataset.std": (0.229, 0.224, 0.225)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("he_recipe.py:cifar10", HE_ET_AL), ("imagenet.py", GOYAL_ET_AL)]
+)
+def test_recipe_is_that_of_its_paper(name, fields):
+    config = load_config(f"configs/{name}", "configs")
+    assert {field: get_field(config, field) for field in fields} == fields
 
 
 def test_he_recipe_trains_for_64k_iterations():

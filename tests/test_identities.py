@@ -79,23 +79,6 @@ def test_largest_curvature_of_equation_2_is_twice_the_number_of_positions():
     assert largest == pytest.approx(2 * H * W, rel=1e-4)
 
 
-@pytest.mark.parametrize(("share", "is_stable"), [(0.95, True), (1.05, False)])
-def test_gradient_descent_holds_equation_2_up_to_the_stated_rate(share, is_stable):
-    pool_reg, momentum = 0.1, 0.9
-    rate = share * 2 * (1 + momentum) / (2 * H * W * pool_reg)
-    tx = optax.sgd(rate, momentum=momentum)
-
-    def step(carry, _):
-        w, state = carry
-        gradient = jax.grad(lambda w: pool_reg * flexpool_regularizer({"w_fp": w}))(w)
-        updates, state = tx.update(gradient, state)
-        return (optax.apply_updates(w, updates), state), None
-
-    w = jnp.asarray(WEIGHTS)
-    (w, _), _ = jax.lax.scan(step, (w, tx.init(w)), length=500)
-    assert bool(flexpool_regularizer({"w_fp": w}) < 1e-3) is is_stable
-
-
 def test_adam_moves_each_weight_by_the_learning_rate_in_its_first_step():
     tx = optax.adam(0.01)
     params = FlexPool().init(jax.random.key(0), jnp.ones((1, 7, 7, C)))["params"]

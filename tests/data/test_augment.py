@@ -175,11 +175,15 @@ def test_normalised_images_have_mean_0_and_deviation_1(dtype):
     )
 
 
+def images_of_places(count, height, width):
+    """Images whose pixels hold their row and column, so that a result shows where it is from."""
+    places = np.stack(np.mgrid[:height, :width], axis=-1).astype(np.float32)
+    return jnp.broadcast_to(places, (count, height, width, 2))
+
+
 def test_a_random_resized_crop_is_a_part_of_the_image_of_the_size_that_is_asked_for():
     count, height, width = 2000, 24, 32
-    # Each pixel holds its place, so that the result shows where it was cut from.
-    places = np.stack(np.mgrid[:height, :width], axis=-1).astype(np.float32)
-    images = jnp.broadcast_to(places, (count, height, width, 2))
+    images = images_of_places(count, height, width)
     augmented = np.asarray(jitted(area=(0.25, 1.0), size=(16, 16))(images, keys_for(count)))
     assert augmented.shape == (count, 16, 16, 2)
     rows, columns = augmented[:, :, 0, 0], augmented[:, 0, :, 1]
@@ -204,10 +208,22 @@ def test_a_random_resized_crop_is_a_part_of_the_image_of_the_size_that_is_asked_
         assert abs(first.mean() - 0.5) < 0.03
 
 
+def test_half_of_the_random_resized_crops_are_of_the_mirrored_image():
+    count, width = 2000, 32
+    images, keys = images_of_places(count, 24, width), keys_for(count)
+    plain, augmented = (
+        np.asarray(jitted(flip=flip, area=(0.25, 1.0), size=(16, 16))(images, keys))[..., 1]
+        for flip in (False, True)
+    )
+    mirrored = augmented[:, 0, 0] > augmented[:, 0, -1]
+    assert within_four_deviations(mirrored.sum(), count, 0.5)
+    expected = np.where(mirrored[:, None, None], width - 1 - plain, plain)
+    np.testing.assert_allclose(augmented, expected, atol=1e-4)
+
+
 def test_area_and_ratio_of_a_random_resized_crop_are_independent_and_drawn_until_one_fits():
     count, side = 2000, 32
-    places = np.stack(np.mgrid[:side, :side], axis=-1).astype(np.float32)
-    images = jnp.broadcast_to(places, (count, side, side, 2))
+    images = images_of_places(count, side, side)
     # Of the largest of these areas, a third of the rectangles are too high or too wide.
     augmented = np.asarray(jitted(area=(0.6, 0.85), size=(16, 16))(images, keys_for(count)))
     tall = np.diff(augmented[:, 7:9, 0, 0])[:, 0] * 16

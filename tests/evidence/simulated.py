@@ -60,7 +60,8 @@ def write_cell(folder: Path, config, accuracy: float, rng, **fields) -> None:
     final = float((predictions == labels).mean())
     result = {
         "final_test_accuracy": final,
-        "best_test_accuracy": final,
+        # Another number than the last epoch's, nearer to it in some seeds than in others.
+        "best_test_accuracy": 1 - (1 - final) / (2 + config.seed),
         "final_test_loss": 0.3,
         "split": "validation" if config.dataset.holdout else "test",
         "test_images": 6000 if config.dataset.holdout else IMAGES,

@@ -1,4 +1,4 @@
-"""The linear model agrees with SciPy and statsmodels, with closed forms, and with simulations."""
+"""The linear model agrees with SciPy and statsmodels and with closed forms."""
 
 import math
 
@@ -115,30 +115,7 @@ def test_slope_over_blocks_is_that_of_the_centred_regression():
     )
 
 
-def test_intervals_cover_the_truth_and_tests_keep_their_level():
-    covered, equivalent = [], []
-    for seed in range(200):
-        model = BlockModel.of_columns(simulated(seed, effect=0.5))
-        contrast = model.contrast(difference("c1", "c0"))
-        low, high = contrast.interval()
-        covered.append(low <= 0.5 <= high)
-        # The true difference lies on the bound: at most 5 % may be called equivalent.
-        equivalent.append(contrast.equivalence_p_value(0.5) < 0.05)
-    assert 0.91 < np.mean(covered) < 0.99
-    assert np.mean(equivalent) < 0.08
-
-
 def test_detectable_difference_has_the_power_that_it_claims():
-    contrast = Contrast(0.0, 0.2 * math.sqrt(2 / 6), 20)
-    truth = contrast.detectable()
-    rejected = [
-        BlockModel.of_columns(simulated(seed, effect=truth))
-        .contrast(difference("c1", "c0"))
-        .p_value
-        < 0.05
-        for seed in range(200)
-    ]
-    assert 0.73 < np.mean(rejected) < 0.87
     # One sample of n has n − 1 degrees of freedom, which statsmodels can do.
     expected = TTestPower().solve_power(None, nobs=21, alpha=0.05, power=0.8)
     one_sample = Contrast(0.0, 1 / math.sqrt(21), 20)

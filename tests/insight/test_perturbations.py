@@ -16,6 +16,20 @@ def images():
     return rng.integers(0, 256, (6, 9, 11, 3), np.uint8)
 
 
+def test_perturbations_are_those_of_docs_probe_md():
+    expected = [
+        *(
+            {"name": "shift", "pixels": pixels, "direction": direction}
+            for pixels in (1, 2, 3, 4)
+            for direction in ("left", "right", "up", "down")
+        ),
+        *({"name": "gaussian_noise", "sd": sd} for sd in (0.04, 0.08, 0.10)),
+        *({"name": "gaussian_blur", "sigma": sigma} for sigma in (0.4, 0.7, 1.0)),
+        *({"name": "contrast", "factor": factor} for factor in (0.75, 0.4, 0.15)),
+    ]
+    assert [named for named, _ in perturbations.perturbations()] == expected
+
+
 def test_shifts_are_by_every_distance_in_every_direction_and_enter_black(images):
     shifts = [
         (named, perturb)

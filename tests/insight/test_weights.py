@@ -21,6 +21,13 @@ def by_name(w):
     }
 
 
+def test_interventions_are_those_of_docs_probe_md(w):
+    assert list(by_name(w)) == [
+        *("unchanged", "channel_means", "permute_positions", "permute_maps"),
+        *("permute_deviations", "rank1", "rank2", "rank4"),
+    ]
+
+
 def test_unchanged_weights_are_the_same_bits(w):
     ((named, drawn), *_) = weights.interventions(w)
     assert named == {"name": "unchanged"}

@@ -554,13 +554,44 @@ def test_figures_are_pictures_and_the_same_each_time(write_sweep):
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
 
 
-def test_each_training_curve_has_a_name_and_a_look_of_its_own(write_sweep, monkeypatch):
+@pytest.fixture
+def figure(monkeypatch):
+    """The figure that a function draws; it is not written to a file."""
+    figure = Figure()
+    monkeypatch.setattr(figures, "drawn", lambda *_: contextlib.nullcontext(figure))
+    return figure
+
+
+def test_each_column_of_a_table_is_a_mean_with_its_interval(write_sweep, figure):
+    sweep = small_sweep(num_epochs=1, columns=("avg", "flexpool"), seeds=(0, 1, 2))
+    (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
+    assert figures.draw_table([row], Path("figure2.png"), title="Figure 2", sac=False)
+    drawn = [container.lines for container in figure.axes[0].containers]
+    for x, (setting, (point, _, (bar,))) in enumerate(zip(row.run_settings, drawn, strict=True)):
+        values = list(setting.accuracies.values())
+        half = stats.t.ppf(0.975, 2) * stats.sem(values)
+        np.testing.assert_allclose(point.get_xydata(), [[x, np.mean(values)]])
+        ends = [[x, np.mean(values) + side * half] for side in (-1, 1)]
+        np.testing.assert_allclose(bar.get_segments(), [ends])
+
+
+def test_training_curves_are_accuracy_and_training_loss_by_epoch(write_sweep, figure):
+    sweep = small_sweep(num_epochs=3, columns=("avg",), seeds=(0, 1))
+    (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
+    assert figures.draw_curves(row, Path("curves.png"))
+    accuracies = list(row.run_settings[0].accuracies.values())
+    left, right = ([line.get_xydata().T for line in ax.get_lines()] for ax in figure.axes)
+    for (epochs, drawn), accuracy in zip(left, [*accuracies, np.mean(accuracies)], strict=True):
+        np.testing.assert_allclose([epochs, drawn], [[1, 2, 3], [accuracy] * 3])
+    for epochs, drawn in right:
+        np.testing.assert_allclose([epochs, drawn], [[1, 2, 3], [1, 1 / 2, 1 / 3]])
+
+
+def test_each_training_curve_has_a_name_and_a_look_of_its_own(write_sweep, figure):
     sweep = pools.get_config()
     sweep.datasets, sweep.num_epochs, sweep.seeds = ("digits",), 2, (0,)
     sweep.columns += ("flexpool+reg=1", "flexpool+dropout_rate=0.5")
     (row,) = make_rows(find_runs(write_sweep(sweep, accuracy_of)).runs)
-    figure = Figure()
-    monkeypatch.setattr(figures, "drawn", lambda *_: contextlib.nullcontext(figure))
     assert figures.draw_curves(row, Path("curves.png"))
     assert len(row.settings) > 10
     for ax in figure.axes:

@@ -199,7 +199,9 @@ def test_evaluation_counts_each_valid_example_once():
 
 
 class Drawing(nn.Module):
-    """Keeps the last two numbers that it drew on each of two devices, as dropout draws them."""
+    """Keeps the last two numbers that it drew from a stream on each of two devices."""
+
+    stream: str
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -207,7 +209,7 @@ class Drawing(nn.Module):
         if train:
             device, number = (
                 jax.lax.axis_index(steps.AXIS),
-                jax.random.uniform(self.make_rng("dropout")),
+                jax.random.uniform(self.make_rng(self.stream)),
             )
             drawn.value = drawn.value.at[device].set(jnp.stack([drawn.value[device, 1], number]))
         return {"stage1": images}
@@ -231,8 +233,9 @@ def test_statistics_that_are_not_synchronised_are_averaged():
     np.testing.assert_allclose(mean, np.stack([expected] * 2), rtol=1e-5)
 
 
-def test_dropout_draws_anew_at_each_step_on_each_device_and_in_each_part():
-    run_step = on_two_devices(Classifier(Drawing(), num_classes=5), grad_accum_steps=2)
+@pytest.mark.parametrize("stream", ["dropout", "a_users_own"])
+def test_random_streams_draw_anew_at_each_step_on_each_device_and_in_each_part(stream):
+    run_step = on_two_devices(Classifier(Drawing(stream), num_classes=5), grad_accum_steps=2)
     drawn = [run_step(number).batch_stats["backbone"]["drawn"][0] for number in (0, 1)]
     assert len(np.unique(drawn)) == 8
 

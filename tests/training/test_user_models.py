@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from configs import digits
-from flexpool_jax import register_model, train
+from flexpool_jax import load_trained, register_model, train
 from flexpool_jax.errors import TrainingDiverged, UserError
 
 
@@ -94,6 +94,13 @@ def test_a_stream_of_random_numbers_of_its_own_works(run):
 def test_partitioned_parameters_are_trained(run, tmp_path):
     assert run("partitioned_for_tests")["epochs"] == 1
     assert np.load(tmp_path / "run/pool_weights.npz")["head/pool/w_fp"].shape == (4, 4, 4)
+    trained = load_trained(tmp_path / "run")
+    initial = trained.model.init(jax.random.key(trained.config.seed), jnp.zeros((1, 8, 8, 1)))
+    before, after = (
+        variables["params"]["backbone"]["Conv_0"]["kernel"]
+        for variables in (nn.unbox(initial), trained.variables)
+    )
+    assert np.abs(after - before).max() > 0.01
 
 
 def test_a_line_that_fails_is_named_before_training(run, tmp_path):
