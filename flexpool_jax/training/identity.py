@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.source import source_hash, versions
+from flexpool_jax.source import run_source_hash, versions
 
 # What other modes measured of a checkpoint.
 _MEASURED_FILES = (layout.EVALUATION_FILE, layout.PROBE_FILE)
@@ -167,7 +167,7 @@ def facts(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     return {
         **{f"config.{name}": configuration.get_field(config, name) for name in fields},
         "the data's digest": dataset.digest,
-        "the code's hash": source_hash(),
+        "the code's hash": run_source_hash(config),
         "the number of local devices": jax.local_device_count(),
         **versions(),
     }

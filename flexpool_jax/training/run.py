@@ -18,7 +18,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.lock import hold_workdir
-from flexpool_jax.source import source_hash
+from flexpool_jax.source import run_source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
@@ -134,8 +134,9 @@ def _train_phase(
         # removed.
         if changes or not configuration.config_path(workdir).is_file():
             configuration.write_config(config, workdir)
-        if source_hash() not in progress.source_hashes:
-            progress.source_hashes.append(source_hash())
+        code = run_source_hash(config)
+        if code not in progress.source_hashes:
+            progress.source_hashes.append(code)
         lines = console.first_lines(setup, step, parameter_count(state.params))
         print(*lines, sep="\n", file=sys.stderr, flush=True)
         saver = Saver(manager, identity, step, progress.evaluated)
