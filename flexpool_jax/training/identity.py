@@ -51,7 +51,8 @@ class Identity:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the values that are saved with each checkpoint."""
-        return {"id": self.id, "config": self.config.to_dict(), "data": self.data}
+        values = {"id": self.id, "config": self.config.to_dict(), "data": self.data}
+        return {**values, "devices": jax.device_count()}
 
     def check(self, step: int, saved: Mapping[str, Any] | None) -> None:
         """Checks that a checkpoint belongs to this run.
@@ -89,23 +90,31 @@ class Identity:
                 "is; give the same data, or another --workdir"
             )
 
-    def changes(self, step: int, began_with: ConfigDict) -> list[dict[str, Any]]:
+    def changes(
+        self, step: int, began_with: ConfigDict, devices: int | None = None
+    ) -> list[dict[str, Any]]:
         """Lists the fields whose value changed at a step, among those that change what is computed.
 
         Args:
             step: step of the checkpoint from which the run continues.
             began_with: config with which the run was trained up to this step.
+            devices: number of devices up to this step, None if it is not known. Another number is
+                listed as a change of ``devices`` if each device has its own batch statistics.
 
         Returns:
             A dict for each change: ``step``, ``field``, ``from`` (old value), ``to`` (new value).
         """
-        return [
+        found = [
             {"step": step, "field": change.field, "from": change.saved, "to": change.given}
             for change in configuration.compare_with_workdir(self.config, began_with)
             # From another raw_dir come the same data, since their digest has been compared.
             if configuration.has_effect(change.field, self.config)
             and change.field != "dataset.raw_dir"
         ]
+        now = jax.device_count()
+        if devices not in (None, now) and not self.config.sync_batch_norm:
+            found.append({"step": step, "field": "devices", "from": devices, "to": now})
+        return found
 
 
 def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:

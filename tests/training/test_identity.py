@@ -252,6 +252,20 @@ def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
     ]
 
 
+def test_another_number_of_devices_is_a_change_if_each_has_its_own_batch_statistics(
+    make_config, tmp_path, monkeypatch
+):
+    saved = identity.Identity.to_json
+    with monkeypatch.context() as patched:
+        patched.setattr(identity.Identity, "to_json", lambda self: saved(self) | {"devices": 8})
+        train(make_config(num_epochs=1, sync_batch_norm=False), tmp_path / "run")
+    train(make_config(num_epochs=2, sync_batch_norm=False), tmp_path / "run")
+    change = {"step": 11, "field": "devices", "from": 8, "to": jax.device_count()}
+    assert change in result_of(tmp_path / "run")["config_changes"]
+    synchronised = make_config()
+    assert identity.Identity(None, synchronised, "").changes(11, synchronised, devices=8) == []
+
+
 def test_a_move_of_the_users_own_data_is_no_change_of_the_run(make_config, data_dir, tmp_path):
     dataset = load_dataset("digits", data_dir, image_size=8)
     (here := tmp_path / "here").mkdir()
