@@ -373,6 +373,8 @@ def test_fields_are_those_of_the_default_config():
         ("lbfgs", {}, ["config.optimizer.name", "'lbfgs'", "value"]),
         ("noisy_sgd", {}, ["config.optimizer.name", "random key"]),
         ("lion", {"b3": 0.9}, ["config.optimizer.kwargs", "'b3'"]),
+        ("sgd", {"nesterov": "flase"}, ["nesterov is 'flase'; allowed: True, False"]),
+        ("rmsprop", {"centered": 2}, ["centered is 2; allowed: True, False"]),
         ("adam", {"b1": "high"}, ["config.optimizer.kwargs", "high"]),
         ("adamw", {"weight_decay": 0.1}, ["by optimizer.weight_decay"]),
         ("sgd", {"decay": 0.5}, ["config.optimizer.momentum"]),
