@@ -72,16 +72,14 @@ def check_workdir(workdir: str) -> None:
         workdir.encode()
     except UnicodeEncodeError:
         raise UserError(f"--workdir={workdir!a} is not UTF-8; allowed: a name that is") from None
-    folder = Path(workdir).absolute()
-    if folder.parts[-1].startswith("~"):
-        raise UserError(f"--workdir={workdir}: there is no user of that name; give the whole path")
+    given = folder = files.expanded(workdir).absolute()
     while not _exists(folder):
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"--workdir={workdir}: {folder} is a file; allowed: a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir}: no permission to write to {folder}")
-    if folder == Path(workdir).absolute() and os.access(folder, os.R_OK):
+    if folder == given and os.access(folder, os.R_OK):
         _check_contents(folder)
 
 
