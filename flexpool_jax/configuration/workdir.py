@@ -87,17 +87,20 @@ def check_saving(workdir: str | os.PathLike[str]) -> None:
     """Checks that checkpoints which are saved in a folder can be read again.
 
     Orbax puts the path of a checkpoint into a glob to find the checkpoint's parts. In a glob,
-    brackets match a single character, so Orbax finds no parts and raises no error.
+    brackets match a single character, so Orbax finds no parts and raises no error; with * or ? it
+    may find those of other checkpoints.
 
     Raises:
-        UserError: The absolute path of the folder contains an opening bracket.
+        UserError: The absolute path of the folder contains an opening bracket, a * or a ?.
     """
     path = Path(workdir).absolute()
-    if "[" in str(path):
-        raise UserError(
-            f"{path} has a [ in its path, and checkpoints that are saved there could not be read; "
-            "allowed: a folder whose path has none, or a link to this folder whose path has none"
-        )
+    for character in "[*?":
+        if character in str(path):
+            raise UserError(
+                f"{path} has a {character} in its path, and checkpoints that are saved there could "
+                "not be read; allowed: a folder whose path has none, or a link to this folder "
+                "whose path has none"
+            )
 
 
 def _exists(path: Path) -> bool:
