@@ -59,6 +59,12 @@ def has_saved_state(workdir: str | os.PathLike[str]) -> bool:
     return has_any_checkpoint(workdir) or (Path(workdir) / layout.RESULT_FILE).exists()
 
 
+def phases_begun(config: ConfigDict, workdir: str | os.PathLike[str]) -> tuple[bool, bool]:
+    """Whether a run's phase on superclasses and its phase on classes have saved state."""
+    first = Path(workdir) / layout.SUPERCLASS_FOLDER
+    return config.superclass.epochs > 0 and has_saved_state(first), has_saved_state(workdir)
+
+
 def check_workdir(workdir: str) -> None:
     """Checks that a run can write to a folder or create it, without writing anything.
 

@@ -62,10 +62,8 @@ def train(
         setup = set_up(config, dataset)
         first_setup = None
         # Only process 0 sees the files of the workdir.
-        phases = workdir / layout.SUPERCLASS_FOLDER, workdir
-        is_in_first, is_in_last = processes.gather(
-            [configuration.has_saved_state(folder) for folder in phases]
-        )[0]
+        begun = configuration.phases_begun(config, workdir)
+        is_in_first, is_in_last = processes.gather(begun)[0]
         if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first_setup = set_up(superclass.superclass_config(config), coarse)
