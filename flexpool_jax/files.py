@@ -17,13 +17,26 @@ from flexpool_jax.errors import UserError, one_line
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Expands `~` and `~name` in a path as a shell does; an unknown name stays as it is.
+    """Expands `~` and `~name` at the beginning of a path as a shell does.
+
+    Raises:
+        UserError: there is no user of that name, or the home folder is not known.
 
     Example:
-        >>> expanded("~no_such_user/run").as_posix()
-        '~no_such_user/run'
+        >>> expanded("~no_such_user/run")
+        Traceback (most recent call last):
+        ...
+        flexpool_jax.errors.UserError: '~no_such_user/run': there is no user of that name, or no \
+home folder; give the whole path, or ./~ for a name that begins with ~
     """
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's method raises for an unknown name)
+    text = os.fspath(path)
+    found = os.path.expanduser(text)  # noqa: PTH111 (Path's method raises a RuntimeError)
+    if found == text and text.startswith("~"):
+        raise UserError(
+            f"{text!r}: there is no user of that name, or no home folder; give the whole path, or "
+            "./~ for a name that begins with ~"
+        )
+    return Path(found)
 
 
 def write_whole(path: Path, content: bytes) -> None:

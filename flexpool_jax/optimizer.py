@@ -242,7 +242,7 @@ def make_optimizer(
 
     Raises:
         UserError: the optimizer or the kind of weight decay is unknown, or the optimizer does not
-            take these keyword arguments or needs more than gradients to train.
+            take these keyword arguments or values, or needs more than gradients to train.
 
     Example:
         >>> import optax
@@ -254,6 +254,11 @@ def make_optimizer(
         raise unknown_name("optimizer", name, OPTIMIZERS)
     if weight_decay_kind not in WEIGHT_DECAY_KINDS:
         raise unknown_name("kind of weight decay", weight_decay_kind, WEIGHT_DECAY_KINDS)
+    # Optax takes any text for True.
+    for parameter in inspect.signature(OPTIMIZERS[name]).parameters.values():
+        value = kwargs.get(parameter.name, parameter.default)
+        if isinstance(parameter.default, bool) and not isinstance(value, bool):
+            raise UserError(f"{parameter.name} is {value!r}; allowed: True, False")
     mask = functools.partial(is_decayed, decay_pool=decay_pool)
     try:
         if name in ("adam", "sgd"):

@@ -27,7 +27,7 @@ from flexpool_jax.pooling import (
     named_w_fp,
     widen,
 )
-from flexpool_jax.registration import is_same_definition
+from flexpool_jax.registration import is_same_definition, why_not_callable
 
 Array = jax.Array
 
@@ -267,8 +267,9 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
 
     Raises:
         ValueError: the name holds other characters, has another meaning in a variant, or is taken
-            by another pool; or the decorated object is neither a function nor a module class. The
-            same definition may be registered again, as when a notebook's cell is run twice.
+            by another pool; or the decorated object is neither a function of one argument nor a
+            module class whose fields have defaults. The same definition may be registered again, as
+            when a notebook's cell is run twice.
 
     Example:
         >>> import jax.numpy as jnp
@@ -288,8 +289,10 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
 
     def register(definition: Definition) -> Definition:
         entry: Callable[..., nn.Module] = functools.partial(GlobalPool, definition)
+        reason = why_not_callable(definition, None)
         if isinstance(definition, type) and issubclass(definition, nn.Module):
             entry = definition
+            reason = why_not_callable(entry) or why_not_callable(entry.__call__, None, None)
         elif isinstance(definition, type | nn.Module) or not callable(definition):
             raise ValueError(
                 f"pool {name!r} is given as {definition!r}; allowed: a function "
@@ -297,6 +300,11 @@ def register_pool(name: str) -> Callable[[Definition], Definition]:
             )
         if name in POOLS and not _is_same_pool(POOLS[name], entry):
             raise ValueError(f"a pool named {name!r} is registered already")
+        if reason:
+            raise ValueError(
+                f"pool {name!r}: {reason}; allowed: a function of the feature map alone, or a "
+                "module class whose fields have defaults and whose __call__ takes the map alone"
+            )
         POOLS[name] = entry
         return definition
 

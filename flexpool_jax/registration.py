@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,22 @@ def resolve(entry: str | Callable[..., Any], package: str) -> Callable[..., Any]
         return entry
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(f"{package}.{module}"), name)
+
+
+def why_not_callable(function: Callable[..., Any], *arguments: Any) -> str | None:
+    """Says why a function does not take these arguments; None if it does, or if it is not known.
+
+    Example:
+        >>> why_not_callable(lambda x, y: x, 1)
+        "missing a required argument: 'y'"
+    """
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # Functions written in C may have no signature.
+        pass
+    return None
 
 
 def is_same_definition(one: Any, other: Any) -> bool:

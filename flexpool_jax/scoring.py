@@ -52,7 +52,7 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
         0.625
         >>> del METRICS["mean_confidence"]
     """
-    if not re.fullmatch(r"\w+", name) or name in _TAKEN:
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or name in _TAKEN:
         raise UserError(
             f"a metric cannot be named {name!r}; allowed: letters, digits and underscores, but "
             f"none of {', '.join(_TAKEN)}"

@@ -52,6 +52,8 @@ MISTAKES = [
     (["--config.seed", "3", "--workdir={new}"], ["needs --config=FILE"]),
     (["--mode=sweep", "--workdir={new}"], ["--config=configs/paper_tables.py, also to continue"]),
     ([DIGITS, "--workdir={new}", "--config.dataset.raw_dir=M\udcfc"], ["a path in UTF-8"]),
+    ([DIGITS, "--workdir=~nosuchuser/run"], ["~nosuchuser/run", "give the whole path"]),
+    ([DIGITS, "--workdir={new}", "--config.dataset.data_dir=~nosuchuser/d"], ["~nosuchuser/d"]),
     (["--mode=report", DIGITS, "--workdir={run}"], ["--mode=report needs no --config"]),
     ([DIGITS, "--workdir={new}", "--num_processes=2"], ["--process_id=I", "--distributed"]),
     ([DIGITS, "--workdir={new}", "--distributed", "--process_id=0"], ["give only one of them"]),

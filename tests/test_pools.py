@@ -436,6 +436,28 @@ def test_what_is_not_a_function_or_module_class_is_refused(pools, definition):
     assert "mine" not in pools
 
 
+class NeedsField(nn.Module):
+    factor: float
+
+    def __call__(self, x):
+        return self.factor * avg_pool(x)
+
+
+class NeedsTrain(nn.Module):
+    def __call__(self, x, train):
+        return avg_pool(x)
+
+
+@pytest.mark.parametrize(
+    ("definition", "missing"),
+    [(lambda x, y: x, "'y'"), (NeedsField, "'factor'"), (NeedsTrain, "'train'")],
+)
+def test_a_pool_that_needs_more_than_a_feature_map_is_refused(pools, definition, missing):
+    with pytest.raises(ValueError, match=rf"pool 'mine': missing .*{missing}; allowed: a function"):
+        register_pool("mine")(definition)
+    assert "mine" not in pools
+
+
 def test_unknown_pool_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'flexpol'.*flexpool"):
         create_pool("flexpol")

@@ -114,7 +114,7 @@ def test_a_metric_that_fails_is_named(metric):
         del scoring.METRICS["spoilt"]
 
 
-@pytest.mark.parametrize("name", ["loss", "split", "model_digest", "", "top 5", "a/b"])
+@pytest.mark.parametrize("name", ["loss", "split", "model_digest", "", "top 5", "a/b", print])
 def test_names_that_files_use_or_cannot_hold_are_refused(name):
     with pytest.raises(UserError, match="cannot be named"):
         scoring.register_metric(name)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flexpool_jax import source
+from configs import digits
+from flexpool_jax import configuration, pools, source
+from flexpool_jax.models.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,3 +64,58 @@ def test_the_commit_is_the_one_that_is_checked_out():
     if head.returncode:
         pytest.skip("this copy of the project is not in git")
     assert source.commit() == head.stdout.strip()
+
+
+OWN_CONFIG = """
+import flax.linen as nn
+from configs import digits
+from flexpool_jax import register_model, register_pool
+
+SEEDS = (0, 1)
+
+def power(x):
+    return x**2
+
+@register_pool("power_mean")
+def power_mean(x):
+    return power(x).mean((1, 2))
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"stage1": nn.Conv(8, (3, 3))(images)}
+
+@register_model("net_of_mine", num_stages=1)
+def build(*, dtype, norm_axis_name):
+    return Net()
+
+def get_config():
+    config = digits.get_config("power_mean")
+    config.model = "net_of_mine"
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("power(x).mean", "power(x).max", True),
+        ("x**2", "x**3", True),
+        ("nn.Conv(8", "nn.Conv(9", True),
+        ("SEEDS = (0, 1)", "SEEDS = (2, 3)", False),
+    ],
+)
+def test_a_pool_and_a_model_of_ones_own_count(tmp_path, monkeypatch, old, new, counts):
+    monkeypatch.setattr(pools, "POOLS", dict(pools.POOLS))
+    monkeypatch.setattr("flexpool_jax.models.registry.MODELS", dict(MODELS))
+    hashes = []
+    for name, text in (("one", OWN_CONFIG), ("other", OWN_CONFIG.replace(old, new))):
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        hashes.append(source.run_source_hash(configuration.load_config(str(path), tmp_path)))
+    assert (hashes[0] != hashes[1]) == counts
+    assert source.source_hash() not in hashes
+
+
+def test_without_code_of_ones_own_a_run_has_the_hash_of_the_package():
+    assert source.run_source_hash(digits.get_config("flexpool_softmax")) == source.source_hash()

@@ -27,6 +27,7 @@ from flexpool_jax.configuration.workdir import (
     has_checkpoint,
     has_effect,
     has_saved_state,
+    phases_begun,
     read_config,
     write_config,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "has_saved_state",
     "load_config",
     "overrides_of",
+    "phases_begun",
     "read_config",
     "resolve",
     "resolve_training_files",

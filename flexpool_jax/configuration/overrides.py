@@ -187,6 +187,10 @@ def _parse(field: str, text: str, current: Any) -> Any:
     if current is None:
         return _parse_any(text)
     kind = type(current)
+    if kind is str and text == "None":  # It would be the name of a folder, for example.
+        raise UserError(
+            f"--config.{field}='None': expected a text; for an empty one, write --config.{field}="
+        )
     try:
         if kind is tuple:
             # A training config's tuples hold floats, but may be empty or written as (1, 1).

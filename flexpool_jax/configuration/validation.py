@@ -21,7 +21,7 @@ from flexpool_jax.configuration.fields import (
 from flexpool_jax.configuration.workdir import (
     compare_with_workdir,
     config_path,
-    has_saved_state,
+    phases_begun,
     read_config,
 )
 from flexpool_jax.errors import UserError, closest_name
@@ -192,7 +192,8 @@ def resolve_training_files(
 
     If `dataset.mean` and `dataset.std` are empty, and the file of `init_from` contains the mean and
     standard deviation of its training images, both fields are set to these numbers. A run that has
-    begun (`has_saved_state`) needs neither file, and its fields are those of the workdir's config.
+    begun does not need the file of `init_from`, and its fields are those of the workdir's config;
+    after its phase on superclasses it does not need their file either.
 
     Args:
         config: A config that `resolve` returned.
@@ -203,10 +204,15 @@ def resolve_training_files(
             neither the config nor the file contains the normalisation for these weights, or they
             contradict each other.
     """
-    if workdir is not None and has_saved_state(workdir) and config_path(workdir).is_file():
+    if (
+        workdir is not None
+        and config_path(workdir).is_file()
+        and any(begun := phases_begun(config, workdir))
+    ):
         _copy_normalisation(config, read_config(workdir))
-        return
-    if config.init_from:
+        if begun[-1]:
+            return
+    elif config.init_from:
         _check_initial_weights(config)
     mapping = config.superclass.mapping
     if mapping and not files.expanded(mapping).is_file():

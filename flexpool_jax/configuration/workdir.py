@@ -59,6 +59,12 @@ def has_saved_state(workdir: str | os.PathLike[str]) -> bool:
     return has_any_checkpoint(workdir) or (Path(workdir) / layout.RESULT_FILE).exists()
 
 
+def phases_begun(config: ConfigDict, workdir: str | os.PathLike[str]) -> tuple[bool, bool]:
+    """Whether a run's phase on superclasses and its phase on classes have saved state."""
+    first = Path(workdir) / layout.SUPERCLASS_FOLDER
+    return config.superclass.epochs > 0 and has_saved_state(first), has_saved_state(workdir)
+
+
 def check_workdir(workdir: str) -> None:
     """Checks that a run can write to a folder or create it, without writing anything.
 
@@ -72,16 +78,14 @@ def check_workdir(workdir: str) -> None:
         workdir.encode()
     except UnicodeEncodeError:
         raise UserError(f"--workdir={workdir!a} is not UTF-8; allowed: a name that is") from None
-    folder = Path(workdir).absolute()
-    if folder.parts[-1].startswith("~"):
-        raise UserError(f"--workdir={workdir}: there is no user of that name; give the whole path")
+    given = folder = files.expanded(workdir).absolute()
     while not _exists(folder):
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"--workdir={workdir}: {folder} is a file; allowed: a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir}: no permission to write to {folder}")
-    if folder == Path(workdir).absolute() and os.access(folder, os.R_OK):
+    if folder == given and os.access(folder, os.R_OK):
         _check_contents(folder)
 
 
@@ -89,17 +93,20 @@ def check_saving(workdir: str | os.PathLike[str]) -> None:
     """Checks that checkpoints which are saved in a folder can be read again.
 
     Orbax puts the path of a checkpoint into a glob to find the checkpoint's parts. In a glob,
-    brackets match a single character, so Orbax finds no parts and raises no error.
+    brackets match a single character, so Orbax finds no parts and raises no error; with * or ? it
+    may find those of other checkpoints.
 
     Raises:
-        UserError: The absolute path of the folder contains an opening bracket.
+        UserError: The absolute path of the folder contains an opening bracket, a * or a ?.
     """
     path = Path(workdir).absolute()
-    if "[" in str(path):
-        raise UserError(
-            f"{path} has a [ in its path, and checkpoints that are saved there could not be read; "
-            "allowed: a folder whose path has none, or a link to this folder whose path has none"
-        )
+    for character in "[*?":
+        if character in str(path):
+            raise UserError(
+                f"{path} has a {character} in its path, and checkpoints that are saved there could "
+                "not be read; allowed: a folder whose path has none, or a link to this folder "
+                "whose path has none"
+            )
 
 
 def _exists(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.registration import is_same_definition
+from flexpool_jax.registration import is_same_definition, why_not_callable
 
 #: The package with the functions that read the files of data sets.
 READERS = "flexpool_jax.data.readers"
@@ -261,8 +261,9 @@ def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], An
         ``class_names``. These arrays are checked when the data set is loaded.
 
     Raises:
-        UserError: The name is invalid, or another data set already has it. Registering the same
-            function again is allowed, for example when a notebook's cell is run twice.
+        UserError: The name is invalid, another data set already has it, or the function needs an
+            argument. Registering the same function again is allowed, for example when a notebook's
+            cell is run twice.
 
     Example:
         >>> import numpy as np
@@ -285,6 +286,8 @@ def register_dataset(name: str) -> Callable[[Callable[[], Any]], Callable[[], An
     def register(load: Callable[[], Any]) -> Callable[[], Any]:
         if not callable(load):
             raise UserError(f"data set {name!r} needs a function; got {load!r}")
+        if reason := why_not_callable(load):
+            raise UserError(f"data set {name!r}: {reason}; allowed: a function without arguments")
         if name in DATASETS and not is_same_definition(DATASETS[name], load):
             raise UserError(f"a data set named {name!r} is registered already")
         DATASETS[name] = load

@@ -2,7 +2,8 @@
 
 A run is identified by the content of its result.json and not by its folder. The identity has three
 parts: the arm (the fields that the tables compare, such as the pool and SAC), the seed, and the
-group (all other fields, the source code, and the changes of fields between two starts of the run).
+group (all other fields, the source code, the number of devices if BatchNorm depends on it, and the
+changes between two starts of the run).
 Accuracies of different groups are never averaged.
 """
 
@@ -202,14 +203,19 @@ class FinishedRun:
         )
 
     @property
-    def group(self) -> tuple[str, str, str]:
-        """The recipe, the source code and the changes of fields; runs of one group may be averaged.
+    def separate_devices(self) -> str:
+        """The number of devices if each had batch statistics of its own, else an empty text."""
+        return "" if self.config.sync_batch_norm else str(self.result.get("devices", "unknown"))
 
-        A run whose fields changed between two starts shares its group only with runs of the same
-        seed and the same changes.
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """The recipe, the source code, `separate_devices` and the changes of fields.
+
+        Runs of one group may be averaged. A run whose fields changed between two starts shares its
+        group only with runs of the same seed and the same changes.
         """
         changes = self.changes and f"seed {self.seed}: {self.changes}"
-        return recipe_of(self.config), self.source, changes
+        return recipe_of(self.config), self.source, self.separate_devices, changes
 
     @property
     def data_digest(self) -> str:

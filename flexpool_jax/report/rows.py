@@ -90,6 +90,7 @@ class Row:
     Attributes:
         config: The config of one of the runs.
         source: The hash of the source code that trained the runs, see `FinishedRun.source`.
+        separate_devices: See `FinishedRun.separate_devices`.
         changes: The fields that changed between two starts of the runs, in words; empty if none.
         title: The data set, and the fields that differ from other rows of the same data set.
         settings: The settings by arm. Those without SAC come first, then those with the same SAC
@@ -98,6 +99,7 @@ class Row:
 
     config: ConfigDict
     source: str = ""
+    separate_devices: str = ""
     changes: str = ""
     title: str = ""
     settings: dict[Arm, Setting] = dataclasses.field(default_factory=dict)
@@ -136,7 +138,7 @@ def make_rows(runs: Iterable[FinishedRun], cells: Iterable[Cell] = ()) -> list[R
         runs: Finished runs.
         cells: The cells of a sweep. Cells without runs get rows and settings, too.
     """
-    groups: dict[tuple[str, str, str], Row] = {}
+    groups: dict[tuple[str, str, str, str], Row] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         row = groups.setdefault(run.group, Row(run.config, *run.group[1:]))
         row.settings.setdefault(run.arm, Setting(run.arm)).runs[run.seed] = run
@@ -145,7 +147,7 @@ def make_rows(runs: Iterable[FinishedRun], cells: Iterable[Cell] = ()) -> list[R
         # The cell belongs to the row of this recipe that has the most runs.
         same = [row for group, row in groups.items() if group[0] == recipe and not row.changes]
         row = max(same, key=_number_of_runs, default=None) or Row(cell.config)
-        groups.setdefault((recipe, row.source, ""), row)
+        groups.setdefault((recipe, row.source, row.separate_devices, ""), row)
         arm = Arm.of(cell.config)
         row.settings.setdefault(arm, Setting(arm)).expected.add(cell.config.seed)
     known = list(paper.DATASET_TITLES)
@@ -217,6 +219,8 @@ def _title(row: Row, rows: Sequence[Row]) -> str:
     ]
     if len({other.source for other in others}) > 1:
         told_apart.append(f"source code {short_source(row.source) or 'unknown'}")
+    if row.separate_devices and len({other.separate_devices for other in others}) > 1:
+        told_apart.append(f"devices {row.separate_devices}")
     if row.changes:
         told_apart.append(f"changed midway, {row.changes}")
     return f"{name} ({', '.join(told_apart)})" if told_apart else name

@@ -77,7 +77,7 @@ def train(
     """
     folder = files.expanded(workdir).absolute()
     # The text and not the folder, because a Path has lost the slashes of an address.
-    configuration.check_workdir(os.path.expanduser(workdir))  # noqa: PTH111
+    configuration.check_workdir(os.fspath(workdir))
     configuration.check_saving(folder)
     config = configuration.resolve(config)
     configuration.resolve_training_files(config, folder)

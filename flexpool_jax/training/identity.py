@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from flexpool_jax import configuration, files, layout
 from flexpool_jax.data import Dataset
 from flexpool_jax.errors import UserError
-from flexpool_jax.source import source_hash, versions
+from flexpool_jax.source import run_source_hash, versions
 
 # Files in which other modes report measurements of a checkpoint.
 _MEASURED_FILES = (layout.EVALUATION_FILE, layout.PROBE_FILE)
@@ -51,7 +51,8 @@ class Identity:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the values that are saved with each checkpoint."""
-        return {"id": self.id, "config": self.config.to_dict(), "data": self.data}
+        values = {"id": self.id, "config": self.config.to_dict(), "data": self.data}
+        return {**values, "devices": jax.device_count()}
 
     def check(self, step: int, saved: Mapping[str, Any] | None) -> None:
         """Checks that a checkpoint belongs to this run.
@@ -89,23 +90,31 @@ class Identity:
                 "is; give the same data, or another --workdir"
             )
 
-    def changes(self, step: int, began_with: ConfigDict) -> list[dict[str, Any]]:
+    def changes(
+        self, step: int, began_with: ConfigDict, devices: int | None = None
+    ) -> list[dict[str, Any]]:
         """Lists the fields whose value changed at a step, among those that change what is computed.
 
         Args:
             step: step of the checkpoint from which the run continues.
             began_with: config with which the run was trained up to this step.
+            devices: number of devices up to this step, None if it is not known. Another number is
+                listed as a change of ``devices`` if each device has its own batch statistics.
 
         Returns:
             A dict for each change: ``step``, ``field``, ``from`` (old value), ``to`` (new value).
         """
-        return [
+        found = [
             {"step": step, "field": change.field, "from": change.saved, "to": change.given}
             for change in configuration.compare_with_workdir(self.config, began_with)
             # From another raw_dir come the same data, since their digest has been compared.
             if configuration.has_effect(change.field, self.config)
             and change.field != "dataset.raw_dir"
         ]
+        now = jax.device_count()
+        if devices not in (None, now) and not self.config.sync_batch_norm:
+            found.append({"step": step, "field": "devices", "from": devices, "to": now})
+        return found
 
 
 def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
@@ -167,7 +176,7 @@ def facts(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     return {
         **{f"config.{name}": configuration.get_field(config, name) for name in fields},
         "the data's digest": dataset.digest,
-        "the code's hash": source_hash(),
+        "the code's hash": run_source_hash(config),
         "the number of local devices": jax.local_device_count(),
         **versions(),
     }

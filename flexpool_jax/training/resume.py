@@ -84,7 +84,7 @@ def restore_or_init(
         if run is not None
         else configuration.read_config(Path(manager.directory).parent)
     )
-    changes = identity.changes(step, began_with)
+    changes = identity.changes(step, began_with, (run or {}).get("devices"))
     progress.config_changes += changes
     if any(change["field"] == "freeze" and not change["to"] for change in changes):
         state = _thawed(setup, state)

@@ -18,7 +18,7 @@ from flexpool_jax.data import Dataset
 from flexpool_jax.data.arrays import check_dataset
 from flexpool_jax.errors import UserError
 from flexpool_jax.lock import hold_workdir
-from flexpool_jax.source import source_hash
+from flexpool_jax.source import run_source_hash
 from flexpool_jax.training import checkpoints, console, metrics, processes, superclass
 from flexpool_jax.training.debugging import profiling
 from flexpool_jax.training.determinism import use_deterministic_ops
@@ -62,10 +62,8 @@ def train(
         setup = set_up(config, dataset)
         first_setup = None
         # Only process 0 sees the files of the workdir.
-        phases = workdir / layout.SUPERCLASS_FOLDER, workdir
-        is_in_first, is_in_last = processes.gather(
-            [configuration.has_saved_state(folder) for folder in phases]
-        )[0]
+        begun = configuration.phases_begun(config, workdir)
+        is_in_first, is_in_last = processes.gather(begun)[0]
         if config.superclass.epochs and not is_in_last:
             coarse = superclass.superclass_dataset(dataset, config.superclass.mapping)
             first_setup = set_up(superclass.superclass_config(config), coarse)
@@ -135,8 +133,9 @@ def _train_phase(
         # removed.
         if changes or not configuration.config_path(workdir).is_file():
             configuration.write_config(config, workdir)
-        if source_hash() not in progress.source_hashes:
-            progress.source_hashes.append(source_hash())
+        code = run_source_hash(config)
+        if code not in progress.source_hashes:
+            progress.source_hashes.append(code)
         lines = console.first_lines(setup, step, parameter_count(state.params))
         print(*lines, sep="\n", file=sys.stderr, flush=True)
         saver = Saver(manager, identity, step, progress.evaluated)

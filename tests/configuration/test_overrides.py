@@ -88,6 +88,7 @@ def test_override_means_what_the_user_wrote(arguments, field, expected):
         (["--config.optimizer.kwargs.b1"], ["has no value"]),
         (["--config.optimizer.kwargs.=1"], ["unknown field"]),
         (["--config.optimizer.kwargs.a.b=1"], ["unknown field"]),
+        (["--config.compilation_cache=None"], ["write --config.compilation_cache="]),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(arguments, words):

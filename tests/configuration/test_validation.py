@@ -235,6 +235,22 @@ def test_a_run_that_continues_knows_its_normalisation_without_the_initial_weight
     assert (config.dataset.mean, config.dataset.std) == ((0.5,), (0.25,))
 
 
+def test_a_run_in_its_phase_on_superclasses_continues_without_the_initial_weights(tmp_path):
+    fields = {
+        "init_from": "nowhere.safetensors",
+        "superclass.epochs": 1,
+        "dataset.name": "cifar100",
+    }
+    config = config_with(fields)
+    write_config(config_with({"dataset.mean": (0.5,), "dataset.std": (0.25,)}), tmp_path)
+    (tmp_path / "superclass/checkpoints/7").mkdir(parents=True)
+    resolve_training_files(config, tmp_path)
+    assert (config.dataset.mean, config.dataset.std) == ((0.5,), (0.25,))
+    config.superclass.epochs = 0  # The folder is then another run's.
+    with pytest.raises(UserError, match=r"config.init_from"):
+        resolve_training_files(config, tmp_path)
+
+
 @pytest.mark.parametrize("begun", ["checkpoints/21", "checkpoints_superseded/21", "result.json"])
 def test_a_run_past_its_superclasses_needs_no_mapping_to_them(begun, tmp_path):
     config = config_with({"superclass.epochs": 1, "superclass.mapping": "nowhere.json"})
@@ -373,6 +389,8 @@ def test_fields_are_those_of_the_default_config():
         ("lbfgs", {}, ["config.optimizer.name", "'lbfgs'", "value"]),
         ("noisy_sgd", {}, ["config.optimizer.name", "random key"]),
         ("lion", {"b3": 0.9}, ["config.optimizer.kwargs", "'b3'"]),
+        ("sgd", {"nesterov": "flase"}, ["nesterov is 'flase'; allowed: True, False"]),
+        ("rmsprop", {"centered": 2}, ["centered is 2; allowed: True, False"]),
         ("adam", {"b1": "high"}, ["config.optimizer.kwargs", "high"]),
         ("adamw", {"weight_decay": 0.1}, ["by optimizer.weight_decay"]),
         ("sgd", {"decay": 0.5}, ["config.optimizer.momentum"]),

@@ -318,6 +318,7 @@ def test_no_json_raises_anything_but_a_user_error(tmp_path_factory, value):
     [
         ("  ", "path of a folder"),
         ("~nosuchuser", "no user"),
+        ("~nosuchuser/run", "no user"),
         ("x" * 256, "too long"),
         ("a\udcff", "UTF-8"),
         ("loop/run", "symbolic links"),
@@ -330,6 +331,12 @@ def test_a_path_that_cannot_be_a_folders_is_refused(tmp_path, monkeypatch, workd
         check_workdir(workdir)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_a_folder_whose_name_begins_with_a_tilde_is_allowed(tmp_path, monkeypatch):
+    check_workdir(str(tmp_path / "~mine"))
+    monkeypatch.chdir(tmp_path)
+    check_workdir("./~mine")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", ".lock", "events.out"])

@@ -209,6 +209,12 @@ def test_what_cannot_be_a_name_is_refused(name):
         flexpool_jax.register_dataset(name)
 
 
+def test_a_data_set_that_needs_an_argument_is_refused():
+    with pytest.raises(UserError, match=r"data set 'mine': missing .*'split'; allowed: a function"):
+        flexpool_jax.register_dataset("mine")(lambda split: None)
+    assert "mine" not in DATASETS
+
+
 def test_an_npz_file_is_a_data_set(tmp_path):
     path = write_npz(tmp_path / "mine.npz")
     dataset = load_dataset("npz", tmp_path / "data", path)

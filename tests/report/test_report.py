@@ -752,6 +752,22 @@ def test_runs_whose_code_changed_midway_are_not_averaged_with_others(write_sweep
     }
 
 
+def test_runs_on_other_numbers_of_devices_are_averaged_if_batch_norm_is_synchronised(write_sweep):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",), seeds=(0, 1, 2)), accuracy_of)
+    for seed, devices in enumerate((1, 8, 8)):
+        edit_result(folder / AVG / f"seed-{seed}", devices=devices)
+    rows = tables_of(write_report(folder)[0])["Table 1: one classifier"]
+    assert [row[0] for row in rows if row[0]] == ["Digits"]
+    for path in folder.rglob("result.json"):
+        config = json.loads(path.read_text())["config"]
+        edit_result(path.parent, config=config | {"sync_batch_norm": False})
+    rows = tables_of(write_report(folder)[0])["Table 1: one classifier"]
+    assert {row[0]: "(n = 2)" in row[2] for row in rows if row[0]} == {
+        "Digits (devices 1)": False,
+        "Digits (devices 8)": True,
+    }
+
+
 def test_runs_that_changed_midway_are_marked_and_not_averaged(write_sweep):
     change = {"step": 40, "field": "learning_rate", "from": 0.1, "to": 0.01}
     folder = write_sweep(

@@ -28,7 +28,7 @@ from flexpool_jax.evaluation import restore_workdir
 from flexpool_jax.portable.card import model_card
 from flexpool_jax.report.results import find_runs
 from flexpool_jax.report.rows import make_rows
-from flexpool_jax.source import commit, source_hash
+from flexpool_jax.source import commit, run_source_hash, source_hash
 from flexpool_jax.training import checkpoints, identity, run
 from flexpool_jax.training.setup import set_up
 
@@ -252,6 +252,20 @@ def test_changes_between_starts_are_recorded_where_they_change_what_is_computed(
     ]
 
 
+def test_another_number_of_devices_is_a_change_if_each_has_its_own_batch_statistics(
+    make_config, tmp_path, monkeypatch
+):
+    saved = identity.Identity.to_json
+    with monkeypatch.context() as patched:
+        patched.setattr(identity.Identity, "to_json", lambda self: saved(self) | {"devices": 8})
+        train(make_config(num_epochs=1, sync_batch_norm=False), tmp_path / "run")
+    train(make_config(num_epochs=2, sync_batch_norm=False), tmp_path / "run")
+    change = {"step": 11, "field": "devices", "from": 8, "to": jax.device_count()}
+    assert change in result_of(tmp_path / "run")["config_changes"]
+    synchronised = make_config()
+    assert identity.Identity(None, synchronised, "").changes(11, synchronised, devices=8) == []
+
+
 def test_a_move_of_the_users_own_data_is_no_change_of_the_run(make_config, data_dir, tmp_path):
     dataset = load_dataset("digits", data_dir, image_size=8)
     (here := tmp_path / "here").mkdir()
@@ -384,18 +398,19 @@ def test_a_workdir_says_what_its_data_were(workdir, make_config):
     assert data["digest"] == dataset.digest == result_of(workdir)["data_digest"]
 
 
-def test_the_result_names_what_it_was_made_with(workdir):
+def test_the_result_names_what_it_was_made_with(workdir, make_config):
     result = result_of(workdir)
-    assert result["source_hash"] == source_hash()
+    # The model is defined here, outside the package.
+    assert result["source_hash"] == run_source_hash(make_config()) != source_hash()
     assert result["commit"] == commit()
     assert result["test_images"] == 359
     assert result["convolutions"].startswith(("oneDNN", "XLA"))
 
 
 def test_code_that_changed_midway_is_recorded(workdir, make_config, monkeypatch):
-    monkeypatch.setattr(run, "source_hash", lambda: "other")
+    monkeypatch.setattr(run, "run_source_hash", lambda config: "other")
     train(make_config(num_epochs=3), workdir)
-    assert result_of(workdir)["source_hash"] == [source_hash(), "other"]
+    assert result_of(workdir)["source_hash"] == [run_source_hash(make_config()), "other"]
 
 
 def test_predictions_give_the_final_accuracy_and_evaluation_leaves_them_alone(workdir, make_config):

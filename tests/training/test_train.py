@@ -14,7 +14,8 @@ def test_a_home_folder_is_checked_where_it_is(tmp_path, monkeypatch):
         train(digits.get_config(), "~/run")
 
 
-def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a\[b\]/run has a \[ in its path.*allowed: "):
-        train(digits.get_config(), tmp_path / "a[b]" / "run")
+@pytest.mark.parametrize(("name", "character"), [("a[b]", r"\["), ("a*b", r"\*"), ("a?b", r"\?")])
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name, character):
+    with pytest.raises(UserError, match=rf"/run has a {character} in its path.*allowed: "):
+        train(digits.get_config(), tmp_path / name / "run")
     assert list(tmp_path.iterdir()) == []
