@@ -101,14 +101,15 @@ def inspect_workdir(
         "evidence": _describe_evidence(evidence, reason, labels, probabilities),
         "seconds": time.monotonic() - started,
     }
-    files.write_json(folder / REPORT_FILE, report)
     with files.naming(folder):
-        for pattern in ("weights_*.png", "errors.png", "evidence.png"):
-            for old in folder.glob(pattern):  # An earlier inspection may have others.
-                old.unlink()
-        _write_pictures(folder, report, setup.dataset, pools, evidence, confusion)
+        pictures = _write_pictures(folder, report, setup.dataset, pools, evidence, confusion)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
+    files.write_json(folder / REPORT_FILE, report)
+    for pattern in ("weights_*.png", "errors.png", "evidence.png"):
+        for old in folder.glob(pattern):  # An earlier inspection may have others.
+            if old.name not in pictures:
+                old.unlink()
     return report
 
 
@@ -276,8 +277,10 @@ def _write_pictures(
     pools: Mapping[str, np.ndarray],
     evidence: EvidenceMaps | None,
     confusion: np.ndarray,
-) -> None:
+) -> list[str]:
+    """Writes the PNGs; returns the names of those that not every inspection has."""
     test, names = dataset.test, dataset.class_names
+    written = [f"weights_{stage}.png" for stage in pools]
     for stage, w in pools.items():
         figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
     figures.draw_confusion(confusion, names, folder / "confusion.png")
@@ -298,8 +301,11 @@ def _write_pictures(
     ]
     if tiles:
         contact_sheet(tiles).save(folder / "errors.png")
+        written.append("errors.png")
     if evidence is not None:
         figures.draw_evidence(evidence, test, names, folder / "evidence.png")
+        written.append("evidence.png")
+    return written
 
 
 def _describe_image(

@@ -180,6 +180,20 @@ def test_every_file_is_written_and_the_pictures_can_be_opened(flexpool):
             assert min(picture.size) > 100
 
 
+def test_an_inspection_that_fails_leaves_the_last_numbers_and_pictures(flexpool, monkeypatch):
+    restored, _ = flexpool
+    folder = restored.workdir / "inspect"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "draw_weights", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        inspected(restored, monkeypatch)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_names_of_layers_are_not_cut_off():
     summary, _ = inspection._summarise_model(create_model("resnet20", sac=True), (16, 16, 1))
     assert "stage1_block1_1_conv" in summary
