@@ -272,7 +272,8 @@ def test_weights_of_any_shape_are_drawn(shape, tmp_path):
 
 def test_names_with_dollar_signs_are_drawn(tmp_path):
     names = ("under_$5_$10", "$10_and_more")
-    figures.draw_confusion(np.ones((2, 2), int), names, tmp_path / "confusion.png")
+    confusions = np.array([[0, 0, 1], [1, 0, 1]])
+    figures.draw_confusion(confusions, names, tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
 
 
