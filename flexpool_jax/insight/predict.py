@@ -114,7 +114,7 @@ def _files_of(path: Path) -> Iterator[Path]:
 
 
 def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder at and below a path, with the names of its files; follows links, those last."""
+    """Yields each folder at or below a path with its file names; linked folders last, each once."""
     starts, seen = [path], set()
     for start in starts:
         for folder, subfolders, names in os.walk(start, onerror=_say_skipped):
@@ -329,7 +329,10 @@ def _predict(
 
 
 def _class_of(folder: str, class_names: Sequence[str]) -> str:
-    """Returns the class that has a folder's name, in any case if one class has; "" without one."""
+    """Returns the class that is named like a folder.
+
+    If none matches exactly, returns the only class that matches when case is ignored; otherwise "".
+    """
     if folder in class_names:
         return folder
     alike = [name for name in class_names if name.casefold() == folder.casefold()]
