@@ -99,7 +99,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Converts logits [N, K] to float64 probabilities.
 
-    Equal logits have equal probabilities. So may logits that differ by less than about 1e-16.
+    Equal logits get equal probabilities. Logits that differ by less than about 1e-16 may get equal
+    probabilities too.
 
     Example:
         >>> softmax(np.float32([[0, 0], [800, 0]])).tolist()
@@ -176,7 +177,7 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The expected calibration error, ``Σ_b n_b / N · |accuracy_b − confidence_b|``, in [0, 1].
 
     The sum is over 15 equally wide bins of confidence, see `calibration_bins`. The formula is Eq. 3
-    of Guo et al. 2017, who are cited there.
+    of Guo et al. 2017 (arXiv 1706.04599).
 
     Example:
         >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
