@@ -103,9 +103,9 @@ def get_config(variant: str = "") -> ConfigDict:
     # machine). stream: threads read and decode each batch from the prepared files while the devices
     # compute, so that little memory is needed; arrays (npz, registered data sets) are streamed from
     # memory. auto: device if all images take at most a quarter of the memory, else stream. This
-    # memory is that of a device or of the machine, whichever is smaller; if a CPU has several
-    # devices, it is the machine's memory divided by their number. The batches are the same, bit by
-    # bit, in both cases.
+    # memory is that of a device or of the machine, whichever is smaller. The machine's memory is
+    # divided by the number of processes of this run on the machine and, on a CPU, by the number of
+    # their devices. The batches are the same, bit by bit, in both cases.
     config.dataset.placement = "auto"
     # Fraction of the training split (of each class, drawn with the seed) that is used in place of
     # the test split, to choose values without using test images. 0: the official splits (section

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from flexpool_jax.errors import UserError
 from flexpool_jax.pooling import (
     ChannelScale,
     FlexPool,
@@ -233,7 +234,7 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
     "attention": AttentionPool,
     "flexpool": FlexPool,
     "flexpool_softmax": functools.partial(FlexPool, constraint="softmax"),
-    # Controls: what remains of FlexPool's effect without one of its parts.
+    # Controls: each is FlexPool with one part removed.
     "channel_scale": ChannelScale,
     "flexpool_shared": FlexPoolShared,
     "gdconv": GDConv,
@@ -411,7 +412,8 @@ def effective_weights(
 
     Args:
         pool: one of `POOLS`.
-        params: parameters of that pool alone, such as ``{"w_fp": w}``.
+        params: parameters of that pool alone, such as ``{"w_fp": w}`` or, if it wraps a FlexPool,
+            ``{"inner": {"w_fp": w}}``.
         shape: (H, W, C) of the feature map.
 
     Returns:
@@ -419,7 +421,8 @@ def effective_weights(
         `register_pool`), such as a pool without learned weights.
 
     Raises:
-        ValueError: the pool is unknown, or the weights do not fit the shape.
+        ValueError: the pool is unknown, the weights do not fit the shape, or the pool has such a
+            method and not exactly one ``w_fp``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -433,7 +436,13 @@ def effective_weights(
     # An inherited method does not count: a class derived from FlexPool may compute something else.
     if "effective_weights" not in vars(type(module)):
         return None
-    return module.effective_weights(params["w_fp"], shape)
+    found = [w for _, w in named_w_fp(params)]
+    if len(found) != 1:
+        raise UserError(
+            f"pool {pool!r} has a method effective_weights(w_fp, shape), and {len(found)} "
+            "parameters w_fp; allowed: one, or no such method"
+        )
+    return module.effective_weights(found[0], shape)
 
 
 def pool_summary(params: Any, pool: str | None = None) -> dict[str, Array]:

@@ -99,7 +99,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Converts logits [N, K] to float64 probabilities.
 
-    Equal logits have equal probabilities. So may logits that differ by less than about 1e-16.
+    Equal logits get equal probabilities. Logits that differ by less than about 1e-16 may get equal
+    probabilities too.
 
     Example:
         >>> softmax(np.float32([[0, 0], [800, 0]])).tolist()
@@ -176,7 +177,7 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The expected calibration error, ``Σ_b n_b / N · |accuracy_b − confidence_b|``, in [0, 1].
 
     The sum is over 15 equally wide bins of confidence, see `calibration_bins`. The formula is Eq. 3
-    of Guo et al. 2017, who are cited there.
+    of Guo et al. 2017 (arXiv 1706.04599).
 
     Example:
         >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
@@ -203,16 +204,19 @@ def accuracy_per_class(labels: np.ndarray, probabilities: np.ndarray) -> list[fl
     return [float(part.mean()) if len(part) else None for part in found]
 
 
-def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Counts examples: int64 [K, K], a row for each true class, a column for each predicted one.
+def confusions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Counts the pairs that occur: int64 [P, 3] of true class, predicted class and examples.
+
+    These are the entries of the confusion matrix that are not 0, row by row. With many classes, the
+    whole matrix may not fit into memory.
 
     Example:
-        >>> confusion_matrix(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]])).tolist()
-        [[1, 1], [0, 0]]
+        >>> confusions(np.array([1, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])).tolist()
+        [[1, 0, 1], [1, 1, 2]]
     """
-    classes = probabilities.shape[1]
-    pairs = labels.astype(np.int64) * classes + probabilities.argmax(axis=1)
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    pairs = np.stack([labels, probabilities.argmax(axis=1)], axis=1).astype(np.int64)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    return np.column_stack([found, counts])
 
 
 def confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:

@@ -114,7 +114,8 @@ class Trained:
         class_names: names of the classes, in the order of the logits.
         image_shape: (H, W, C) of the images that the model takes.
         mean, std: float32 [C], mean and standard deviation that normalise images / 255.
-        dataset_name: name of the data set, which is not that of the config if a program passed one.
+        dataset_name: name of the data set; differs from config.dataset.name if a program passed
+            ``dataset=`` to `flexpool_jax.train`.
         test_images: number of images of the evaluation split.
     """
 

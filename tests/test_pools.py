@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from flexpool_jax import FlexPool, register_pool
+from flexpool_jax.errors import UserError
 from flexpool_jax.pools import (
     POOLS,
     AttentionPool,
@@ -415,6 +416,29 @@ def test_the_constraint_of_a_pool_that_wraps_another_is_its_field(pools):
     register_pool("scaled")(Scaled)
     assert has_weights("scaled")
     assert not regularizer_applies("scaled")
+
+
+def test_the_effective_weights_of_a_pool_that_wraps_flexpool_are_found(pools):
+    @register_pool("doubled")
+    class Doubled(nn.Module):
+        inner_pools: int = 1
+
+        @nn.compact
+        def __call__(self, x):
+            return 2 * sum(FlexPool(name=f"inner{i}")(x) for i in range(self.inner_pools))
+
+        def effective_weights(self, w_fp, shape):
+            return 2 * w_fp
+
+    variables = create_pool("doubled").init(jax.random.key(0), FEATURE_MAP)
+    weights = effective_weights("doubled", variables["params"], FEATURE_MAP.shape[1:])
+    np.testing.assert_allclose(weights, np.full(FEATURE_MAP.shape[1:], 2 / 20), rtol=1e-6)
+    two = create_pool("doubled", inner_pools=2).init(jax.random.key(0), FEATURE_MAP)["params"]
+    for params, count in [({}, 0), (two, 2)]:
+        with pytest.raises(
+            UserError, match=f"'doubled' has .* and {count} parameters w_fp; allowed: one"
+        ):
+            effective_weights("doubled", params, FEATURE_MAP.shape[1:])
 
 
 @pytest.mark.parametrize("name", ["", "a+b", "a,b", "a/b", "../up", "a b", "größe", "a=1", None, 3])

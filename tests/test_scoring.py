@@ -1,5 +1,7 @@
 """Metrics agree with scikit-learn, with closed forms and with each other."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -34,11 +36,26 @@ def test_of_ties_the_class_that_argmax_takes_comes_first():
     assert scoring.top5_accuracy(np.array([0, 4, 5]), even) == pytest.approx(2 / 3)
 
 
-def test_confusion_matrix_is_scikit_learns():
-    expected = sklearn.metrics.confusion_matrix(
+def test_confusions_are_the_entries_of_scikit_learns_matrix():
+    matrix = sklearn.metrics.confusion_matrix(
         LABELS, PROBABILITIES.argmax(axis=1), labels=np.arange(24)
     )
-    np.testing.assert_array_equal(scoring.confusion_matrix(LABELS, PROBABILITIES), expected)
+    expected = [[row, column, matrix[row, column]] for row, column in np.argwhere(matrix)]
+    np.testing.assert_array_equal(scoring.confusions(LABELS, PROBABILITIES), expected)
+
+
+def test_confusions_of_many_classes_take_little_memory():
+    classes = 20_000  # Their matrix would take 3.2 GB.
+    labels = np.array([7, 19_999, 7])
+    probabilities = np.zeros((3, classes))
+    probabilities[[0, 1, 2], [7, 3, 7]] = 1
+    tracemalloc.start()
+    try:
+        found = scoring.confusions(labels, probabilities)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert found.tolist() == [[7, 7, 2], [19_999, 3, 1]]
 
 
 def test_accuracies_per_class_average_to_the_accuracy():

@@ -114,17 +114,25 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
 
 
-def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draws the confusion matrix [K, K], a row for each class and a column for each prediction."""
-    count = len(names)
+def draw_confusion(confusions: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draws the confusion matrix, a row for each class and a column for each prediction.
+
+    Args:
+        confusions: entries of the matrix that are not 0, from `flexpool_jax.scoring.confusions`.
+        names: names of the classes.
+        path: path of the PNG.
+    """
+    count, most = len(names), int(confusions[:, 2].max())
+    confusion = np.full((count, count), np.nan)
+    confusion[confusions[:, 0], confusions[:, 1]] = confusions[:, 2]
     side = min(12.0, max(4.5, 0.45 * count))
     with drawn(path, side + 1, side, _NO_GRID) as figure:
         axes = figure.subplots()
         image = axes.imshow(
-            np.where(confusion > 0, confusion, np.nan),
+            confusion,
             cmap="Blues",
             # The scale starts below 1, so that the cell of a single image is not white.
-            norm=LogNorm(0.5, max(2, int(confusion.max()))),
+            norm=LogNorm(0.5, max(2, most)),
         )
         axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix: images")
         if count <= _MAX_NAMED:
@@ -132,14 +140,13 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
             axes.set_xticks(range(count), shown, rotation=90)
             axes.set_yticks(range(count), shown)
         if count <= _MAX_NAMED // 2:
-            dark = math.sqrt(max(1, int(confusion.max())))
-            for row, column in np.argwhere(confusion):
-                value = int(confusion[row, column])
+            dark = math.sqrt(most)
+            for row, column, value in confusions:
                 colour = "white" if value > dark else "black"
                 axes.text(column, row, str(value), ha="center", va="center", color=colour)
         bar = figure.colorbar(image, ax=axes, shrink=0.7)
         ticks = [m * 10**power for power in range(9) for m in (1, 2, 5)]
-        ticks = [tick for tick in ticks if tick <= confusion.max()]
+        ticks = [tick for tick in ticks if tick <= most]
         bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
         bar.minorticks_off()
 

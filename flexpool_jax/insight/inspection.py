@@ -39,6 +39,8 @@ Variables = Mapping[str, Any]
 
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "inspect.json", "index.html", "model.txt"
 _MAX_ERRORS, _MAX_IMAGES = 48, 24
+# The largest number of classes whose confusion matrix is drawn; 21,841 would take 3.8 GB.
+_MAX_CONFUSION = 1_000
 # The largest number of classes for which an image has evidence maps, and of values in all maps; the
 # latter keeps the page at a few megabytes.
 _MAX_CLASSES, _MAX_VALUES = 20, 600_000
@@ -69,7 +71,7 @@ def inspect_workdir(
     reason = why_not_exact(model.pool, variables["params"]["head"], last_shape)
     evidence = None if reason else _find_evidence(restored, probabilities)
     errors = scoring.confident_errors(labels, probabilities, _MAX_ERRORS)
-    confusion = scoring.confusion_matrix(labels, probabilities)
+    confusions = scoring.confusions(labels, probabilities)
     summary, flops = _summarise_model(model, setup.dataset.image_shape)
     report = {
         **checkpoints.model_reference(restored.step, restored.variables),
@@ -89,10 +91,7 @@ def inspect_workdir(
         "calibration": [
             found._asdict() for found in scoring.calibration_bins(labels, probabilities)
         ],
-        "confusion": [
-            [int(row), int(column), int(confusion[row, column])]
-            for row, column in np.argwhere(confusion)
-        ],
+        "confusion": confusions.tolist(),
         "errors": [_describe_image(index, labels, probabilities) for index in errors],
         "pools": {
             stage: {"shape": list(w.shape), **weight_statistics(w, mean_maps[stage])}
@@ -101,14 +100,15 @@ def inspect_workdir(
         "evidence": _describe_evidence(evidence, reason, labels, probabilities),
         "seconds": time.monotonic() - started,
     }
-    files.write_json(folder / REPORT_FILE, report)
     with files.naming(folder):
-        for pattern in ("weights_*.png", "errors.png", "evidence.png"):
-            for old in folder.glob(pattern):  # An earlier inspection may have others.
-                old.unlink()
-        _write_pictures(folder, report, setup.dataset, pools, evidence, confusion)
+        pictures = _write_pictures(folder, report, setup.dataset, pools, evidence, confusions)
     files.write_whole(folder / SUMMARY_FILE, summary.encode())
     page.write_page(folder / PAGE_FILE, restored.workdir, report, pools, evidence, test, summary)
+    files.write_json(folder / REPORT_FILE, report)
+    for pattern in ("weights_*.png", "confusion.png", "errors.png", "evidence.png"):
+        for old in folder.glob(pattern):  # An earlier inspection may have others.
+            if old.name not in pictures:
+                old.unlink()
     return report
 
 
@@ -275,12 +275,16 @@ def _write_pictures(
     dataset: Dataset,
     pools: Mapping[str, np.ndarray],
     evidence: EvidenceMaps | None,
-    confusion: np.ndarray,
-) -> None:
+    confusions: np.ndarray,
+) -> list[str]:
+    """Writes the PNGs; returns the names of those that not every inspection has."""
     test, names = dataset.test, dataset.class_names
+    written = [f"weights_{stage}.png" for stage in pools]
     for stage, w in pools.items():
         figures.draw_weights(w, folder / f"weights_{stage}.png", f"{report['pool']}, {stage}")
-    figures.draw_confusion(confusion, names, folder / "confusion.png")
+    if len(names) <= _MAX_CONFUSION:
+        figures.draw_confusion(confusions, names, folder / "confusion.png")
+        written.append("confusion.png")
     figures.draw_reliability(
         [scoring.Bin(**fields) for fields in report["calibration"]],
         report["metrics"]["calibration_error"],
@@ -298,8 +302,11 @@ def _write_pictures(
     ]
     if tiles:
         contact_sheet(tiles).save(folder / "errors.png")
+        written.append("errors.png")
     if evidence is not None:
         figures.draw_evidence(evidence, test, names, folder / "evidence.png")
+        written.append("evidence.png")
+    return written
 
 
 def _describe_image(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
@@ -113,7 +114,7 @@ def _files_of(path: Path) -> Iterator[Path]:
 
 
 def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder at and below a path, with the names of its files; follows links, those last."""
+    """Yields each folder at or below a path with its file names; linked folders last, each once."""
     starts, seen = [path], set()
     for start in starts:
         for folder, subfolders, names in os.walk(start, onerror=_say_skipped):
@@ -189,7 +190,8 @@ def predict_files(
 
     Raises:
         UserError: `find_images` or `load_trained` fails, top_k is not between 1 and the number of
-            classes, or no file can be read.
+            classes, the network's images have a number of channels that image files do not have,
+            or no file can be read.
     """
     paths = find_images(pattern)
     trained = load_trained(workdir, step, config)
@@ -197,14 +199,19 @@ def predict_files(
     top_k = min(DEFAULT_TOP_K, num_classes) if top_k is None else top_k
     if not 1 <= top_k <= num_classes:
         raise UserError(f"--top_k={top_k}; allowed: 1 to {num_classes}, the number of classes")
+    channels = trained.image_shape[-1]
+    if channels not in images.MODE_OF_CHANNELS:
+        raise UserError(
+            f"{trained.workdir} was trained on images of {channels} channels; allowed: 1, 3 or 4, "
+            "which image files can have (grey, RGB, RGBA)"
+        )
     started = time.monotonic()
     folder = trained.workdir / layout.PREDICT_FOLDER
-    folder.mkdir(exist_ok=True)
     first: list[Prediction] = []
     tiles: list[Tile] = []
     drawn = {round(place) for place in np.linspace(0, len(paths) - 1, _MAX_TILES)}
     unreadable = labelled = correct = 0
-    with files.writing_whole(folder / CSV_FILE) as file:
+    with _made(folder), files.writing_whole(folder / CSV_FILE) as file:
         # Names of files need not be UTF-8.
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
         writer = csv.writer(text)
@@ -235,6 +242,17 @@ def predict_files(
     if tiles:
         files.write_whole(folder / SHEET_FILE, images.encode_png(contact_sheet(tiles)))
     return Predicted(len(paths), unreadable, labelled, correct, first, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Creates a folder if needed; deletes it at the end if it is empty."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # It is not empty.
+            folder.rmdir()
 
 
 def table(predicted: Predicted) -> str:
@@ -311,7 +329,10 @@ def _predict(
 
 
 def _class_of(folder: str, class_names: Sequence[str]) -> str:
-    """Returns the class that has a folder's name, in any case if one class has; "" without one."""
+    """Returns the class that is named like a folder.
+
+    If none matches exactly, returns the only class that matches when case is ignored; otherwise "".
+    """
     if folder in class_names:
         return folder
     alike = [name for name in class_names if name.casefold() == folder.casefold()]

@@ -147,8 +147,9 @@ def start_from(
     """Loads initial weights for training, as `load_weights` does.
 
     The model keeps its own initial classifier where that of the file has another number of classes.
-    Auxiliary classifiers, which only training uses, may be in the file or in the model alone. The
-    weights ``w_fp`` of the same pool are resampled if the model's feature maps have another size.
+    Auxiliary classifiers, which only training uses, may exist in only one of the two, the file or
+    the model. The weights ``w_fp`` of the same pool are resampled if the model's feature maps have
+    another size.
     Args and errors are those of `load_weights`.
 
     Returns:

@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from flexpool_jax import files
+
 INK, FAINT = "#1f2933", "#8b96a3"
 # The colours of the columns of the paper's tables, then those of further settings.
 COLOURS = (
@@ -23,7 +25,7 @@ _STYLE = Path(__file__).with_name("figures.mplstyle")
 def drawn(
     path: Path, width: float, height: float, changes: Mapping[str, Any] | None = None
 ) -> Iterator[Figure]:
-    """Yields a figure to draw on, and writes it as a PNG when the block ends.
+    """Yields a figure to draw on, and writes it as a whole PNG when the block ends.
 
     The file does not name matplotlib's version, so that the same numbers result in the same file.
 
@@ -36,4 +38,5 @@ def drawn(
     with style.context([_STYLE, dict(changes or {})]):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path, dpi=130, metadata={"Software": None})
+        with files.writing_whole(path) as file:
+            figure.savefig(file, format="png", dpi=130, metadata={"Software": None})

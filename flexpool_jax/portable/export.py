@@ -57,11 +57,14 @@ def export_workdir(
         UserError: `load_trained` cannot use the workdir, the step or a file.
     """
     trained = load_trained(workdir, step, config)
+    program, config_json = _export_program(trained), hub_config(trained)
+    card = model_card(trained, is_best=step == "best")
+    images = _probe_images(trained.image_shape)
+    output = np.asarray(export.deserialize(bytearray(program)).call(images))
     folder = trained.workdir / layout.EXPORT_FOLDER
     folder.mkdir(exist_ok=True)
     # check.json is deleted first and written last, so that an incomplete folder is not loaded.
     (folder / CHECK).unlink(missing_ok=True)
-    program = _export_program(trained)
     files.write_whole(folder / PROGRAM, program)
     save_weights(
         folder / WEIGHTS,
@@ -70,16 +73,15 @@ def export_workdir(
         std=trained.std,
         pool=trained.config.pool,
     )
-    files.write_json(folder / CONFIG, hub_config(trained))
-    files.write_whole(folder / CARD, model_card(trained, is_best=step == "best").encode())
-    images = _probe_images(trained.image_shape)
+    files.write_json(folder / CONFIG, config_json)
+    files.write_whole(folder / CARD, card.encode())
     check: dict[str, Any] = {
         "sha256": {name: sha256_of(folder / name) for name in (PROGRAM, WEIGHTS, CONFIG, CARD)},
         "probe": {
             "shape": images.shape,
             "dtype": "uint8",
             "input": base64.b64encode(images.tobytes()).decode(),
-            "output": np.asarray(export.deserialize(bytearray(program)).call(images)).tolist(),
+            "output": output.tolist(),
             "tolerance": _TOLERANCE[trained.config.dtype],
         },
     }

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flexpool_jax import layout
+from flexpool_jax import files, layout
 from flexpool_jax.errors import UserError
 from flexpool_jax.pages.markdown import escaped, markdown_table
 from flexpool_jax.report import figures, sweep_page, tables, words
@@ -17,10 +17,7 @@ from flexpool_jax.report.rows import Row, make_rows
 from flexpool_jax.report.sweep_page import PAGE_FILE
 from flexpool_jax.sweeps.grid import Cell
 
-_WRITTEN = (
-    *("report.md", PAGE_FILE, "table[12].csv", "settings.csv", "runs.csv", "classes.csv"),
-    *("figure[24].png", "settings-*.png", "curves-*.png"),
-)
+_FIGURES = ("figure[24].png", "settings-*.png", "curves-*.png")
 
 # The largest number of classes for which report.md has a table with a column for each class.
 _MAX_CLASSES = 20
@@ -56,10 +53,6 @@ def write_report(
     rows = make_rows(found.runs, cells)
     folder = workdir / layout.REPORT_FOLDER
     folder.mkdir(exist_ok=True)
-    for pattern in _WRITTEN:
-        # Otherwise old files that this report does not write would look like a part of it.
-        for path in folder.glob(pattern):
-            path.unlink()
     opening, left_out = words.opening(found, rows), words.left_out(found, rows, workdir)
     paper_tables = {title: words.paper_lines(rows, sac=sac) for title, *_, sac in _TABLES}
     parts = [f"# Report\n\n{opening}"]
@@ -74,7 +67,8 @@ def write_report(
         parts.append(f"## {title}\n\n{text}")
     tables.write_csv(folder / "settings.csv", tables.setting_records(rows))
     tables.write_csv(folder / "runs.csv", tables.run_records(rows, workdir))
-    if any(setting.classes for row in rows for setting in row.settings.values()):
+    has_classes = any(setting.classes for row in rows for setting in row.settings.values())
+    if has_classes:
         tables.write_csv(folder / "classes.csv", tables.class_records(rows))
     parts += [_settings(row, folder, slug) for row, slug in zip(rows, _slugs(rows), strict=True)]
     if left_out:
@@ -82,7 +76,15 @@ def write_report(
         parts.append(f"## Not in these numbers\n\n{listed}")
     sweep_page.write_page(folder / PAGE_FILE, workdir, rows, opening, paper_tables, left_out)
     path = folder / "report.md"
-    path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    files.write_whole(path, text.encode())
+    # Otherwise files of an earlier report would look like a part of this one.
+    if not has_classes:
+        (folder / "classes.csv").unlink(missing_ok=True)
+    for pattern in _FIGURES:
+        for old in folder.glob(pattern):
+            if f"]({old.name})" not in text:
+                old.unlink()
     return path, [line.replace(f"{workdir}{os.sep}", "") for line in found.skipped]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexpool_jax import files
 from flexpool_jax.report import paper
 from flexpool_jax.report.analysis import Estimate
 from flexpool_jax.report.results import Arm
@@ -105,7 +106,7 @@ def write_csv(path: Path, records: Sequence[Record], *, digits: int = 12) -> Non
 
     table = pd.DataFrame(records, dtype=object)
     table = table.apply(lambda column: column.map(lambda value: rounded(column.name, value)))
-    table.to_csv(path, index=False, lineterminator="\n")
+    files.write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def _arm(arm: Arm) -> Record:

@@ -165,8 +165,9 @@ def take_shard(
 ) -> list[Cell]:
     """Takes part I of N of a sweep, so that all parts finish a seed together.
 
-    Of every N runs, each part takes one. Which one changes, so that no part has the same column of
-    every seed: a comparison of columns is then not one of machines.
+    Each part takes one of every N consecutive runs. Its place among the N moves on each time.
+    Otherwise one machine could train the same column of every seed, and a difference between
+    columns could be one between machines.
 
     Args:
         cells: The cells, from `expand`.

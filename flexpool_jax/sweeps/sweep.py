@@ -210,7 +210,8 @@ def _run_cell(
 ) -> str | None:
     """Runs a cell's unfinished stages. Returns None on success, else the reason in one line."""
     try:
-        # The lock of training: a run that was started by hand may not have saved anything yet.
+        # Takes the lock that training takes: a run that was started by hand may be training here
+        # and may not have saved a checkpoint yet.
         with hold_workdir(folder):
             configuration.check_resume(cell.config, folder)
             configuration.write_config(cell.config, folder)

@@ -122,7 +122,7 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
 
     If the workdir has no saved state, data.json may describe the data of an earlier start that
     failed; it is then replaced. Measurements of an earlier run, whose checkpoints were deleted, are
-    removed.
+    removed; a checkpoint that is damaged or superseded still belongs to a run.
 
     Args:
         workdir: an existing folder.
@@ -132,7 +132,8 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
     Raises:
         UserError: the data are not those that the run began with, or a file is damaged.
     """
-    if not configuration.has_checkpoint(workdir):
+    is_new = not configuration.has_any_checkpoint(workdir)
+    if is_new:
         for name in _MEASURED_FILES:
             (workdir / name).unlink(missing_ok=True)
     run_id = read_id(workdir)
@@ -142,7 +143,7 @@ def begin(workdir: Path, config: ConfigDict, dataset: Dataset) -> Identity:
             recall(workdir, config, dataset)
         files.write_json(workdir / layout.DATA_FILE, description)
     # Checkpoints without a run.json were written by release 0.1, or were copied without the file.
-    if run_id is None and not configuration.has_checkpoint(workdir):
+    if run_id is None and is_new:
         run_id = uuid.uuid4().hex
         files.write_json(workdir / layout.RUN_FILE, {"id": run_id})
     return Identity(run_id, config, dataset.digest)

@@ -66,6 +66,8 @@ def recover_superseded(workdir: Path) -> None:
     checkpoints = _checkpoints(workdir)
     saved = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
     for old in (workdir / layout.SUPERSEDED_FOLDER).glob("*"):
+        if not old.name.isdecimal():  # Not a checkpoint, but for example .DS_Store.
+            continue
         if max(saved, default=-1) >= int(old.name):
             shutil.rmtree(old)
         else:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -292,10 +293,13 @@ def _memory_for_images(config: ml_collections.ConfigDict) -> float:
     device = jax.local_devices()[0]
     is_cpu = device.platform == "cpu"
     stats = device.memory_stats() or {}
+    # All processes of a run on this machine share its memory.
+    host = socket.gethostname()
+    sharing = processes.gather(host).count(host)
     return memory_for_images(
         config.dataset.placement,
         device_bytes=math.inf if is_cpu else stats.get("bytes_limit", math.inf),
-        copies=jax.local_device_count() if is_cpu else 1,
+        copies=sharing * (jax.local_device_count() if is_cpu else 1),
     )
 
 

@@ -180,6 +180,20 @@ def test_every_file_is_written_and_the_pictures_can_be_opened(flexpool):
             assert min(picture.size) > 100
 
 
+def test_an_inspection_that_fails_leaves_the_last_numbers_and_pictures(flexpool, monkeypatch):
+    restored, _ = flexpool
+    folder = restored.workdir / "inspect"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "draw_weights", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        inspected(restored, monkeypatch)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_names_of_layers_are_not_cut_off():
     summary, _ = inspection._summarise_model(create_model("resnet20", sac=True), (16, 16, 1))
     assert "stage1_block1_1_conv" in summary
@@ -258,7 +272,8 @@ def test_weights_of_any_shape_are_drawn(shape, tmp_path):
 
 def test_names_with_dollar_signs_are_drawn(tmp_path):
     names = ("under_$5_$10", "$10_and_more")
-    figures.draw_confusion(np.ones((2, 2), int), names, tmp_path / "confusion.png")
+    confusions = np.array([[0, 0, 1], [1, 0, 1]])
+    figures.draw_confusion(confusions, names, tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
 
 

@@ -1,6 +1,7 @@
 """Predictions of image files are those of the network, whatever the files are like."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -240,6 +241,27 @@ def test_mistake_costs_one_line(arguments, words, workdir, photos, capsys):
     assert len(lines) == 1
     for word in words:
         assert word in lines[0]
+
+
+def test_nothing_is_left_where_no_file_can_be_read(workdir, photos, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("predict"))
+    with pytest.raises(UserError, match="none of 1 files"):
+        predict_files(run, str(run / "config.json"))
+    assert not (run / "predict").exists()
+    predict_files(run, str(photos))
+    with pytest.raises(UserError, match="none of 1 files"):
+        predict_files(run, str(run / "config.json"))
+    assert len(rows_of(run)) == 40
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_a_network_whose_images_are_not_those_of_files_is_refused(
+    channels, workdir, photos, monkeypatch
+):
+    trained = dataclasses.replace(load_trained(workdir), image_shape=(8, 8, channels))
+    monkeypatch.setattr(predict, "load_trained", lambda *arguments: trained)
+    with pytest.raises(UserError, match=f"images of {channels} channels; allowed: 1, 3 or 4"):
+        predict_files(workdir, str(photos))
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"image_shape": [8, 8], "digest": "x"}'])

@@ -124,6 +124,19 @@ def test_a_missing_file_is_named(copy, name):
         load_exported(copy)
 
 
+def test_an_export_that_fails_leaves_the_last_one_as_it_is(copy, workdir, tmp_path, monkeypatch):
+    run = shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    copy.rename(run / "export")
+
+    def stopped(trained):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flexpool_jax.portable.export._export_program", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export_workdir(run)
+    load_exported(run / "export")
+
+
 @pytest.mark.parametrize(("change", "is_refused"), [(0.001, False), (0.004, True)])
 def test_probabilities_may_differ_by_rounding_alone(copy, change, is_refused):
     check = json.loads((copy / "check.json").read_text())

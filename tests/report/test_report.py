@@ -618,6 +618,20 @@ def test_what_an_earlier_report_had_is_gone(write_sweep):
     assert mine.read_text() == "a,b"
 
 
+def test_a_report_that_fails_leaves_the_last_one(write_sweep, monkeypatch):
+    folder = write_sweep(small_sweep(num_epochs=1, columns=("avg",)), accuracy_of)
+    path, _ = write_report(folder)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(folder)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
 def test_torn_metrics_do_not_matter(write_sweep):
     folder = write_sweep(small_sweep(num_epochs=2, columns=("avg",)), accuracy_of)
     metrics = folder / AVG / "seed-0/metrics.jsonl"

@@ -174,6 +174,7 @@ def test_a_step_being_saved_again_is_not_lost_to_a_crash_in_between(tmp_path):
     save_all(tmp_path, {1: 0.5, 2: None})
     # As a crash leaves it: the old one moved away, the new one not finished.
     (tmp_path / "checkpoints_superseded").mkdir()
+    (tmp_path / "checkpoints_superseded/.DS_Store").touch()  # Written by a file manager.
     (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints_superseded" / "2")
     assert int(restore_latest(tmp_path)[0].step) == 2
 

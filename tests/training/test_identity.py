@@ -351,6 +351,17 @@ def test_measurements_of_a_deleted_run_are_removed_when_another_begins(make_conf
     assert (tmp_path / name).exists()
 
 
+@pytest.mark.parametrize("moved", ["checkpoints_damaged/11.0", "checkpoints_superseded/11"])
+def test_measurements_stay_while_a_checkpoint_is_set_aside(moved, make_config, tmp_path):
+    config = make_config()
+    (tmp_path / moved).mkdir(parents=True)
+    (tmp_path / "probe.json").write_text("{}")
+    dataset = load_dataset("digits", config.dataset.data_dir, image_size=8)
+    identity.begin(tmp_path, config, dataset)
+    assert (tmp_path / "probe.json").exists()
+    assert not (tmp_path / "run.json").exists()  # The checkpoint has an id of its own.
+
+
 def test_arrays_from_a_program_are_not_taken_for_the_set_of_that_name(
     make_config, tmp_path, capsys
 ):

@@ -14,7 +14,7 @@ from flexpool_jax.data import Dataset, Split
 from flexpool_jax.errors import UserError
 from flexpool_jax.training import feed, processes, steps
 from flexpool_jax.training.environment import agree_on_compilation_cache
-from flexpool_jax.training.setup import check_training, set_up
+from flexpool_jax.training.setup import _memory_for_images, check_training, set_up
 
 
 def make(num_images, variant="flexpool", side=8, **fields):
@@ -138,6 +138,13 @@ def test_the_seed_draws_the_weights_and_the_order():
         feed._epoch_indices(*place) for place in ((zero, 500, 0), (one, 500, 0), (zero, 500, 1))
     ]
     assert len({order.tobytes() for order in orders}) == 3
+
+
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
+    config = digits.get_config()
+    alone = _memory_for_images(config)
+    monkeypatch.setattr(processes, "gather", lambda host: [host, "another", host, host])
+    assert _memory_for_images(config) == alone / 3
 
 
 @pytest.mark.parametrize("other_has_it", [True, False])
