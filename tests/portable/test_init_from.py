@@ -165,6 +165,13 @@ def test_a_missing_file_is_named_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_of_another_model_is_refused_before_anything_is_written(file, dataset, tmp_path):
+    config = config_with(init_from=file, model="resnet20", **{"sac.weights": (0.1, 0.2, 0.7)})
+    with pytest.raises(UserError, match="does not fit the model"):
+        flexpool_jax.train(config, tmp_path / "run", dataset)
+    assert not (tmp_path / "run").exists()
+
+
 def test_normalisation_has_a_number_for_each_channel(dataset, tmp_path):
     config = config_with(**{"dataset.mean": (0.5,) * 3, "dataset.std": (0.25,) * 3})
     with pytest.raises(UserError, match="images of digits have 1 channels"):
