@@ -314,7 +314,6 @@ def _report_evaluation(
         split=run.setup.split_name,
         images_per_second=len(evaluation.predictions) / seconds,
         **evaluation.metrics,
-        accuracy_per_class=evaluation.accuracy_per_class,
         **{name: float(value) for name, value in jax.device_get(ended.pools).items()},
     )
     run.bar.evaluation(ended.epoch, run.setup.split_name, evaluation.metrics, seconds)

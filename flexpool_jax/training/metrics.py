@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
 
 T = TypeVar("T")
-Value = float | Sequence[float | None] | None
 
 
 class Meter:
@@ -209,8 +208,8 @@ class MetricsWriter:
         self._path = path
         self._events = _open_events(workdir, purge_step) if tensorboard else None
 
-    def write(self, *, step: int, epoch: float, split: str, **values: Value) -> None:
-        """Writes one line, and each number to TensorBoard as ``split/name``.
+    def write(self, *, step: int, epoch: float, split: str, **values: float | None) -> None:
+        """Writes one line, and each value to TensorBoard as ``split/name``.
 
         Nothing is written if the last line is of the same step and split: a run whose number of
         epochs is reduced to those that are done evaluates its last epoch again.
@@ -219,9 +218,8 @@ class MetricsWriter:
             step: number of updates so far.
             epoch: number of epochs so far, with a fraction within an epoch.
             split: split on which the values were measured: train, validation or test.
-            **values: values such as loss (nats), accuracy (in [0, 1]), images_per_second, or a list
-                with a number for each class. A number that is not finite becomes null, since JSON
-                has no NaN.
+            **values: values such as loss (nats), accuracy (in [0, 1]), images_per_second. A value
+                that is not finite becomes null, since JSON has no NaN.
         """
         if self._last == (step, split):
             return
@@ -234,7 +232,7 @@ class MetricsWriter:
                 from tensorboardX.summary import scalar
 
                 for name, value in values.items():
-                    if not isinstance(value, Sequence | None) and math.isfinite(value):
+                    if value is not None and math.isfinite(value):
                         summary = scalar(f"{split}/{name}", float(value))
                         self._events.write_event(_event(step, summary=summary))
         self._last = (step, split)

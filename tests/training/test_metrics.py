@@ -46,13 +46,11 @@ def test_values_that_json_lacks_become_null_and_array_scalars_numbers(tmp_path):
             images_per_second=None,
             accuracy=np.float32(0.25),
             regularizer=jnp.float32(2.0),
-            accuracy_per_class=[0.5, None],
         )
     (line,) = metrics_lines(tmp_path)
     assert line["loss"] is line["sac"] is line["images_per_second"] is None
     assert line["accuracy"] == 0.25
     assert line["regularizer"] == 2.0
-    assert line["accuracy_per_class"] == [0.5, None]
 
 
 def test_lines_are_on_the_disk_before_their_position_is_saved(tmp_path, monkeypatch):
