@@ -38,5 +38,5 @@ def drawn(
     with style.context([_STYLE, dict(changes or {})]):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        with files.writing_whole(path) as file:
+        with files.writing_whole(Path(path)) as file:  # A notebook may give a text.
             figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
