@@ -210,9 +210,10 @@ def test_what_cannot_be_a_name_is_refused(name):
 
 
 def test_a_data_set_that_needs_an_argument_is_refused():
-    with pytest.raises(UserError, match=r"data set 'mine': missing .*'split'; allowed: a function"):
-        flexpool_jax.register_dataset("mine")(lambda split: None)
-    assert "mine" not in DATASETS
+    refusal = r"data set 'by_split': missing .*'split'; allowed: a function"
+    with pytest.raises(UserError, match=refusal):
+        flexpool_jax.register_dataset("by_split")(lambda split: None)
+    assert "by_split" not in DATASETS
 
 
 def test_an_npz_file_is_a_data_set(tmp_path):
