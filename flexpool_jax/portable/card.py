@@ -14,7 +14,7 @@ from flexpool_jax.trained import Trained
 from flexpool_jax.training import checkpoints
 from flexpool_jax.training.steps import parameter_count
 
-# The citation is also in CITATION.cff; a test compares the two.
+# The citation is also in CITATION.cff and README.md; tests compare them.
 CITATION = """\
 @inproceedings{ali2023flexpooling,
   title = {FlexPooling with Simple Auxiliary Classifiers in Deep Networks},

@@ -275,6 +275,7 @@ def test_citation_is_that_of_citation_cff():
     parts = [paper["title"], paper["collection-title"], str(paper["year"]), " and ".join(authors)]
     parts += [f"{paper['start']}--{paper['end']}", paper["doi"], paper["identifiers"][0]["value"]]
     assert [part for part in parts if part not in text] == []
+    assert card.CITATION in (ROOT / "README.md").read_text()
 
 
 def test_a_folder_that_is_not_an_export_is_refused(tmp_path):
