@@ -110,7 +110,8 @@ def sac_loss(
     Args:
         stage_logits: logits ``[B, num_classes]`` of each stage, from the first to the last.
         labels: int ``[B]``.
-        weights: λ, one per stage, strictly increasing; the paper's are (0.1, 0.2, 0.7).
+        weights: λ, one per stage, strictly increasing; the paper's are (0.1, 0.2, 0.7). They are
+            checked, so they cannot be arguments of a jitted function.
         label_smoothing: see `cross_entropy`.
 
     Returns:

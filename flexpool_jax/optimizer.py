@@ -106,106 +106,6 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-def is_decayed(params: Any, decay_pool: bool = False) -> Any:
-    """Marks the leaves that weight decay acts on: the kernels of convolutions and dense layers.
-
-    Norm parameters and biases are left out, as is usual. ``w_fp`` is left out because decay pulls
-    it to 0, while Eq. 2 of the FlexPool paper pulls its sums to 1.
-
-    Args:
-        params: a tree of parameters.
-        decay_pool: whether weight decay acts on ``w_fp`` as well.
-
-    Returns:
-        A tree of bools of the same structure.
-    """
-    return _are_named(params, ("kernel", "w_fp") if decay_pool else ("kernel",))
-
-
-def _are_named(params: Any, names: tuple[str, ...]) -> Any:
-    wanted = [(name,) for name in names]
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1:] in wanted, params)
-
-
-_IDENTITY = optax.identity()
-
-
-def _around(
-    tx: optax.GradientTransformation,
-    *,
-    before: optax.GradientTransformation = _IDENTITY,
-    after: optax.GradientTransformation = _IDENTITY,
-) -> optax.GradientTransformation:
-    """Chains `tx` with transformations that keep no state; the state is that of `tx` alone."""
-
-    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
-        updates, _ = before.update(updates, before.init(params), params)
-        updates, state = tx.update(updates, state, params, **extra)
-        updates, _ = after.update(updates, after.init(params), params)
-        return updates, state
-
-    return tx._replace(update=update)
-
-
-def _is_schedule(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByScheduleState)
-
-
-def _schedule_count(state: Any) -> jax.Array:
-    """The number of updates so far, with which the optimizer of this state looks up its rate."""
-    nodes = jax.tree.leaves(state, is_leaf=_is_schedule)
-    counts: list[jax.Array] = [node.count for node in nodes if _is_schedule(node)]
-    if not counts:
-        # Prodigy, MADGRAD and D-Adaptation have one count for everything.
-        counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(state, "count")]
-    return counts[0]
-
-
-def _decay(
-    tx: optax.GradientTransformation,
-    coefficient: float,
-    kind: str,
-    mask: Callable[[Any], Any],
-    schedule: optax.Schedule,
-) -> optax.GradientTransformation:
-    """Adds weight decay to an optimizer of Optax; the state is that of `tx`."""
-    if kind == "l2":
-        return _around(tx, before=optax.add_decayed_weights(coefficient, mask))
-
-    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
-        rate = schedule(_schedule_count(state))
-        decay = optax.add_decayed_weights(-rate * coefficient, mask)
-        return _around(tx, after=decay).update(updates, state, params, **extra)
-
-    return tx._replace(update=update)
-
-
-def _from_optax(
-    name: str,
-    schedule: optax.Schedule,
-    weight_decay: float,
-    weight_decay_kind: str,
-    mask: Callable[[Any], Any],
-    kwargs: Mapping[str, Any],
-) -> optax.GradientTransformation:
-    """Builds an optimizer of Optax; adds weight decay unless it has its own with a mask."""
-    parameters = inspect.signature(OPTIMIZERS[name]).parameters
-    decays = [p for p in parameters if "weight_decay" in p and not p.endswith("mask")]
-    masks = [p for p in parameters if p in ("mask", "weight_decay_mask")]
-    taken = sorted({*decays, *masks, "learning_rate"} & set(kwargs))
-    if taken:
-        raise UserError(f"{', '.join(taken)}: set by optimizer.weight_decay and learning_rate")
-    # An optimizer with several weight decays, such as muon, applies the mask to only one of them.
-    # That of adafactor does not shrink with the learning rate.
-    maskable = len(decays) == 1 and bool(masks) and name != "adafactor"
-    own = weight_decay if maskable else 0.0
-    options: dict[str, Any] = {**dict.fromkeys(decays, own), **dict.fromkeys(masks, mask), **kwargs}
-    tx = OPTIMIZERS[name](learning_rate=schedule, **options)
-    if maskable or not weight_decay:
-        return tx
-    return _decay(tx, weight_decay, weight_decay_kind, mask, schedule)
-
-
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -292,6 +192,121 @@ def make_optimizer(
     )
 
 
+def is_decayed(params: Any, decay_pool: bool = False) -> Any:
+    """Marks the leaves that weight decay acts on: the kernels of convolutions and dense layers.
+
+    Norm parameters and biases are left out, as is usual. ``w_fp`` is left out because decay pulls
+    it to 0, while Eq. 2 of the FlexPool paper pulls its sums to 1.
+
+    Args:
+        params: a tree of parameters.
+        decay_pool: whether weight decay acts on ``w_fp`` as well.
+
+    Returns:
+        A tree of bools of the same structure.
+    """
+    return _are_named(params, ("kernel", "w_fp") if decay_pool else ("kernel",))
+
+
+def _are_named(params: Any, names: tuple[str, ...]) -> Any:
+    wanted = [(name,) for name in names]
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1:] in wanted, params)
+
+
+def _from_optax(
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float,
+    weight_decay_kind: str,
+    mask: Callable[[Any], Any],
+    kwargs: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """Builds an optimizer of Optax; adds weight decay unless it has its own with a mask."""
+    parameters = inspect.signature(OPTIMIZERS[name]).parameters
+    decays = [p for p in parameters if "weight_decay" in p and not p.endswith("mask")]
+    masks = [p for p in parameters if p in ("mask", "weight_decay_mask")]
+    taken = sorted({*decays, *masks, "learning_rate"} & set(kwargs))
+    if taken:
+        raise UserError(f"{', '.join(taken)}: set by optimizer.weight_decay and learning_rate")
+    # An optimizer with several weight decays, such as muon, applies the mask to only one of them.
+    # That of adafactor does not shrink with the learning rate.
+    maskable = len(decays) == 1 and bool(masks) and name != "adafactor"
+    own = weight_decay if maskable else 0.0
+    options: dict[str, Any] = {**dict.fromkeys(decays, own), **dict.fromkeys(masks, mask), **kwargs}
+    tx = OPTIMIZERS[name](learning_rate=schedule, **options)
+    if maskable or not weight_decay:
+        return tx
+    return _decay(tx, weight_decay, weight_decay_kind, mask, schedule)
+
+
+def _decay(
+    tx: optax.GradientTransformation,
+    coefficient: float,
+    kind: str,
+    mask: Callable[[Any], Any],
+    schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+    """Adds weight decay to an optimizer of Optax; the state is that of `tx`."""
+    if kind == "l2":
+        return _around(tx, before=optax.add_decayed_weights(coefficient, mask))
+
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        rate = schedule(_schedule_count(state))
+        decay = optax.add_decayed_weights(-rate * coefficient, mask)
+        return _around(tx, after=decay).update(updates, state, params, **extra)
+
+    return tx._replace(update=update)
+
+
+def _schedule_count(state: Any) -> jax.Array:
+    """The number of updates so far, with which the optimizer of this state looks up its rate."""
+    nodes = jax.tree.leaves(state, is_leaf=_is_schedule)
+    counts: list[jax.Array] = [node.count for node in nodes if _is_schedule(node)]
+    if not counts:
+        # Prodigy, MADGRAD and D-Adaptation have one count for everything.
+        counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(state, "count")]
+    return counts[0]
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+_IDENTITY = optax.identity()
+
+
+def _around(
+    tx: optax.GradientTransformation,
+    *,
+    before: optax.GradientTransformation = _IDENTITY,
+    after: optax.GradientTransformation = _IDENTITY,
+) -> optax.GradientTransformation:
+    """Chains `tx` with transformations that keep no state; the state is that of `tx` alone."""
+
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        updates, _ = before.update(updates, before.init(params), params)
+        updates, state = tx.update(updates, state, params, **extra)
+        updates, _ = after.update(updates, after.init(params), params)
+        return updates, state
+
+    return tx._replace(update=update)
+
+
+def _try(tx: optax.GradientTransformation) -> None:
+    """Traces an update of a few weights; raises an error if gradients alone are not enough."""
+    # Shapes, because the first array starts JAX, which reads XLA's flags only then.
+    shapes = {"conv": (3, 3, 2, 2), "dense": (2, 2), "norm": (2,)}
+    params = {
+        name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in shapes.items()
+    }
+    state = jax.eval_shape(tx.init, params)
+    jax.eval_shape(tx.update, params, state, params)
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise ValueError("its state holds a random key, which a checkpoint cannot")
+    if any(0 in x.shape for x in jax.tree.leaves(state)):
+        raise ValueError("its state holds an array without elements, which a checkpoint cannot")
+
+
 def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | None:
     """Initialises an optimizer's state anew, except for the counts that the schedule uses.
 
@@ -316,18 +331,3 @@ def restart(tx: optax.GradientTransformation, params: Any, state: Any) -> Any | 
         state,
         is_leaf=_is_schedule,
     )
-
-
-def _try(tx: optax.GradientTransformation) -> None:
-    """Traces an update of a few weights; raises an error if gradients alone are not enough."""
-    # Shapes, because the first array starts JAX, which reads XLA's flags only then.
-    shapes = {"conv": (3, 3, 2, 2), "dense": (2, 2), "norm": (2,)}
-    params = {
-        name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in shapes.items()
-    }
-    state = jax.eval_shape(tx.init, params)
-    jax.eval_shape(tx.update, params, state, params)
-    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
-        raise ValueError("its state holds a random key, which a checkpoint cannot")
-    if any(0 in x.shape for x in jax.tree.leaves(state)):
-        raise ValueError("its state holds an array without elements, which a checkpoint cannot")

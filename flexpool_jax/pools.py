@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flexpool_jax.errors import UserError
+from flexpool_jax.errors import UserError, unknown_name
 from flexpool_jax.pooling import (
     ChannelScale,
     FlexPool,
@@ -329,14 +329,14 @@ def create_pool(pool: str, **module_fields: Any) -> nn.Module:
         **module_fields: fields of the module, such as Flax's ``name``.
 
     Raises:
-        ValueError: unknown name.
+        UserError: unknown name.
 
     Example:
         >>> create_pool("flexpool_softmax").constraint
         'softmax'
     """
     if pool not in POOLS:
-        raise ValueError(f"unknown pool {pool!r}; allowed: {', '.join(POOLS)}")
+        raise unknown_name("pool", pool, POOLS)
     return POOLS[pool](**module_fields)
 
 
@@ -344,7 +344,7 @@ def constraint_of(pool: str) -> Literal["softmax"] | None:
     """The constraint on a pool's ``w_fp``; None if w_fp is used as it is stored.
 
     Raises:
-        ValueError: unknown pool.
+        UserError: unknown pool.
 
     Example:
         >>> constraint_of("flexpool_softmax"), constraint_of("flexpool"), constraint_of("avg")
@@ -357,7 +357,7 @@ def has_weights(pool: str) -> bool:
     """Whether a pool has a parameter ``w_fp`` anywhere in its tree of parameters.
 
     Raises:
-        ValueError: unknown pool.
+        UserError: unknown pool.
 
     Example:
         >>> has_weights("flexpool_softmax"), has_weights("attention")
@@ -374,7 +374,7 @@ def starts_as_average(pool: str) -> bool:
     """Whether a pool has a parameter ``w_fp`` that makes it average pooling before training.
 
     Raises:
-        ValueError: unknown pool.
+        UserError: unknown pool.
 
     Example:
         >>> [starts_as_average(pool) for pool in ("flexpool", "flexpool_softmax", "gdconv")]
@@ -392,7 +392,7 @@ def regularizer_applies(pool: str) -> bool:
     """Whether Eq. 2 can constrain a pool: it has a ``w_fp``, and uses ``w_fp`` as it is stored.
 
     Raises:
-        ValueError: unknown pool.
+        UserError: unknown pool.
 
     Example:
         >>> [regularizer_applies(pool) for pool in ("flexpool", "flexpool_softmax", "avg")]

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.special
 
 from flexpool_jax.errors import UserError
-from flexpool_jax.registration import is_same_definition
+from flexpool_jax.registration import is_same_definition, why_not_callable
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -42,7 +42,8 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
             in "accuracy", reports show per cent.
 
     Raises:
-        UserError: another metric has this name, or the name is not allowed.
+        UserError: another metric has this name, the name is not allowed, or the function does not
+            take labels and probabilities.
 
     Example:
         >>> @register_metric("mean_confidence")
@@ -59,6 +60,11 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
         )
 
     def register(metric: Metric) -> Metric:
+        if reason := why_not_callable(metric, None, None):
+            raise UserError(
+                f"metric {name!r}: {reason}; allowed: a function of the labels and the "
+                "probabilities alone"
+            )
         if name in METRICS and not is_same_definition(METRICS[name], metric):
             raise UserError(f"a metric named {name!r} is registered already")
         METRICS[name] = metric

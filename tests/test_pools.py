@@ -482,8 +482,8 @@ def test_a_pool_that_needs_more_than_a_feature_map_is_refused(pools, definition,
     assert "mine" not in pools
 
 
-def test_unknown_pool_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'flexpol'.*flexpool"):
+def test_unknown_pool_is_refused_with_the_closest():
+    with pytest.raises(UserError, match=r"'flexpol'; did you mean 'flexpool'\?"):
         create_pool("flexpol")
 
 

@@ -121,7 +121,7 @@ def sorts_in_place(labels, probabilities):
     return 0.0
 
 
-@pytest.mark.parametrize("metric", [sorts_in_place, lambda *given: "high", lambda: 1.0])
+@pytest.mark.parametrize("metric", [sorts_in_place, lambda *given: "high"])
 def test_a_metric_that_fails_is_named(metric):
     scoring.register_metric("spoilt")(metric)
     try:
@@ -129,6 +129,14 @@ def test_a_metric_that_fails_is_named(metric):
             scoring.scores(LABELS, PROBABILITIES)
     finally:
         del scoring.METRICS["spoilt"]
+
+
+@pytest.mark.parametrize("metric", [lambda: 1.0, lambda labels: 1.0, lambda *, labels: 1.0, 1.0])
+def test_a_metric_that_does_not_take_labels_and_probabilities_is_refused(metric):
+    before = dict(scoring.METRICS)
+    with pytest.raises(UserError, match=r"metric 'mine': .*; allowed: a function of the labels"):
+        scoring.register_metric("mine")(metric)
+    assert before == scoring.METRICS
 
 
 @pytest.mark.parametrize("name", ["loss", "split", "model_digest", "", "top 5", "a/b", print])

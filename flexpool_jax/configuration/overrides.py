@@ -47,8 +47,8 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     tuple must be given only once.
 
     Args:
-        config: The config to change. A value is read as the type of the field's present value. In
-            the group `KWARGS`, new names are added.
+        config: The config to change. A value is read as the type of the field: that in `FIELDS`, or
+            that of the present value. In the group `KWARGS`, new names are added.
         arguments: The command line without the program's name.
 
     Returns:
@@ -83,7 +83,7 @@ def apply_overrides(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
                 f"--config.{field} is given twice; write its values once, separated by commas"
             )
         values[field] = _parse(field, _value_text(match, remaining, current), current)
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         for field, value in values.items():
             group, _, name = field.rpartition(".")
             if _is_kwarg(field, config):
@@ -183,10 +183,11 @@ def _by_last_part(field: str, names: Sequence[str]) -> str | None:
 
 
 def _parse(field: str, text: str, current: Any) -> Any:
-    """Reads a value as the type of `current`; if that is None, the text decides the type."""
+    """Reads a value as the type of its field; for an optimizer's keyword, the text decides it."""
     if current is None:
         return _parse_any(text)
-    kind = type(current)
+    # A config file may hold 1 in a field whose values are floats.
+    kind = FIELDS[field].type if field in FIELDS else type(current)
     if kind is str and text == "None":  # It would be the name of a folder, for example.
         raise UserError(
             f"--config.{field}='None': expected a text; for an empty one, write --config.{field}="

@@ -89,10 +89,9 @@ function heatMap(describe) {
   function show() {
     const context = canvas.getContext("2d");
     state.draw(context, cell());
-    context.lineWidth = 3;
+    context.lineWidth = 2;
     for (const [style, inset] of [["#000", 1], ["#ff0", 3]]) {
       context.strokeStyle = style;
-      context.lineWidth = 2;
       context.strokeRect(state.column * cell() + inset, state.row * cell() + inset, cell() - 2 * inset, cell() - 2 * inset);
     }
     output.textContent = describe(state.row, state.column);

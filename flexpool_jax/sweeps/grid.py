@@ -61,31 +61,6 @@ class Cell:
         return configuration.digest(self.config)
 
 
-def _check_fields(config: ConfigDict) -> None:
-    """Raises UserError about the first field that is unknown, missing or not valid."""
-    if "datasets" not in config or "seeds" not in config:
-        raise UserError(
-            "--config names a single run; allowed: the config of a sweep, e.g. "
-            "--config=configs/paper_tables.py (--mode=report needs no --config)"
-        )
-    for name in config:
-        if name not in SWEEP_FIELDS:
-            raise unknown_name(
-                "field", f"config.{name}", [f"config.{field}" for field in SWEEP_FIELDS]
-            )
-    for name, (kind, entry, allowed) in SWEEP_FIELDS.items():
-        if name not in config:
-            raise UserError(f"the sweep has no config.{name}; start from configs/paper_tables.py")
-        value = config[name]
-        values = value if entry is not None and isinstance(value, tuple) else (value,)
-        right = isinstance(value, kind) and bool(values)
-        right &= all(type(part) is (entry or kind) for part in values)
-        if not right or any(isinstance(part, int) and part < 0 for part in values):
-            raise UserError(f"config.{name} is {value!r}; allowed: {allowed}")
-        if entry is not None and len(set(value)) < len(value):
-            raise UserError(f"config.{name} is {value!r}, which names one twice")
-
-
 def expand(
     config: ConfigDict,
     configs_dir: str | os.PathLike[str],
@@ -208,6 +183,31 @@ def take_shard(
     if count > len(cells):
         raise UserError(f"--shard={given}: the sweep has {len(cells)} runs; allowed: N up to that")
     return [cell for i, cell in enumerate(cells) if (i + i // count) % count == index]
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Raises UserError about the first field that is unknown, missing or not valid."""
+    if "datasets" not in config or "seeds" not in config:
+        raise UserError(
+            "--config names a single run; allowed: the config of a sweep, e.g. "
+            "--config=configs/paper_tables.py (--mode=report needs no --config)"
+        )
+    for name in config:
+        if name not in SWEEP_FIELDS:
+            raise unknown_name(
+                "field", f"config.{name}", [f"config.{field}" for field in SWEEP_FIELDS]
+            )
+    for name, (kind, entry, allowed) in SWEEP_FIELDS.items():
+        if name not in config:
+            raise UserError(f"the sweep has no config.{name}; start from configs/paper_tables.py")
+        value = config[name]
+        values = value if entry is not None and isinstance(value, tuple) else (value,)
+        right = isinstance(value, kind) and bool(values)
+        right &= all(type(part) is (entry or kind) for part in values)
+        if not right or any(isinstance(part, int) and part < 0 for part in values):
+            raise UserError(f"config.{name} is {value!r}; allowed: {allowed}")
+        if entry is not None and len(set(value)) < len(value):
+            raise UserError(f"config.{name} is {value!r}, which names one twice")
 
 
 def _folder(column: str, sac: str) -> str:

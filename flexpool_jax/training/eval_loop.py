@@ -125,7 +125,13 @@ def summarise(on_host: Sequence[Any], labels: np.ndarray) -> Evaluation:
 
 
 def measure(labels: np.ndarray, logits: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Computes the mean cross-entropy (``loss``), ``accuracy`` and the metrics of `scoring`."""
+    """Computes the mean cross-entropy (``loss``), ``accuracy`` and the metrics of `scoring`.
+
+    Args:
+        labels: int [N].
+        logits: float32 [N, K].
+        probabilities: float64 [N, K], the softmax of the logits.
+    """
     # By the highest probability, which is never 0, and without another array of [N, K].
     behind = logits.max(axis=1).astype(np.float64) - logits[np.arange(len(labels)), labels]
     return {

@@ -194,15 +194,16 @@ def make_train_step(
         ema_decay: decay of the moving average of the parameters, if the state has one.
         freeze_backbone: whether to leave the backbone's parameters and running statistics as they
             are, and to normalise by the running statistics.
-        grad_accum_steps: number of parts of a device's batch. The parts are computed one after the
-            other, and their gradients are averaged. The number must divide B.
+        grad_accum_steps: number of microbatches into which a device's batch is divided. They are
+            computed one after the other, and their gradients are averaged. The number must divide
+            B.
 
     Returns:
         ``train_step(state, batch, key) -> (state, metrics)``. batch: ``image`` uint8 [B, H, W, C]
         and ``label`` int32 [B], this device's part. key: the run's typed PRNG key. All randomness
         derives from the key and the step. Augmentation also uses the example's position in the
-        whole batch; dropout also uses the device and the part. metrics: float32 scalars averaged
-        over the examples of all devices.
+        whole batch; dropout also uses the device and the microbatch. metrics: float32 scalars
+        averaged over the examples of all devices.
     """
     if freeze_backbone:
         model = model.clone(freeze_backbone=True)
@@ -214,7 +215,7 @@ def make_train_step(
     )
     gradient = _make_gradient(model, objective, regularizer, augment, normalise)
     if grad_accum_steps != 1:
-        gradient = _in_parts(gradient, grad_accum_steps)
+        gradient = _over_microbatches(gradient, grad_accum_steps)
 
     def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         count = batch["label"].shape[0]
@@ -295,39 +296,38 @@ def _make_gradient(
     return gradient
 
 
-def _in_parts(gradient: Gradient, count: int) -> Gradient:
-    """Computes a batch in ``count`` parts: averages gradients and metrics over the parts.
+def _over_microbatches(gradient: Gradient, count: int) -> Gradient:
+    """Divides a batch into ``count`` microbatches, and averages their gradients and metrics.
 
-    Each part updates BatchNorm's running statistics.
+    Each microbatch updates BatchNorm's running statistics.
     """
 
-    def in_parts(
+    def accumulated_gradient(
         params: Any, batch_stats: Any, batch: Batch, example_keys: Array, dropout_key: Array
     ) -> tuple[Any, Metrics, Any]:
-        def add(carry: tuple[Any, Any], part: tuple[Batch, Array, Array]) -> tuple[Any, None]:
+        def add(carry: tuple[Any, Any], microbatch: tuple[Batch, Array, Array]) -> tuple[Any, None]:
             total, batch_stats = carry
-            batch, example_keys, index = part
+            batch, example_keys, index = microbatch
             key = jax.random.fold_in(dropout_key, index)
             *found, batch_stats = gradient(params, batch_stats, batch, example_keys, key)
             return (jax.tree.map(jnp.add, total, tuple(found)), batch_stats), None
 
-        batch = {name: batch[name] for name in ("image", "label")}
-        # Every count-th example, so that a part has the same examples on any number of devices.
-        parts = jax.tree.map(
+        # Every count-th example: a microbatch then has the same examples on any number of devices.
+        microbatches = jax.tree.map(
             lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, example_keys)
         )
-        first = jax.tree.map(lambda x: x[0], parts)
+        first = jax.tree.map(lambda x: x[0], microbatches)
         found = jax.eval_shape(gradient, params, batch_stats, *first, dropout_key)[:2]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
         # A CPU runs a convolution inside a loop many times slower.
         unroll = jax.default_backend() == "cpu"
         (total, batch_stats), _ = jax.lax.scan(
-            add, (zeros, batch_stats), (*parts, jnp.arange(count)), unroll=unroll
+            add, (zeros, batch_stats), (*microbatches, jnp.arange(count)), unroll=unroll
         )
         grads, metrics = jax.tree.map(lambda x: x / count, total)
         return grads, metrics, batch_stats
 
-    return in_parts
+    return accumulated_gradient
 
 
 def make_eval_step(model: nn.Module, *, normalise: Callable[[Array], Array]) -> EvalStep:

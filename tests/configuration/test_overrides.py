@@ -79,6 +79,14 @@ def test_override_means_what_the_user_wrote(arguments, field, expected):
     assert type(value) is type(expected)
 
 
+def test_a_field_of_floats_that_holds_a_whole_number_takes_a_fraction():
+    config = ConfigDict({"learning_rate": 1, "sac": {"weights": (1, 2)}})
+    assert (
+        apply_overrides(config, ["--config.learning_rate=0.5", "--config.sac.weights=.2,.8"]) == []
+    )
+    assert (config.learning_rate, config.sac.weights) == (0.5, (0.2, 0.8))
+
+
 # More of them stand in tests/black_box/test_fields.py.
 @pytest.mark.parametrize(
     ("arguments", "words"),

@@ -256,7 +256,7 @@ def test_a_users_own_backbone_is_one_registered_function(monkeypatch):
             first = nn.relu(nn.Conv(4, (3, 3))(images))
             return {"stage1": first, "stage2": nn.relu(nn.Conv(8, (3, 3), strides=2)(first))}
 
-    @register_model("two_stages", num_stages=2)
+    @register_model("two_stages", num_stages=2, head_features=(5,))
     def two_stages(*, dtype, norm_axis_name):
         return TwoStages()
 
@@ -264,6 +264,7 @@ def test_a_users_own_backbone_is_one_registered_function(monkeypatch):
     model = create_model("two_stages", num_classes=7, sac=True)
     variables = shapes(model, IMAGES.shape[1:])
     assert variables["params"]["aux_head_stage1"]["pool"]["w_fp"].shape == (8, 8, 4)
+    assert variables["params"]["head"]["hidden1"]["kernel"].shape == (8, 5)
     assert jax.eval_shape(model.apply, variables, IMAGES).shape == (2, 7)
     with pytest.raises(UserError, match="two_stages"):
         register_model("two_stages", num_stages=2)(lambda **fields: TwoStages())
