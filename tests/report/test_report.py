@@ -515,6 +515,15 @@ def test_numbers_on_training_images_do_not_pass_for_the_papers_kind(write_sweep)
     assert rows[1][2:] == ["not in it"] * 4
 
 
+@pytest.mark.parametrize(("model", "number"), [("resnet20", "91.63"), ("vgg11", "not in it")])
+def test_the_papers_numbers_are_those_of_resnet20_alone(model, number, write_sweep):
+    sweep = small_sweep(
+        datasets=("cifar10",), columns=("avg",), num_epochs=1, overrides=f"model={model}"
+    )
+    path, _ = write_report(write_sweep(sweep, accuracy_of))
+    assert tables_of(path)["Table 1: one classifier"][1][2] == number
+
+
 def test_asterisks_are_holms(write_sweep):
     # One clear difference, one that the correction takes away, and twelve that there are not.
     sweep = pools.get_config()
