@@ -1,4 +1,4 @@
-"""Claim: what XLA makes of a training step for an H100, and the least time that it can take there.
+"""Claim: what XLA makes of a training step for H100s, and the least time that it can take there.
 
     pip install --no-deps --target=CUDA jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12==12.9.86
     python -m benchmarks.ahead_of_time --cuda=CUDA
@@ -15,11 +15,17 @@ No GPU is needed: XLA compiles for the one that h100.txtpb describes. The step i
 - ms by bytes, ms by FLOPs: at the peaks of the card (3.35 TB/s; 989 TFLOP/s in bfloat16, 495 in
   float32, whose products are TF32 by JAX's default). The larger one is an estimate of the step's
   time; what the launches cost is not counted here.
+- ms with launches: the sum over all launches but all-reduces. Each takes the time of its bytes, but
+  at least 3 us (assumed).
+- all-reduces: the sums over all devices that a step waits for; MB: their operands in one device.
+
+With `--devices`, the batch is shared by that many, and all other columns are about one of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import re
@@ -29,17 +35,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from benchmarks import limits, report
+from benchmarks import report
 
 TARGET = Path(__file__).with_name("h100.txtpb")
 BYTES_PER_SECOND = 3.35e12
 FLOPS_PER_SECOND = {"bfloat16": 989e12, "float32": 495e12}
+SECONDS_PER_LAUNCH = 3e-6  # Of a small kernel; 2 to 5 us are usual.
 SMALL = 1_000_000
+ALL_REDUCE = "all-reduce-start"
 
 # Operations of a compiled program that start nothing on the device.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("copy-done", "async-done", "iota"),
+    *("copy-done", "async-done", "all-reduce-done", "iota"),
 }
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z\-]+)\((.*)$")
@@ -119,8 +127,8 @@ def loop_body(found: dict[str, dict[str, Instruction]]) -> str:
     return max(bodies, key=lambda name: len(found[name]))
 
 
-def pmap_for(device: Any) -> Callable[..., Any]:
-    """Returns a `jax.pmap` for a device that is only a compilation target, unlike JAX's own."""
+def pmap_for(devices: Sequence[Any]) -> Callable[..., Any]:
+    """Returns a `jax.pmap` for devices that are only a compilation target, unlike JAX's own."""
     import jax
     from jax.sharding import Mesh, PartitionSpec
 
@@ -137,7 +145,7 @@ def pmap_for(device: Any) -> Callable[..., Any]:
             return run(*(x if a is None else jax.tree.map(lambda x: x[0], x) for x, a in parts))
 
         specs = [PartitionSpec() if a is None else PartitionSpec(axis) for a in in_axes]
-        mesh = Mesh([device], (axis,))
+        mesh = Mesh(devices, (axis,))
         mapped = jax.shard_map(
             on_device, mesh=mesh, in_specs=tuple(specs), out_specs=PartitionSpec(), check_vma=False
         )
@@ -146,40 +154,68 @@ def pmap_for(device: Any) -> Callable[..., Any]:
     return pmap
 
 
-def compile_step(device: Any, variant: str, batch: int, steps: int) -> Any:
-    """Compiles a dispatch of training steps of ResNet20, as `set_up` builds it on a GPU."""
+def compile_step(
+    devices: Sequence[Any], network: str, variant: str, batch: int, steps: int
+) -> tuple[Any, float]:
+    """Compiles a dispatch of training steps, as `set_up` builds it on GPUs.
+
+    Returns:
+        The compiled program, and the FLOPs of a step of all devices: three times those that XLA
+        counts in the network's logits.
+    """
     import jax
     import numpy as np
 
-    from configs import cifar10
+    from configs import cifar10, imagenet
     from flexpool_jax import configuration
     from flexpool_jax.data import Dataset, Split
     from flexpool_jax.training.setup import set_up
     from flexpool_jax.training.steps import DeviceSplit
 
+    get_config, stored, side, classes = {
+        "resnet20": (cifar10.get_config, 32, 32, 10),
+        "resnet50": (imagenet.get_config, 256, 224, 1000),
+    }[network]
     # Only two batches of images, since a gather counts as if it read all images.
-    images, labels = np.zeros((2 * batch, 32, 32, 3), np.uint8), np.zeros(2 * batch, np.int32)
-    split, mean = Split(images, labels), np.full(3, 0.5, np.float32)
-    dataset = Dataset("cifar10", split, split, tuple("0123456789"), mean, mean)
-    config = cifar10.get_config(f"{variant},batch_size={batch}")
+    images = np.zeros((2 * batch, stored, stored, 3), np.uint8)
+    labels = np.zeros(2 * batch, np.int32)
+    train, mean = Split(images, labels), np.full(3, 0.5, np.float32)
+    test = Split(np.zeros((1, side, side, 3), np.uint8), labels[:1])
+    names = tuple(str(number) for number in range(classes))
+    config = get_config(f"{variant},batch_size={batch}")
+    dataset = Dataset(config.dataset.name, train, test, names, mean, mean)
     with (
         mock.patch.object(jax, "default_backend", return_value="gpu"),
-        mock.patch.object(jax, "pmap", pmap_for(device)),
+        mock.patch.object(jax, "pmap", pmap_for(devices)),
     ):
         setup = set_up(configuration.resolve(config), dataset)
-        part = jax.ShapeDtypeStruct((1, steps, batch), np.int32)
+        state = setup.abstract_state
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        forward = jax.jit(setup.model.apply).lower(variables, image).cost_analysis()["flops"]
+        part = jax.ShapeDtypeStruct((len(devices), steps, batch // len(devices)), np.int32)
         key = jax.eval_shape(lambda: jax.random.key(0))
         data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (images, labels))
-        lowered = setup.train_steps.lower(setup.abstract_state, DeviceSplit(*data), part, key)
-    return lowered.compile()
+        lowered = setup.train_steps.lower(state, DeviceSplit(*data), part, key)
+    return lowered.compile(), 3 * batch * forward
 
 
-def row(name: str, compiled: Any, batch: int, dtype: str) -> list[str]:
-    """Returns a row of the table."""
+def milliseconds(step: Sequence[Launch]) -> float:
+    """Returns the estimated time of launches that follow each other.
+
+    Example:
+        >>> round(milliseconds([Launch("fusion", "", 33_500_000), Launch("copy", "", 8)]), 6)
+        0.013
+    """
+    return 1e3 * sum(max(one.moved / BYTES_PER_SECOND, SECONDS_PER_LAUNCH) for one in step)
+
+
+def row(name: str, compiled: Any, flops: float, dtype: str) -> list[str]:
+    """Returns a row of the table; `flops` are those of one device."""
     found = computations(compiled.as_text())
     step = list(launches(found, loop_body(found)))
+    reduced = [launch for launch in step if launch.operation == ALL_REDUCE]
     moved = sum(launch.moved for launch in step)
-    flops = batch * limits.training_flops()
     return [
         name,
         str(len(step)),
@@ -189,6 +225,10 @@ def row(name: str, compiled: Any, batch: int, dtype: str) -> list[str]:
         f"{compiled.memory_analysis().temp_size_in_bytes / 1e9:.2f}",
         f"{1e3 * moved / BYTES_PER_SECOND:.1f}",
         f"{1e3 * flops / FLOPS_PER_SECOND[dtype]:.2f}",
+        f"{milliseconds([launch for launch in step if launch.operation != ALL_REDUCE]):.1f}",
+        str(len(reduced)),
+        # The operands alone; the results are as large.
+        f"{sum(launch.moved for launch in reduced) / 2e6:.2f}",
     ]
 
 
@@ -196,7 +236,9 @@ def main() -> None:
     """Compiles and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuda", required=True, type=Path, help="where the packages are installed")
-    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--network", choices=("resnet20", "resnet50"), default="resnet20")
+    parser.add_argument("--devices", nargs="+", type=int, default=[1], help="that share a batch")
+    parser.add_argument("--batch", type=int, default=1000, help="of all devices")
     parser.add_argument("--steps", type=int, default=50, help="of a dispatch")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--variant", default="flexpool,reg,dropout,sac")
@@ -211,21 +253,27 @@ def main() -> None:
 
     from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x1", target_config=TARGET.read_text()
-    )
     rows = []
-    for dtype in arguments.dtype:
+    for dtype, count in itertools.product(arguments.dtype, arguments.devices):
+        devices = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            topology=f"1x1x{count}",
+            target_config=TARGET.read_text(),
+        ).devices
         variant = f"{arguments.variant},dtype={dtype}"
-        compiled = compile_step(topology.devices[0], variant, arguments.batch, arguments.steps)
+        compiled, flops = compile_step(
+            devices, arguments.network, variant, arguments.batch, arguments.steps
+        )
         if arguments.text:
-            (arguments.text / f"{dtype}.hlo").write_text(compiled.as_text())
-        rows.append(row(dtype, compiled, arguments.batch, dtype))
+            (arguments.text / f"{dtype}_{count}.hlo").write_text(compiled.as_text())
+        rows.append(row(f"{dtype}, {count}", compiled, flops / count, dtype))
     report.print_table(
-        f"A training step of ResNet20, {arguments.variant}, batch {arguments.batch}, for an H100",
+        f"A training step of {arguments.network}, {arguments.variant}, batch {arguments.batch}, "
+        "for H100s",
         [
-            *("", "launches", "small", "convolutions", "bytes, GB", "scratch, GB"),
-            *("ms by bytes", "ms by FLOPs"),
+            *("type, devices", "launches", "small", "convolutions", "bytes, GB", "scratch, GB"),
+            *("ms by bytes", "ms by FLOPs", "ms with launches", "all-reduces", "MB"),
         ],
         rows,
     )

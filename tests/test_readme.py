@@ -17,7 +17,7 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"))
 }
 README = PAGES["README.md"]
-PAGES_WITH_PROGRAMS = ("README.md", "docs/extending.md", "docs/layer.md")
+PAGES_WITH_PROGRAMS = ("README.md", "docs/extending.md", "docs/layer.md", "docs/scaling.md")
 PROGRAMS = [
     (page, program)
     for page in PAGES_WITH_PROGRAMS
