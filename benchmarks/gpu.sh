@@ -124,7 +124,7 @@ unpack() {
     say "there is no $folder/source.json; make it where there is a network: benchmarks/gpu.sh pack"
     exit 2
   fi
-  mkdir -p "$WORK/finished" "$WORK/tables" "$OUT" data
+  mkdir -p "$WORK/finished" "$WORK/tables" "$OUT"
   for name in "${WHEELS[@]}"; do
     "$PYTHON" -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null && continue
     name=$(tr '[:upper:]-' '[:lower:]_' <<<"$name")
