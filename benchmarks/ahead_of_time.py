@@ -244,6 +244,8 @@ def main() -> None:
     parser.add_argument("--variant", default="flexpool,reg,dropout,sac")
     parser.add_argument("--text", type=Path, help="a folder for XLA's text of each program")
     arguments = parser.parse_args()
+    if any(count < 1 or arguments.batch % count for count in arguments.devices):
+        parser.error("--batch must be a multiple of each number of --devices")
     nvcc = arguments.cuda.resolve() / "nvidia" / "cuda_nvcc"
     sys.path.insert(0, str(arguments.cuda.resolve()))
     os.environ["JAX_PLATFORMS"] = "cpu"
