@@ -169,6 +169,7 @@ def compile_step(
     from configs import cifar10, imagenet
     from flexpool_jax import configuration
     from flexpool_jax.data import Dataset, Split
+    from flexpool_jax.insight.inspection import count_flops
     from flexpool_jax.training.setup import set_up
     from flexpool_jax.training.steps import DeviceSplit
 
@@ -189,14 +190,12 @@ def compile_step(
         mock.patch.object(jax, "pmap", pmap_for(devices)),
     ):
         setup = set_up(configuration.resolve(config), dataset)
-        state = setup.abstract_state
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-        forward = jax.jit(setup.model.apply).lower(variables, image).cost_analysis()["flops"]
         part = jax.ShapeDtypeStruct((len(devices), steps, batch // len(devices)), np.int32)
         key = jax.eval_shape(lambda: jax.random.key(0))
         data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (images, labels))
-        lowered = setup.train_steps.lower(state, DeviceSplit(*data), part, key)
+        lowered = setup.train_steps.lower(setup.abstract_state, DeviceSplit(*data), part, key)
+    forward = count_flops(setup.model, dataset.image_shape)
+    assert forward is not None
     return lowered.compile(), 3 * batch * forward
 
 

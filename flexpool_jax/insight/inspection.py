@@ -6,9 +6,10 @@ docs/inspect.md describes them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,31 +243,42 @@ def _choose_classes(logits: np.ndarray, labels: np.ndarray, values: int) -> np.n
     return order
 
 
-def _summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, int | None]:
-    """Returns Flax's table of the layers for one image, and the FLOPs of the whole model.
-
-    A multiplication and an addition count as two FLOPs. The FLOPs are None if XLA does not count
-    them; it cannot count those of this project's CPU kernels, which are therefore not used.
-    """
+@contextlib.contextmanager
+def _counting_flops() -> Iterator[None]:
+    """Uses a CPU without this project's kernels, since XLA cannot count those, or a GPU's FLOPs."""
     try:
         cpu = jax.devices("cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS names other platforms alone.
         cpu = None
-    # XLA does not count the FLOPs of a program for a GPU.
     with cpu_kernels(False), jax.default_device(cpu):
+        yield
+
+
+def count_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int | None:
+    """Counts the FLOPs of a model's logits for one image [H, W, C]; None if XLA cannot.
+
+    A multiplication and an addition count as two FLOPs; those with padding do not count.
+    """
+    with _counting_flops():
         images = jnp.zeros((1, *image_shape), model.dtype)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        cost = jax.jit(model.apply).lower(variables, images).cost_analysis()
+    flops = cost.get("flops") if isinstance(cost, Mapping) else None
+    return None if flops is None else int(flops)
+
+
+def _summarise_model(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, int | None]:
+    """Returns Flax's table of the layers for one image, and the FLOPs of the whole model."""
+    with _counting_flops():
         table = nn.tabulate(
             model,
             jax.random.key(0),
             compute_flops=True,
             depth=2,
             console_kwargs={"force_terminal": False, "width": 200},
-        )(images)
-        variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        cost = jax.jit(model.apply).lower(variables, images).cost_analysis()
-    flops = cost.get("flops") if isinstance(cost, Mapping) else None
+        )(jnp.zeros((1, *image_shape), model.dtype))
     lines = (line.rstrip() for line in table.strip("\n").splitlines())
-    return "\n".join(lines) + "\n", None if flops is None else int(flops)
+    return "\n".join(lines) + "\n", count_flops(model, image_shape)
 
 
 def _write_pictures(
