@@ -6,6 +6,9 @@ how many runs a number is from, nor whether it is the accuracy after the last or
 
 from __future__ import annotations
 
+# The network of both tables.
+MODEL = "resnet20"
+
 COLUMNS = ("AvgPool", "FlexPool", "FlexPool + Reg", "FlexPool + Reg + Dropout")
 
 # For each data set its accuracies, in the order of COLUMNS.

@@ -117,9 +117,9 @@ class Row:
     def published(self, column: str, *, sac: bool) -> float | None:
         """The paper's test accuracy in per cent; None if it has none.
 
-        The paper's tables are of ResNet20 and of test images, so other rows have none.
+        The paper's tables are of one model and of test images, so other rows have none.
         """
-        if self.split != "test" or self.config.model != "resnet20":
+        if self.split != "test" or self.config.model != paper.MODEL:
             return None
         return paper.accuracy(self.config.dataset.name, column, sac=sac)
 
